@@ -1,0 +1,1 @@
+"""Measure weights: bytes, checkpoint, canonical tensors, statistics and sketches, fingerprint, comparison of two."""

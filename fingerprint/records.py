@@ -1,0 +1,133 @@
+"""What a fingerprint holds: one record per canonical tensor, one per MLP, and the totals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fingerprint.parameters import Parameters
+    from fingerprint.vocabulary import Axis, Content, Role
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStatistics:
+    """Moments and marks of one tensor, in the units of its values; over finite elements.
+
+    ``mean``, ``deviation`` (standard deviation), ``largest`` (of absolute values), ``kurtosis`` (3 for a Gaussian),
+    ``zeros`` (share of exact zeros), ``nonfinite`` (number of NaN and infinities), ``lattice_bits`` (bits of the
+    uniform grid or code book that the values lie on within short runs; 0 if they lie on none).
+    """
+
+    mean: float
+    deviation: float
+    largest: float
+    kurtosis: float
+    zeros: float
+    nonfinite: int
+    lattice_bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class AxisSample:
+    """Sketches of sampled slices along one axis of a matrix.
+
+    ``dimension`` 0 samples rows, 1 samples columns; ``size`` is the length of that axis; ``indices`` (m,) int64,
+    ascending, are a function of ``size`` and the parameters alone; ``values`` (m, axis_width) float32 are the
+    doubly centred slices times random signs.
+    """
+
+    axis: Axis
+    dimension: int
+    size: int
+    indices: NDArray[np.int64]
+    values: Float32
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    """One canonical tensor.
+
+    ``shape`` is canonical, (out, in, ...); ``oriented`` says whether that orientation is known or only as stored;
+    ``digest`` is the 32-byte content digest, ``casts`` the digests that the tensor has after rounding to narrower
+    float types, by type name; ``sketch`` is the doubly centred linear sketch (k, k) in the units of the values (its
+    squared Frobenius norm estimates that of the centred matrix), absent for vectors, common content and tensors left
+    out by the budget.
+    """
+
+    name: str
+    role: Role
+    layer: int | None
+    expert: int | None
+    shape: tuple[int, ...]
+    oriented: bool
+    dtype: str
+    content: Content
+    digest: bytes
+    casts: Mapping[str, bytes]
+    statistics: TensorStatistics
+    sketch: Float32 | None
+    axes: tuple[AxisSample, ...]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronSample:
+    """Coordinates of sampled hidden neurons of one MLP in a frame of the residual stream.
+
+    ``size`` is the number of neurons of the MLP; ``indices`` (m,) int64 those sampled, ascending; ``gate`` (rows of
+    the gate projection, or of fc-in when ``up`` is absent), ``up`` and ``down`` (columns of the down projection) are
+    (m, frame_width) float32. ``tensors`` are the positions of gate, up (-1 if absent) and down in the fingerprint's
+    list of tensors. ``activation`` is the activation's name where the family is known ("" otherwise).
+    """
+
+    layer: int | None
+    expert: int | None
+    frame: str
+    activation: str
+    size: int
+    tensors: tuple[int, int, int]
+    indices: NDArray[np.int64]
+    gate: Float32
+    up: Float32 | None
+    down: Float32
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Everything measured about one checkpoint, at one depth, with one set of parameters.
+
+    ``tensors`` are in the order of the checkpoint after splitting; ``stored_bytes`` is the size of its files,
+    ``bytes_read`` what was read of them; ``findings`` are (code, message) pairs of what was noticed while reading;
+    ``claims`` are labels found beside the weights, which decide nothing; ``complete`` is false if parts were absent.
+    """
+
+    parameters: Parameters
+    depth: str
+    format: str
+    files: int
+    stored_bytes: int
+    bytes_read: int
+    dtypes: Mapping[str, int]
+    complete: bool
+    tensors: tuple[TensorRecord, ...]
+    neurons: tuple[NeuronSample, ...]
+    findings: tuple[tuple[str, str], ...]
+    claims: Mapping[str, str]
+
+    @property
+    def elements(self) -> int:
+        """Number of elements of all tensors (the model's parameters and buffers)."""
+        return sum(record.elements for record in self.tensors)

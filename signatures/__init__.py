@@ -1,0 +1,1 @@
+"""Identify weights: signature files, registry, index, search, evidence, verdict, report."""

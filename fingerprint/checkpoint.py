@@ -1,0 +1,113 @@
+"""A checkpoint: tensors of one file, or of the shards of one folder, whatever the format."""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Self
+
+from fingerprint.readers import folder, reader_for
+from fingerprint.readers.base import FileRecord as FileRecord
+from fingerprint.readers.base import Finding as Finding
+from fingerprint.source import FileSource, stat_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fingerprint.source import Source
+    from fingerprint.tensors import TensorView
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Tensors that belong together, read on demand.
+
+    ``path`` as it was given; ``format`` the reader's name; ``metadata`` the checkpoint's claims about itself, never
+    evidence; ``complete`` False where tensors are known to be absent or unreadable (the findings say which). A context
+    manager; ``close`` gives up the files.
+    """
+
+    path: str
+    format: str
+    files: tuple[FileRecord, ...]
+    tensors: tuple[TensorView, ...]
+    findings: tuple[Finding, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    complete: bool = True
+    sources: tuple[Source, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all tensors."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """Elements by the name of their dtype, the most frequent first."""
+        counts: Counter[str] = Counter()
+        for tensor in self.tensors:
+            counts[tensor.dtype.name] += math.prod(tensor.shape)
+        return dict(counts.most_common())
+
+    def close(self) -> None:
+        """Gives up the files; windows that were read before stay valid."""
+        for source in self.sources:
+            source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Opens a file, a folder of one checkpoint, a snapshot of a Hugging Face cache, or an index of shards.
+
+    The format is told by content. ``path`` itself may be a symbolic link; links inside a folder are followed inside it
+    (in a cache's snapshot also to the cache's own blobs) and nowhere else. Raises ``InputError``.
+    """
+    name = os.fspath(path)
+    if stat.S_ISDIR(stat_path(name).st_mode):
+        return _from_folder(folder.open_folder(name), name)
+    source = FileSource(name)
+    try:
+        if folder.is_index(source):
+            return _from_folder(folder.open_index(source), name)
+        reader = reader_for(source)
+        contents = reader.open(source)
+    except BaseException:
+        source.close()
+        raise
+    return Checkpoint(
+        path=name,
+        format=reader.name,
+        files=(FileRecord(name, source.size),),
+        tensors=contents.tensors,
+        findings=contents.findings,
+        metadata=MappingProxyType(dict(contents.metadata)),
+        complete=contents.complete,
+        sources=(source,),
+    )
+
+
+def _from_folder(found: folder.FolderContents, name: str) -> Checkpoint:
+    return Checkpoint(
+        path=name,
+        format=found.format,
+        files=found.files,
+        tensors=found.contents.tensors,
+        findings=found.contents.findings,
+        metadata=MappingProxyType(dict(found.contents.metadata)),
+        complete=found.contents.complete,
+        sources=found.sources,
+    )

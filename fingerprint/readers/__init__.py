@@ -1,0 +1,34 @@
+"""The formats that can be read, in the order in which they are tried."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fingerprint.errors import MalformedFileError, UnsupportedFormatError
+from fingerprint.readers import safetensors
+
+if TYPE_CHECKING:
+    from fingerprint.readers.base import Reader
+    from fingerprint.source import Source
+
+READERS: tuple[Reader, ...] = (safetensors.READER,)
+
+
+def reader_for(source: Source) -> Reader:
+    """The reader that recognises the bytes of ``source``.
+
+    Where none does, a usual suffix still chooses the reader, so that its error can say what is wrong. Raises
+    ``UnsupportedFormatError``, and ``MalformedFileError`` for an empty file.
+    """
+    if not source.size:
+        raise MalformedFileError("the file is empty", path=source.path)
+    reader = recognised(source) or next((r for r in READERS if source.path.lower().endswith(r.suffixes)), None)
+    if reader is None:
+        names = ", ".join(reader.name for reader in READERS)
+        raise UnsupportedFormatError("not in a format that can be read", path=source.path, hint=f"formats: {names}")
+    return reader
+
+
+def recognised(source: Source) -> Reader | None:
+    """The reader that recognises the bytes of ``source``, or None."""
+    return next((reader for reader in READERS if reader.recognises(source)), None)

@@ -1,0 +1,189 @@
+"""safetensors files: an eight-byte length, a JSON header, and the tensors' bytes.
+
+Format: https://github.com/huggingface/safetensors#format. The header is checked as hostile text; every tensor's offsets
+lie inside the file, fit its dtype and shape, and overlap with no other's. Bytes that belong to no tensor, which the
+library refuses, are tolerated with a finding: they do not hinder measuring.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+from fingerprint.dtypes import DTYPES
+from fingerprint.errors import InputError, LimitExceededError, MalformedFileError, clipped
+from fingerprint.readers.base import MAX_NAME, MAX_RANK, MAX_TENSORS, Contents, Finding, Reader, StoredTensor
+from fingerprint.readers.bounded_json import Json, JsonCursor
+
+if TYPE_CHECKING:
+    from fingerprint.source import Source
+
+MAX_HEADER = 100_000_000
+"""The library's own limit on the header, in bytes."""
+MAX_METADATA = 256
+"""Most entries of ``__metadata__`` that are kept."""
+MAX_METADATA_VALUE = 4096
+"""Most characters of a value of ``__metadata__`` that are kept."""
+MAX_SIZE = 2**63 - 1
+
+_ENTRY = re.compile(
+    rb'\s*\{\s*"dtype"\s*:\s*"([A-Z0-9_]{1,16})"\s*,\s*"shape"\s*:\s*\[([0-9,\s]{0,1024})\]\s*,'
+    rb'\s*"data_offsets"\s*:\s*\[\s*([0-9]{1,19})\s*,\s*([0-9]{1,19})\s*\]\s*\}'
+)
+"""An entry as every known writer puts it; anything else takes the general way."""
+_SIZES = re.compile(rb"\s*(?:(?:0|[1-9][0-9]{0,18})\s*(?:,\s*(?:0|[1-9][0-9]{0,18})\s*)*)?")
+
+
+def recognises(source: Source) -> bool:
+    """True where the ninth byte opens a JSON object, as the format demands."""
+    return source.size >= 9 and bytes(source.read(8, 1)) == b"{"
+
+
+def open_safetensors(source: Source) -> Contents:
+    """The tensors of a safetensors file, in the order of the header. Raises ``InputError``."""
+    header_size = _header_size(source)
+    cursor = JsonCursor(source.read(8, header_size), path=source.path, what="header", base=8, max_string=MAX_HEADER)
+    data_start = 8 + header_size
+    tensors: list[StoredTensor] = []
+    extents: list[tuple[int, int, int]] = []
+    metadata: dict[str, str] = {}
+    findings: list[Finding] = []
+    for name in cursor.members():
+        if name == "__metadata__":
+            metadata = _metadata(cursor, findings)
+            continue
+        if len(tensors) == MAX_TENSORS:
+            cursor.limit(f"more than {MAX_TENSORS} tensors")
+        if len(name) > MAX_NAME:
+            cursor.limit(f"a tensor's name is longer than {MAX_NAME} characters")
+        try:
+            tensor, length = _entry(cursor, name, source, data_start)
+        except InputError as error:
+            error.tensor = name
+            raise
+        extents.append((tensor.offset, tensor.offset + length, len(tensors)))
+        tensors.append(tensor)
+    cursor.end()
+    findings += _check_layout(source, data_start, extents, tensors)
+    return Contents(tuple(tensors), tuple(findings), metadata)
+
+
+def _header_size(source: Source) -> int:
+    if source.size < 8:
+        raise MalformedFileError(f"{source.size} bytes are no safetensors file", path=source.path)
+    size = int.from_bytes(source.read(0, 8), "little")
+    if size > MAX_HEADER:
+        raise LimitExceededError(f"the header claims {size} bytes; {MAX_HEADER} are allowed", path=source.path, offset=0)
+    if size > source.size - 8:
+        raise MalformedFileError(
+            f"the header claims {size} bytes where the file has {source.size - 8} left",
+            path=source.path,
+            offset=0,
+            hint="is the file truncated?",
+        )
+    return size
+
+
+def _metadata(cursor: JsonCursor, findings: list[Finding]) -> dict[str, str]:
+    kept: dict[str, str] = {}
+    cut = 0
+    for key in cursor.members():
+        value = cursor.string()
+        if len(kept) < MAX_METADATA and len(key) <= MAX_NAME:
+            kept[key] = clipped(value, MAX_METADATA_VALUE)
+            cut += len(value) > MAX_METADATA_VALUE
+        else:
+            cut += 1
+    if cut:
+        findings.append(Finding("metadata-clipped", f"{cut} entries of __metadata__ were shortened or left out"))
+    return kept
+
+
+def _entry(cursor: JsonCursor, name: str, source: Source, data_start: int) -> tuple[StoredTensor, int]:
+    dtype_name, shape, begin, end = _canonical(cursor) or _general(cursor)
+    dtype = DTYPES.get(dtype_name)
+    if dtype is None:
+        cursor.fail(f"unknown dtype {clipped(dtype_name)!r}")
+    if len(shape) > MAX_RANK:
+        cursor.limit(f"more than {MAX_RANK} axes")
+    count = math.prod(shape)
+    if count > MAX_SIZE:
+        cursor.fail("the shape has more elements than any file can hold")
+    length = dtype.nbytes(count)
+    if length is None:
+        cursor.fail(f"{count} elements of {dtype.bits} bits do not fill whole bytes")
+    if begin > end:
+        cursor.fail(f"data_offsets run backwards, from {begin} to {end}")
+    if end - begin != length:
+        cursor.fail(f"data_offsets span {end - begin} bytes where {dtype.name} {clipped(str(list(shape)))} takes {length}")
+    if end > source.size - data_start:
+        raise MalformedFileError(
+            f"the tensor ends at byte {data_start + end} of a file of {source.size}",
+            path=source.path,
+            offset=data_start + begin,
+            hint="is the file truncated?",
+        )
+    return StoredTensor(name, dtype, shape, source, data_start + begin), length
+
+
+def _canonical(cursor: JsonCursor) -> tuple[str, tuple[int, ...], int, int] | None:
+    match = _ENTRY.match(cursor.data, cursor.position)
+    if match is None:
+        return None
+    dtype, sizes, begin, end = match.groups()
+    if _SIZES.fullmatch(sizes) is None or (begin[:1] == b"0" and begin != b"0") or (end[:1] == b"0" and end != b"0"):
+        return None
+    cursor.position = match.end()
+    return dtype.decode(), tuple(map(int, sizes.split(b","))) if sizes.strip() else (), int(begin), int(end)
+
+
+def _general(cursor: JsonCursor) -> tuple[str, tuple[int, ...], int, int]:
+    entry = cursor.value()
+    if not isinstance(entry, dict):
+        cursor.fail("an entry is not an object")
+    dtype = entry.get("dtype")
+    if not isinstance(dtype, str):
+        cursor.fail("dtype is not a string")
+    shape = _sizes(cursor, entry.get("shape"), "shape")
+    offsets = _sizes(cursor, entry.get("data_offsets"), "data_offsets")
+    if len(offsets) != 2:
+        cursor.fail("data_offsets are not two numbers")
+    return dtype, shape, *offsets
+
+
+def _sizes(cursor: JsonCursor, value: Json, what: str) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        cursor.fail(f"{what} is not a list")
+    numbers: list[int] = []
+    for number in value:
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= MAX_SIZE:
+            cursor.fail(f"{what} holds something else than whole numbers from 0 to {MAX_SIZE}")
+        numbers.append(number)
+    return tuple(numbers)
+
+
+def _check_layout(
+    source: Source, data_start: int, extents: list[tuple[int, int, int]], tensors: list[StoredTensor]
+) -> list[Finding]:
+    position, previous, unused = data_start, -1, 0
+    for start, end, number in sorted(extents):
+        if start < position and end > start:
+            raise MalformedFileError(
+                f"overlaps with tensor {clipped(tensors[previous].name)!r}",
+                path=source.path,
+                tensor=tensors[number].name,
+                offset=start,
+            )
+        if end > start:
+            unused += start - position
+            position, previous = end, number
+    findings = []
+    if unused:
+        findings.append(Finding("unused-bytes", f"{unused} bytes between the tensors belong to none of them"))
+    if trailing := source.size - position:
+        findings.append(Finding("trailing-bytes", f"{trailing} bytes after the last tensor belong to none"))
+    return findings
+
+
+READER = Reader("safetensors", (".safetensors",), recognises, open_safetensors)

@@ -11,8 +11,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
 from fingerprint.readers import folder, reader_for
-from fingerprint.readers.base import FileRecord as FileRecord
-from fingerprint.readers.base import Finding as Finding
+from fingerprint.readers.base import FileRecord, Finding
+from fingerprint.readers.index import is_index
 from fingerprint.source import FileSource, stat_path
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from fingerprint.source import Source
     from fingerprint.tensors import TensorView
+
+__all__ = ["Checkpoint", "FileRecord", "Finding", "open_checkpoint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +83,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         return _from_folder(folder.open_folder(name), name)
     source = FileSource(name)
     try:
-        if folder.is_index(source):
-            return _from_folder(folder.open_index(source), name)
+        if is_index(source):
+            found = folder.open_index(source)
+            source.close()
+            return _from_folder(found, name)
         reader = reader_for(source)
         contents = reader.open(source)
     except BaseException:

@@ -10,10 +10,14 @@ that question and the use of the window. Copy a file first if others may shorten
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
 import stat
+import threading
+import weakref
+from collections import OrderedDict
 from typing import Protocol, Self
 
 from fingerprint.errors import InputError, InputNotFoundError, MalformedFileError, UnsupportedFormatError
@@ -55,45 +59,95 @@ class MemorySource:
 
 
 class FileSource:
-    """A regular file, mapped read-only."""
+    """A regular file, mapped read-only.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Opens ``path``. Raises ``InputError`` if it is not a readable regular file."""
-        self.path = os.fspath(path)
-        descriptor = _open_regular(self.path)
+    At most ``MAX_MAPPED`` files are mapped at a time, since each map holds a descriptor: a checkpoint of a thousand
+    shards needs no thousand descriptors. A file is mapped again when it is read again; if another one has taken its
+    place by then, ``read`` raises.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], shown: str | None = None) -> None:
+        """Opens ``path`` (called ``shown`` in messages). Raises ``InputError`` if it is no readable regular file."""
+        self._real = os.fspath(path)
+        self.path = self._real if shown is None else shown
+        self._map: mmap.mmap | None = None
+        self._closed = False
+        descriptor = _open_regular(self._real, self.path)
         try:
-            self.size = os.fstat(descriptor).st_size
-            # An empty file cannot be mapped.
-            self._map = mmap.mmap(descriptor, self.size, access=mmap.ACCESS_READ) if self.size else None
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot be mapped into memory: {error}", path=self.path) from error
+            status = os.fstat(descriptor)
+            self.size = status.st_size
+            self._identity = (status.st_dev, status.st_ino, status.st_size)
+            if self.size:  # an empty file cannot be mapped, nor need it be
+                self._attach(descriptor)
         finally:
             os.close(descriptor)
 
     def read(self, offset: int, length: int) -> memoryview:
         """See ``Source.read``."""
         check_range(self, offset, length)
-        if not length or self._map is None:
+        if not length:
             return memoryview(b"")
-        if self._map.size() < offset + length:
-            raise MalformedFileError(
-                "the file was shortened while it was read", path=self.path, offset=offset, hint="read a copy of it"
-            )
-        return memoryview(self._map)[offset : offset + length]
+        with _lock:
+            mapped = self._mapped()
+            if mapped.size() < offset + length:
+                raise MalformedFileError(
+                    "the file was shortened while it was read", path=self.path, offset=offset, hint="read a copy of it"
+                )
+            return memoryview(mapped)[offset : offset + length]
 
     def close(self) -> None:
         """Unmaps the file, or leaves that to the last window on it."""
-        if self._map is not None:
+        with _lock:
+            self._closed = True
+            self._detach()
+
+    def _mapped(self) -> mmap.mmap:
+        if self._closed:
+            raise InputError("read after it was closed", path=self.path)
+        if self._map is None:
+            descriptor = _open_regular(self._real, self.path)
             try:
+                status = os.fstat(descriptor)
+                if (status.st_dev, status.st_ino, status.st_size) != self._identity:
+                    raise InputError("the file was replaced while it was read", path=self.path)
+                return self._attach(descriptor)
+            finally:
+                os.close(descriptor)
+        _attached.move_to_end(id(self))
+        return self._map
+
+    def _attach(self, descriptor: int) -> mmap.mmap:
+        try:
+            self._map = mmap.mmap(descriptor, self.size, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot be mapped into memory: {error}", path=self.path) from error
+        with _lock:
+            _attached[id(self)] = weakref.ref(self)
+            while len(_attached) > MAX_MAPPED:
+                _, oldest = _attached.popitem(last=False)
+                if (source := oldest()) is not None:
+                    source._detach()
+        return self._map
+
+    def _detach(self) -> None:
+        _attached.pop(id(self), None)
+        if self._map is not None:
+            # Windows in use keep the map alive; it goes with the last of them.
+            with contextlib.suppress(BufferError):
                 self._map.close()
-            except BufferError:
-                self._map = None
+            self._map = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+MAX_MAPPED = 64
+_lock = threading.RLock()
+_attached: OrderedDict[int, weakref.ref[FileSource]] = OrderedDict()
+"""The mapped files, the one read longest ago first."""
 
 
 def check_range(source: Source, offset: int, length: int) -> None:
@@ -116,12 +170,12 @@ _KINDS = (
 )
 
 
-def stat_path(path: str) -> os.stat_result:
-    """``os.stat`` with this project's errors."""
+def stat_path(path: str, shown: str | None = None) -> os.stat_result:
+    """``os.stat`` with this project's errors, in which the path is called ``shown``."""
     try:
         return os.stat(path)
     except (OSError, ValueError) as error:
-        raise os_error(error, path) from error
+        raise os_error(error, shown or path) from error
 
 
 def os_error(error: OSError | ValueError, path: str) -> InputError:
@@ -136,22 +190,22 @@ def os_error(error: OSError | ValueError, path: str) -> InputError:
     return InputError(f"cannot be read: {reason}", path=path)
 
 
-def _open_regular(path: str) -> int:
+def _open_regular(path: str, shown: str) -> int:
     # Asked before opening, since opening a device can already do something; and again after, since it may be another.
-    _refuse_irregular(stat_path(path).st_mode, path)
+    _refuse_irregular(stat_path(path, shown).st_mode, shown)
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as error:
-        raise os_error(error, path) from error
+        raise os_error(error, shown) from error
     try:
-        _refuse_irregular(os.fstat(descriptor).st_mode, path)
+        _refuse_irregular(os.fstat(descriptor).st_mode, shown)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
 
 
-def _refuse_irregular(mode: int, path: str) -> None:
+def _refuse_irregular(mode: int, shown: str) -> None:
     if not stat.S_ISREG(mode):
         what = next((name for test, name in _KINDS if test(mode)), "not a regular file")
-        raise UnsupportedFormatError(f"{what}, where a regular file is wanted", path=path)
+        raise UnsupportedFormatError(f"{what}, where a regular file is wanted", path=shown)

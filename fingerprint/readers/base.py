@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fingerprint.dtypes import DType, decode
+from fingerprint.errors import LimitExceededError, MalformedFileError, clipped
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
     from fingerprint.source import Source
     from fingerprint.tensors import Array, TensorView
 
 MAX_TENSORS = 2**18
-"""Most tensors of one checkpoint; the largest public ones (671B parameters, experts apart) have about 100,000."""
-MAX_RANK = 64
+"""Most tensors of one checkpoint; the largest public ones (671B parameters, unstacked experts) have about 100,000."""
+MAX_CATALOGUE = 96 << 20
+"""Most bytes of memory, by estimate, that the list of a checkpoint's tensors takes."""
+MAX_RANK = 16
 MAX_NAME = 4096
 """Most characters of a tensor's name."""
+MAX_ELEMENTS = 2**59
+"""Most elements of a tensor; their bytes still fit 64 bits, at up to 8 bytes each."""
+MAX_FINDINGS = 64
+"""Most findings of one code; the rest is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +40,14 @@ class Finding:
     code: str
     message: str
     tensor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A file of a checkpoint: ``path`` (relative to the folder, where a folder was given) and size in ``bytes``."""
+
+    path: str
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,31 +80,84 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor stored contiguously, row-major and little-endian at byte ``offset`` of ``source``."""
+    """A tensor stored contiguously and row-major at byte ``offset`` of ``source``; ``big_endian`` or little-endian."""
 
     name: str
     dtype: DType
     shape: tuple[int, ...]
     source: Source
     offset: int
+    big_endian: bool = False
 
     def read(self, start: int, stop: int) -> Array:
         """See ``TensorView.read``."""
         total = math.prod(self.shape)
         if not 0 <= start <= stop <= total:
             raise IndexError(f"elements {start} to {stop} of a tensor of {total}")
-        bits = self.dtype.bits
+        bits, group = self.dtype.bits, self.dtype.group
         # Sub-byte elements are read from the start of the group of whole bytes that the first one lies in.
-        first = start - start % self.dtype.group
-        offset = self.offset + first * bits // 8
-        groups = -(-(stop - first) // self.dtype.group)
-        raw = self.source.read(offset, min(groups * self.dtype.group, total - first) * bits // 8)
+        first = start - start % group
+        last = min(-(-stop // group) * group, total)
+        raw = self.source.read(self.offset + first * bits // 8, (last - first) * bits // 8)
+        if self.big_endian:
+            raw = swapped(raw, self.dtype)
         return decode(raw, self.dtype, stop - first)[start - first :]
 
 
-@dataclass(frozen=True, slots=True)
-class FileRecord:
-    """A file of a checkpoint: ``path`` (relative to the folder, where a folder was given) and size in ``bytes``."""
+def swapped(raw: memoryview, dtype: DType) -> memoryview:
+    """The bytes of whole elements of ``dtype`` with the order inside each number reversed."""
+    # A complex number is two floats.
+    width = dtype.numpy.itemsize // (2 if dtype.numpy.kind == "c" else 1)
+    return memoryview(np.frombuffer(raw, f"u{width}").byteswap().tobytes())
 
-    path: str
-    bytes: int
+
+def checked_count(shape: tuple[int, ...], path: str) -> int:
+    """The number of elements of ``shape``. Raises ``MalformedFileError`` where no array can have that shape.
+
+    Axes of size zero do not excuse the others: numpy refuses ``(0, 2**62)`` as well.
+    """
+    if math.prod(size for size in shape if size) > MAX_ELEMENTS:
+        raise MalformedFileError("the shape has more elements than any file can hold", path=path)
+    return math.prod(shape)
+
+
+class Catalogue:
+    """Counts the tensors of a checkpoint against what a list of them may take in memory."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._count = 0
+        self._bytes = 0
+
+    def add(self, name: str, shape: tuple[int, ...]) -> None:
+        """Counts one more tensor. Raises ``LimitExceededError``."""
+        self._count += 1
+        # The view, its entries in lists and sets, the name, and a number for each axis.
+        self._bytes += 300 + sys.getsizeof(name) + 40 * len(shape)
+        if self._count > MAX_TENSORS:
+            raise LimitExceededError(f"more than {MAX_TENSORS} tensors", path=self._path)
+        if len(name) > MAX_NAME:
+            raise LimitExceededError(f"a name of more than {MAX_NAME} characters", path=self._path, tensor=name)
+        if len(shape) > MAX_RANK:
+            raise LimitExceededError(f"more than {MAX_RANK} axes", path=self._path, tensor=name)
+        if self._bytes > MAX_CATALOGUE:
+            raise LimitExceededError("the names and shapes of the tensors take too much memory", path=self._path)
+
+
+def bounded(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """``findings`` with at most ``MAX_FINDINGS`` of one code; one more says how many were left out."""
+    counts: Counter[str] = Counter()
+    kept: list[Finding] = []
+    for finding in findings:
+        counts[finding.code] += 1
+        if counts[finding.code] <= MAX_FINDINGS:
+            kept.append(finding)
+    more = ((code, count - MAX_FINDINGS) for code, count in counts.items() if count > MAX_FINDINGS)
+    return (*kept, *(Finding(code, f"{count} more of this kind") for code, count in more))
+
+
+def some(names: Iterable[str], shown: int = 3) -> str:
+    """The first few of ``names``, quoted and clipped, for a message."""
+    listed = list(names)
+    text = ", ".join(repr(clipped(name)) for name in listed[:shown])
+    return text if len(listed) <= shown else f"{text}, …"

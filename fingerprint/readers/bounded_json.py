@@ -19,20 +19,25 @@ if TYPE_CHECKING:
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 _SPACE = re.compile(rb"[ \t\n\r]*")
-_STRING = re.compile(rb'"((?:[^"\\\x00-\x1f]|\\.)*+)"', re.DOTALL)
+_STRING = re.compile(rb'"([^"\\\x00-\x1f]*+(?:\\.[^"\\\x00-\x1f]*+)*+)"', re.DOTALL)
 _NUMBER = re.compile(rb"-?(?:0|[1-9][0-9]{0,19})(?![0-9])(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,4})?(?![0-9.eE+-])")
 _WORDS: dict[bytes, Json] = {b"true": True, b"false": False, b"null": None}
 _WORD = re.compile(rb"true|false|null")
 
+SPACE = 0x20
 MAX_DEPTH = 32
+MAX_STRING = 1 << 16
+"""Most bytes of a string, escapes included."""
+MAX_VALUES = 1 << 14
+MAX_VALUES_IN_ALL = 1 << 19
 MAX_NUMBER = 2**64
 
 
 class JsonCursor:
     """Reads one JSON text out of ``data``, front to back.
 
-    ``path`` and ``base`` (the offset of ``data`` in the file) are for messages; ``max_values`` bounds how many values
-    ``value`` builds over the life of the cursor, ``max_string`` the bytes of one string.
+    ``path`` and ``base`` (the offset of ``data`` in the file) are for messages. ``max_string`` bounds the bytes of one
+    string, ``MAX_VALUES`` the members of one value, and ``MAX_VALUES_IN_ALL`` those of all values ever taken.
     """
 
     def __init__(
@@ -42,16 +47,17 @@ class JsonCursor:
         path: str,
         what: str,
         base: int = 0,
-        max_values: int = 1 << 20,
-        max_string: int = 1 << 20,
+        max_string: int = MAX_STRING,
     ) -> None:
         self.data = data
+        self._size = len(data)
         self.path = path
         self.what = what
         self.base = base
         self.position = 0
         self.max_string = max_string
-        self._values_left = max_values
+        self._values_left = MAX_VALUES_IN_ALL
+        self._members_left = 0
 
     def fail(self, message: str) -> NoReturn:
         """Raises ``MalformedFileError`` for the present position."""
@@ -61,17 +67,20 @@ class JsonCursor:
         """Raises ``LimitExceededError`` for the present position."""
         raise LimitExceededError(f"{self.what}: {message}", path=self.path, offset=self.base + self.position)
 
-    def peek(self) -> bytes:
-        """The next byte that is not white space, not consumed; empty at the end."""
-        match = _SPACE.match(self.data, self.position)
+    def peek(self) -> str:
+        """The next character that is not white space, not consumed (only ASCII matters); empty at the end."""
+        data, position = self.data, self.position
+        if position < self._size and data[position] > SPACE:
+            return chr(data[position])
+        match = _SPACE.match(data, position)
         if match is not None:
-            self.position = match.end()
-        return bytes(self.data[self.position : self.position + 1])
+            self.position = position = match.end()
+        return chr(data[position]) if position < self._size else ""
 
-    def take(self, mark: bytes) -> None:
+    def take(self, mark: str) -> None:
         """Consumes the punctuation ``mark``."""
         if self.peek() != mark:
-            self.fail(f"not JSON: {mark.decode()!r} is wanted")
+            self.fail(f"not JSON: {mark!r} is wanted")
         self.position += 1
 
     def end(self) -> None:
@@ -82,11 +91,13 @@ class JsonCursor:
     def string(self) -> str:
         """Consumes a string."""
         self.peek()
-        match = _STRING.match(self.data, self.position)
+        # The end is looked for no further than a string may reach: the search itself must not cost much either.
+        end = self.position + self.max_string + 2
+        match = _STRING.match(self.data, self.position, end)
         if match is None:
+            if end < self._size:
+                self.limit(f"not a string, or one of more than {self.max_string} bytes")
             self.fail("not JSON: a string is wanted")
-        if match.end() - match.start() > self.max_string:
-            self.limit(f"a string is longer than {self.max_string} bytes")
         body = match.group(1)
         try:
             text = str(json.loads(match.group())) if b"\\" in body else body.decode()
@@ -98,8 +109,8 @@ class JsonCursor:
 
     def members(self) -> Iterator[str]:
         """Walks an object: yields each key; the caller must consume the value before it asks for the next key."""
-        self.take(b"{")
-        if self.peek() == b"}":
+        self.take("{")
+        if self.peek() == "}":
             self.position += 1
             return
         seen: set[str] = set()
@@ -108,28 +119,31 @@ class JsonCursor:
             if key in seen:
                 self.fail(f"the key {clipped(key)!r} appears twice")
             seen.add(key)
-            self.take(b":")
+            self.take(":")
             yield key
             mark = self.peek()
-            if mark not in {b",", b"}"}:
+            if mark not in {",", "}"}:
                 self.fail("not JSON: ',' or '}' is wanted")
             self.position += 1
-            if mark == b"}":
+            if mark == "}":
                 return
 
     def value(self, depth: int = 0) -> Json:
         """Consumes and builds a value of any kind."""
+        if depth == 0:
+            self._members_left = MAX_VALUES
+        self._members_left -= 1
         self._values_left -= 1
-        if self._values_left < 0:
+        if self._members_left < 0 or self._values_left < 0:
             self.limit("too many values")
         if depth > MAX_DEPTH:
             self.limit(f"nested deeper than {MAX_DEPTH} levels")
         mark = self.peek()
-        if mark == b"{":
+        if mark == "{":
             return {key: self.value(depth + 1) for key in self.members()}
-        if mark == b"[":
+        if mark == "[":
             return self._array(depth)
-        if mark == b'"':
+        if mark == '"':
             return self.string()
         if (word := _WORD.match(self.data, self.position)) is not None:
             self.position = word.end()
@@ -137,18 +151,18 @@ class JsonCursor:
         return self._number()
 
     def _array(self, depth: int) -> list[Json]:
-        self.take(b"[")
+        self.take("[")
         items: list[Json] = []
-        if self.peek() == b"]":
+        if self.peek() == "]":
             self.position += 1
             return items
         while True:
             items.append(self.value(depth + 1))
             mark = self.peek()
-            if mark not in {b",", b"]"}:
+            if mark not in {",", "]"}:
                 self.fail("not JSON: ',' or ']' is wanted")
             self.position += 1
-            if mark == b"]":
+            if mark == "]":
                 return items
 
     def _number(self) -> int | float:

@@ -1,23 +1,19 @@
-"""Folders and indexes of shards: which files belong to the checkpoint, and which of them are not there.
-
-An index names files and a folder holds links, and both may be hostile: a shard is a plain file name, beside the index,
-and a link leads to a place inside the folder or, in a snapshot of a Hugging Face cache, to the cache's own blobs.
-"""
+"""Folders and indexes of shards: which files make up the checkpoint, which are absent, and their tensors together."""
 
 from __future__ import annotations
 
 import os
-import stat
+import re
 from collections import Counter
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from fingerprint.errors import InputError, LimitExceededError, MalformedFileError, UnsupportedFormatError, clipped
+from fingerprint.errors import InputError, LimitExceededError, UnsupportedFormatError, clipped
 from fingerprint.readers import READERS, reader_for, recognised
-from fingerprint.readers.base import MAX_NAME, MAX_TENSORS, Contents, FileRecord, Finding
+from fingerprint.readers.base import MAX_NAME, Catalogue, Contents, FileRecord, Finding, bounded, some
 from fingerprint.readers.bounded_json import JsonCursor
-from fingerprint.source import FileSource, os_error
+from fingerprint.readers.index import SUFFIXES, compare_index, read_index
+from fingerprint.readers.places import Place
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -25,21 +21,17 @@ if TYPE_CHECKING:
     from fingerprint.source import Source
     from fingerprint.tensors import TensorView
 
-MAX_ENTRIES = 10_000
-"""Most entries of a folder that are looked at."""
 MAX_SHARDS = 4096
-MAX_INDEX = 64 << 20
-"""Most bytes of an index file."""
 MAX_CONFIG = 1 << 20
+"""Most bytes of a ``config.json`` that is read."""
 MAX_CONFIG_FIELDS = 128
-INDEX_SUFFIXES = (".safetensors.index.json", ".bin.index.json")
-SHOWN = 3
-"""Names that a message lists."""
+_NUMBERED = re.compile(r"(.{0,200})-([0-9]{5})-of-([0-9]{5})\.([a-z]{2,16})")
+_USUAL_SUFFIXES = tuple(suffix for reader in READERS for suffix in reader.suffixes)
 
 
 @dataclass(frozen=True, slots=True)
 class FolderContents:
-    """What a folder or an index holds: the joined contents of its shards."""
+    """What a folder or an index holds: the contents of its shards together."""
 
     format: str
     files: tuple[FileRecord, ...]
@@ -47,267 +39,186 @@ class FolderContents:
     sources: tuple[Source, ...]
 
 
-def is_index(source: Source) -> bool:
-    """True for a JSON file that is named as an index of shards is."""
-    return source.path.endswith(".json") and source.size > 0 and bytes(source.read(0, min(64, source.size))).lstrip()[:1] == b"{"
-
-
 def open_folder(path: str) -> FolderContents:
     """The checkpoint of a folder: by its index of shards, otherwise every file of one format. Raises ``InputError``."""
-    place = _Place(path)
-    names = place.names()
-    for suffix in INDEX_SUFFIXES:
+    place = Place(path)
+    names = place.file_names()
+    for suffix in SUFFIXES:
         indexes = [name for name in names if name.endswith(suffix)]
         if len(indexes) > 1:
-            raise InputError(f"{len(indexes)} indexes of shards", path=path, hint="give one of them as the path")
+            hint = "give one of them as the path"
+            raise InputError(f"{len(indexes)} indexes of shards: {some(indexes)}", path=path, hint=hint)
         if indexes:
             with place.open(indexes[0]) as source:
-                return _indexed(place, _read_index(source), names, [])
-    return _unindexed(place, names)
+                weight_map = read_index(source)
+            return _open_indexed(place, weight_map, names)
+    return _open_unindexed(place, names)
 
 
 def open_index(source: Source) -> FolderContents:
-    """The checkpoint that an index of shards describes. Raises ``InputError``."""
-    place = _Place(os.path.dirname(source.path) or ".")
-    weight_map = _read_index(source)
-    source.close()
-    return _indexed(place, weight_map, place.names(), [])
+    """The checkpoint that an index of shards describes; the shards lie beside it. Raises ``InputError``."""
+    place = Place(os.path.dirname(source.path) or ".")
+    return _open_indexed(place, read_index(source), place.file_names())
 
 
-class _Place:
-    """A folder out of which nothing leads, except to the blobs of the cache that it is a snapshot of."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.real = os.path.realpath(path)
-        self.roots = [self.real]
-        parent, grandparent = os.path.dirname(self.real), os.path.dirname(os.path.dirname(self.real))
-        if os.path.basename(parent) == "snapshots":
-            self.roots.append(os.path.join(grandparent, "blobs"))
-
-    def names(self) -> list[str]:
-        try:
-            with os.scandir(self.real) as entries:
-                names = []
-                for entry in entries:
-                    if len(names) == MAX_ENTRIES:
-                        raise LimitExceededError(f"more than {MAX_ENTRIES} entries in a folder", path=self.path)
-                    names.append(entry.name)
-        except OSError as error:
-            raise os_error(error, self.path) from error
-        return sorted(names)
-
-    def open(self, name: str) -> FileSource:
-        shown = os.path.join(self.path, name)
-        joined = os.path.join(self.real, name)
-        try:
-            real = os.path.realpath(joined, strict=True)
-        except (OSError, ValueError) as error:
-            raise os_error(error, shown) from error
-        if not any(real.startswith(root + os.sep) for root in self.roots):
-            raise InputError("a symbolic link that leads out of the folder is not followed", path=shown)
-        source = FileSource(real)
-        source.path = shown
-        return source
-
-
-def _unindexed(place: _Place, names: Iterable[str]) -> FolderContents:
-    found: dict[str, list[str]] = {}
-    findings: list[Finding] = []
-    damaged: list[InputError] = []
-    suffixes = tuple(suffix for reader in READERS for suffix in reader.suffixes)
-    for name in names:
-        likely = name.lower().endswith(suffixes)
-        try:
-            mode = os.lstat(os.path.join(place.real, name)).st_mode
-            if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
-                continue
-            with place.open(name) as source:
-                reader = reader_for(source) if likely else recognised(source)
-        except InputError as error:
-            if likely:
-                damaged.append(error)
-                findings.append(_unreadable(name, error))
-            continue
-        if reader is not None:
-            found.setdefault(reader.name, []).append(name)
-    chosen = next((reader for reader in READERS if reader.name in found), None)
-    if chosen is None:
-        if damaged:
-            raise damaged[0]
-        raise UnsupportedFormatError("no file of this folder can be read as a checkpoint", path=place.path)
-    for other, files in found.items():
-        if other != chosen.name:
-            findings.append(Finding("other-format", f"{len(files)} files in the format {other} were not read: {_some(files)}"))
-    return _read_shards(place, found[chosen.name], {}, findings, damaged)
-
-
-def _indexed(
-    place: _Place, weight_map: Mapping[str, str], names: Iterable[str], findings: list[Finding]
-) -> FolderContents:
+def _open_indexed(place: Place, weight_map: Mapping[str, str], names: Iterable[str]) -> FolderContents:
     expected = Counter(weight_map.values())
     present = set(names)
-    for shard in sorted(expected):
-        if shard not in present:
-            findings.append(Finding("absent-shard", f"the shard {clipped(shard)!r} with {expected[shard]} tensors is not there"))
+    joined = _Joined(place, weight_map)
+    joined.expect(expected, present)
     shards = [shard for shard in sorted(expected) if shard in present]
     if not shards:
         raise InputError(f"none of the {len(expected)} shards of the index is there", path=place.path)
-    suffixes = tuple(suffix for reader in READERS for suffix in reader.suffixes)
-    unlisted = [name for name in names if name.lower().endswith(suffixes) and name not in expected]
-    if unlisted:
-        findings.append(Finding("unlisted-file", f"{len(unlisted)} files are not in the index and were not read: {_some(unlisted)}"))
-    return _read_shards(place, shards, weight_map, findings, [])
+    if unlisted := [name for name in names if _is_likely(name) and name not in expected]:
+        text = f"{len(unlisted)} files are not in the index and were not read: {some(unlisted)}"
+        joined.findings.append(Finding("unlisted-file", text))
+    return joined.read(shards)
 
 
-def _read_shards(
-    place: _Place,
-    shards: list[str],
-    weight_map: Mapping[str, str],
-    findings: list[Finding],
-    damaged: list[InputError],
-) -> FolderContents:
-    if len(shards) > MAX_SHARDS:
-        raise LimitExceededError(f"more than {MAX_SHARDS} shards", path=place.path)
-    metadata: dict[str, str] = _config(place)
-    files: list[FileRecord] = []
-    formats: set[str] = set()
-    tensors: dict[str, TensorView] = {}
-    home: dict[str, str] = {}
-    duplicates: list[str] = []
-    complete = not damaged and not any(finding.code == "absent-shard" for finding in findings)
-    with ExitStack() as stack:
-        for shard in shards:
-            try:
-                source = place.open(shard)
-                stack.callback(source.close)
-                reader = reader_for(source)
-                contents = reader.open(source)
-            except InputError as error:
-                damaged.append(error)
-                findings.append(_unreadable(shard, error))
-                complete = False
-                continue
-            formats.add(reader.name)
-            files.append(FileRecord(shard, source.size))
-            complete = complete and contents.complete
-            findings += (replace(f, message=f"{clipped(shard)}: {f.message}") for f in contents.findings)
-            for key, value in contents.metadata.items():
-                metadata.setdefault(key, value)
-            for tensor in contents.tensors:
-                if tensor.name in tensors:
-                    duplicates.append(tensor.name)
-                    if weight_map.get(tensor.name) != shard:
-                        continue
-                elif len(tensors) == MAX_TENSORS:
-                    raise LimitExceededError(f"more than {MAX_TENSORS} tensors", path=place.path)
-                tensors[tensor.name] = tensor
-                home[tensor.name] = shard
-        if not files:
-            raise damaged[0]
-        if duplicates:
-            findings.append(Finding("duplicate-tensor", f"{len(duplicates)} tensors are in several files and were read from one: {_some(duplicates)}", duplicates[0]))
-            complete = complete and bool(weight_map)
-        if weight_map:
-            more, whole = _compare_index(weight_map, home)
-            findings += more
-            complete = complete and whole
-        sources = tuple(callback for callback in ())
-        kept = stack.pop_all()
-    del sources
-    return FolderContents(
-        "+".join(sorted(formats)),
-        tuple(files),
-        Contents(tuple(tensors.values()), tuple(findings), metadata, complete),
-        (_Stack(place.path, kept),),
-    )
+def _open_unindexed(place: Place, names: Iterable[str]) -> FolderContents:
+    joined = _Joined(place, {})
+    by_format: dict[str, list[str]] = {}
+    for name in names:
+        try:
+            with place.open(name) as source:
+                reader = reader_for(source) if _is_likely(name) else recognised(source)
+        except InputError as error:
+            # A file that nobody would take for a checkpoint may be unreadable without a word.
+            if _is_likely(name):
+                joined.damaged(name, error)
+            continue
+        if reader is not None:
+            by_format.setdefault(reader.name, []).append(name)
+    chosen = next((reader.name for reader in READERS if reader.name in by_format), None)
+    if chosen is None:
+        if joined.errors:
+            raise joined.errors[0]
+        hint = "give the file, or the subfolder of the component"
+        raise UnsupportedFormatError("no file of the folder can be read as a checkpoint", path=place.path, hint=hint)
+    for other, files in by_format.items():
+        if other != chosen:
+            text = f"{len(files)} files in the format {other} were not read: {some(files)}"
+            joined.findings.append(Finding("other-format", text))
+    shards = by_format[chosen]
+    joined.expect(_numbered_siblings(shards), set(shards))
+    return joined.read(shards)
 
 
-class _Stack:
-    """The files of all shards, closed together."""
+def _numbered_siblings(shards: Iterable[str]) -> dict[str, int]:
+    """The names that ``model-00002-of-00005.safetensors`` implies, with an unknown number of tensors (0) each."""
+    siblings: dict[str, int] = {}
+    for shard in shards:
+        if (match := _NUMBERED.fullmatch(shard)) is not None and len(siblings) <= MAX_SHARDS:
+            stem, _, count, suffix = match.groups()
+            numbers = range(1, min(int(count), MAX_SHARDS) + 1)
+            siblings.update((f"{stem}-{number:05}-of-{count}.{suffix}", 0) for number in numbers)
+    return siblings
 
-    def __init__(self, path: str, stack: ExitStack) -> None:
-        self.path = path
-        self.size = 0
-        self._stack = stack
 
-    def read(self, offset: int, length: int) -> memoryview:
-        raise IndexError("shards are read one by one")
+def _is_likely(name: str) -> bool:
+    return name.lower().endswith(_USUAL_SUFFIXES)
+
+
+@dataclass(slots=True)
+class _Joined:
+    """The shards of a folder while they are read one after the other."""
+
+    place: Place
+    weight_map: Mapping[str, str]
+    complete: bool = True
+    findings: list[Finding] = field(default_factory=list)
+    errors: list[InputError] = field(default_factory=list)
+    files: list[FileRecord] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+    formats: set[str] = field(default_factory=set)
+    tensors: dict[str, TensorView] = field(default_factory=dict)
+    homes: dict[str, str] = field(default_factory=dict)
+    duplicates: list[str] = field(default_factory=list)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def expect(self, counts: Mapping[str, int], present: set[str]) -> None:
+        """Notes the shards that are not there; ``counts`` has the number of tensors of each, 0 if unknown."""
+        for shard in sorted(counts.keys() - present):
+            count = f", with {counts[shard]} tensors," if counts[shard] else ""
+            self.findings.append(Finding("absent-shard", f"the shard {clipped(shard)!r}{count} is not there"))
+            self.complete = False
+
+    def damaged(self, name: str, error: InputError) -> None:
+        """Notes a file that should be a shard and cannot be read."""
+        self.errors.append(error)
+        text = f"{clipped(name)!r} cannot be read: {clipped(str(error), 400)}"
+        self.findings.append(Finding("unreadable-file", text))
+        self.complete = False
+
+    def read(self, shards: list[str]) -> FolderContents:
+        """The tensors of ``shards`` together. Raises ``InputError`` if not one of them can be read."""
+        if len(shards) > MAX_SHARDS:
+            raise LimitExceededError(f"more than {MAX_SHARDS} shards", path=self.place.path)
+        self.metadata.update(_config(self.place))
+        catalogue = Catalogue(self.place.path)
+        try:
+            for shard in shards:
+                self._read_shard(shard, catalogue)
+        except BaseException:
+            self.close()
+            raise
+        if not self.files:
+            self.close()
+            raise self.errors[0]
+        self._note_contradictions()
+        contents = Contents(tuple(self.tensors.values()), bounded(self.findings), self.metadata, self.complete)
+        return FolderContents("+".join(sorted(self.formats)), tuple(self.files), contents, tuple(self.sources))
 
     def close(self) -> None:
-        self._stack.close()
+        """Gives up the files that were opened."""
+        for source in self.sources:
+            source.close()
+
+    def _read_shard(self, shard: str, catalogue: Catalogue) -> None:
+        try:
+            source = self.place.open(shard)
+            self.sources.append(source)
+            reader = reader_for(source)
+            contents = reader.open(source)
+        except InputError as error:
+            self.damaged(shard, error)
+            return
+        self.formats.add(reader.name)
+        self.files.append(FileRecord(shard, source.size))
+        self.complete = self.complete and contents.complete
+        self.findings += (replace(f, message=f"{clipped(shard)}: {f.message}") for f in contents.findings)
+        self.metadata = {**contents.metadata, **self.metadata}
+        for tensor in contents.tensors:
+            if tensor.name in self.tensors:
+                self.duplicates.append(tensor.name)
+                if self.weight_map.get(tensor.name) != shard:
+                    continue
+            catalogue.add(tensor.name, tensor.shape)
+            self.tensors[tensor.name] = tensor
+            self.homes[tensor.name] = shard
+
+    def _note_contradictions(self) -> None:
+        if names := self.duplicates:
+            text = f"{len(names)} tensors are in several files and were read from one: {some(names)}"
+            self.findings.append(Finding("duplicate-tensor", text, names[0]))
+            # An index says which of them counts; without one, something is left unmeasured.
+            self.complete = self.complete and bool(self.weight_map)
+        if self.weight_map:
+            contradictions = compare_index(self.weight_map, self.homes)
+            self.findings += contradictions
+            self.complete = self.complete and all(f.code != "absent-tensor" for f in contradictions)
 
 
-def _compare_index(weight_map: Mapping[str, str], home: Mapping[str, str]) -> tuple[list[Finding], bool]:
-    findings = []
-    absent = [name for name in weight_map if name not in home]
-    misplaced = [name for name, shard in weight_map.items() if home.get(name, shard) != shard]
-    unlisted = [name for name in home if name not in weight_map]
-    if absent:
-        findings.append(Finding("absent-tensor", f"{len(absent)} tensors of the index are in no shard that was read: {_some(absent)}", absent[0]))
-    if misplaced:
-        findings.append(Finding("misplaced-tensor", f"{len(misplaced)} tensors are in another shard than the index says: {_some(misplaced)}", misplaced[0]))
-    if unlisted:
-        findings.append(Finding("unlisted-tensor", f"{len(unlisted)} tensors are not in the index: {_some(unlisted)}", unlisted[0]))
-    return findings, not absent
-
-
-def _read_index(source: Source) -> dict[str, str]:
-    if source.size > MAX_INDEX:
-        raise LimitExceededError(f"an index of {source.size} bytes; {MAX_INDEX} are allowed", path=source.path)
-    cursor = JsonCursor(source.read(0, source.size), path=source.path, what="index", max_values=1 << 16)
-    weight_map: dict[str, str] | None = None
-    for key in cursor.members():
-        if key != "weight_map":
-            cursor.value()
-            continue
-        weight_map = {}
-        for name in cursor.members():
-            if len(weight_map) == MAX_TENSORS:
-                cursor.limit(f"more than {MAX_TENSORS} tensors")
-            if len(name) > MAX_NAME:
-                cursor.limit(f"a tensor's name is longer than {MAX_NAME} characters")
-            shard = cursor.string()
-            if not is_plain_name(shard):
-                cursor.fail(f"a shard must be a plain file name, not {clipped(shard)!r}")
-            weight_map[name] = shard
-    cursor.end()
-    if not weight_map:
-        raise MalformedFileError("no weight_map with tensors in it", path=source.path, hint="not an index of shards?")
-    return weight_map
-
-
-def is_plain_name(name: str) -> bool:
-    """True for the name of a file in the same folder on every platform: no separators, drives, dots alone, or NUL."""
-    return (
-        bool(name)
-        and len(name) <= 255
-        and name not in {".", ".."}
-        and not any(mark in name for mark in "/\\:")
-        and name.isprintable()
-    )
-
-
-def _config(place: _Place) -> dict[str, str]:
-    """The scalar fields of ``config.json``: claims, kept for the report. A config that cannot be read claims nothing."""
+def _config(place: Place) -> dict[str, str]:
+    """The scalar fields of ``config.json``: claims for the report. A config that cannot be read claims nothing."""
     try:
         with place.open("config.json") as source:
             if source.size > MAX_CONFIG:
                 return {}
-            cursor = JsonCursor(source.read(0, source.size), path=source.path, what="config", max_values=1 << 16)
-            value = cursor.value()
+            value = JsonCursor(source.read(0, source.size), path=source.path, what="config").value()
     except InputError:
         return {}
     if not isinstance(value, dict):
         return {}
     scalars = {f"config.{key}": str(item) for key, item in value.items() if isinstance(item, str | int | float)}
     return {key: clipped(item, MAX_NAME) for key, item in list(scalars.items())[:MAX_CONFIG_FIELDS]}
-
-
-def _unreadable(name: str, error: InputError) -> Finding:
-    return Finding("unreadable-file", f"{clipped(name)!r} cannot be read: {clipped(str(error), 400)}")
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(repr(clipped(name)) for name in names[:SHOWN])
-    return shown if len(names) <= SHOWN else f"{shown}, …"

@@ -7,13 +7,22 @@ library refuses, are tolerated with a finding: they do not hinder measuring.
 
 from __future__ import annotations
 
-import math
 import re
+from itertools import permutations
 from typing import TYPE_CHECKING
 
 from fingerprint.dtypes import DTYPES
 from fingerprint.errors import InputError, LimitExceededError, MalformedFileError, clipped
-from fingerprint.readers.base import MAX_NAME, MAX_RANK, MAX_TENSORS, Contents, Finding, Reader, StoredTensor
+from fingerprint.readers.base import (
+    MAX_ELEMENTS,
+    MAX_NAME,
+    Catalogue,
+    Contents,
+    Finding,
+    Reader,
+    StoredTensor,
+    checked_count,
+)
 from fingerprint.readers.bounded_json import Json, JsonCursor
 
 if TYPE_CHECKING:
@@ -25,25 +34,34 @@ MAX_METADATA = 256
 """Most entries of ``__metadata__`` that are kept."""
 MAX_METADATA_VALUE = 4096
 """Most characters of a value of ``__metadata__`` that are kept."""
-MAX_SIZE = 2**63 - 1
+MAX_METADATA_STRING = 4 << 20
+"""Most bytes of a value of ``__metadata__``; trainers put whole lists of captions there."""
 
-_ENTRY = re.compile(
-    rb'\s*\{\s*"dtype"\s*:\s*"([A-Z0-9_]{1,16})"\s*,\s*"shape"\s*:\s*\[([0-9,\s]{0,1024})\]\s*,'
-    rb'\s*"data_offsets"\s*:\s*\[\s*([0-9]{1,19})\s*,\s*([0-9]{1,19})\s*\]\s*\}'
+_W = rb"[ \t\n\r]*+"
+_NUMBER = _W + rb"(?:0|[1-9][0-9]{0,18}+)" + _W
+_DTYPE = rb'"dtype"%b:%b"(?P<dtype>[A-Z0-9_]{1,16}+)"' % (_W, _W)
+_SHAPE = rb'"shape"%b:%b\[(?P<shape>%b(?:,%b)*+|%b)\]' % (_W, _W, _NUMBER, _NUMBER, _W)
+_OFFSETS = rb'"data_offsets"%b:%b\[(?P<begin>%b),(?P<end>%b)\]' % (_W, _W, _NUMBER, _NUMBER)
+_ENTRIES = tuple(
+    re.compile(_W + rb"\{" + _W + (_W + rb"," + _W).join(fields) + _W + rb"\}")
+    for fields in permutations((_DTYPE, _SHAPE, _OFFSETS))
 )
-"""An entry as every known writer puts it; anything else takes the general way."""
-_SIZES = re.compile(rb"\s*(?:(?:0|[1-9][0-9]{0,18})\s*(?:,\s*(?:0|[1-9][0-9]{0,18})\s*)*)?")
+"""An entry with its three keys in any order, the library's first; anything else takes the general, slower way."""
 
 
 def recognises(source: Source) -> bool:
-    """True where the ninth byte opens a JSON object, as the format demands."""
-    return source.size >= 9 and bytes(source.read(8, 1)) == b"{"
+    """True where a length of less than 100 MB is followed by the opening of a JSON object, as the format demands."""
+    if source.size < 9:
+        return False
+    head = bytes(source.read(0, 9))
+    return int.from_bytes(head[:8], "little") <= MAX_HEADER and head[8] == ord("{")
 
 
 def open_safetensors(source: Source) -> Contents:
     """The tensors of a safetensors file, in the order of the header. Raises ``InputError``."""
     header_size = _header_size(source)
-    cursor = JsonCursor(source.read(8, header_size), path=source.path, what="header", base=8, max_string=MAX_HEADER)
+    cursor = JsonCursor(source.read(8, header_size), path=source.path, what="header", base=8)
+    catalogue = Catalogue(source.path)
     data_start = 8 + header_size
     tensors: list[StoredTensor] = []
     extents: list[tuple[int, int, int]] = []
@@ -53,15 +71,12 @@ def open_safetensors(source: Source) -> Contents:
         if name == "__metadata__":
             metadata = _metadata(cursor, findings)
             continue
-        if len(tensors) == MAX_TENSORS:
-            cursor.limit(f"more than {MAX_TENSORS} tensors")
-        if len(name) > MAX_NAME:
-            cursor.limit(f"a tensor's name is longer than {MAX_NAME} characters")
         try:
             tensor, length = _entry(cursor, name, source, data_start)
         except InputError as error:
             error.tensor = name
             raise
+        catalogue.add(name, tensor.shape)
         extents.append((tensor.offset, tensor.offset + length, len(tensors)))
         tensors.append(tensor)
     cursor.end()
@@ -74,7 +89,8 @@ def _header_size(source: Source) -> int:
         raise MalformedFileError(f"{source.size} bytes are no safetensors file", path=source.path)
     size = int.from_bytes(source.read(0, 8), "little")
     if size > MAX_HEADER:
-        raise LimitExceededError(f"the header claims {size} bytes; {MAX_HEADER} are allowed", path=source.path, offset=0)
+        message = f"the header claims {size} bytes; {MAX_HEADER} are allowed"
+        raise LimitExceededError(message, path=source.path, offset=0)
     if size > source.size - 8:
         raise MalformedFileError(
             f"the header claims {size} bytes where the file has {source.size - 8} left",
@@ -88,6 +104,7 @@ def _header_size(source: Source) -> int:
 def _metadata(cursor: JsonCursor, findings: list[Finding]) -> dict[str, str]:
     kept: dict[str, str] = {}
     cut = 0
+    usual, cursor.max_string = cursor.max_string, MAX_METADATA_STRING
     for key in cursor.members():
         value = cursor.string()
         if len(kept) < MAX_METADATA and len(key) <= MAX_NAME:
@@ -95,6 +112,7 @@ def _metadata(cursor: JsonCursor, findings: list[Finding]) -> dict[str, str]:
             cut += len(value) > MAX_METADATA_VALUE
         else:
             cut += 1
+    cursor.max_string = usual
     if cut:
         findings.append(Finding("metadata-clipped", f"{cut} entries of __metadata__ were shortened or left out"))
     return kept
@@ -105,18 +123,15 @@ def _entry(cursor: JsonCursor, name: str, source: Source, data_start: int) -> tu
     dtype = DTYPES.get(dtype_name)
     if dtype is None:
         cursor.fail(f"unknown dtype {clipped(dtype_name)!r}")
-    if len(shape) > MAX_RANK:
-        cursor.limit(f"more than {MAX_RANK} axes")
-    count = math.prod(shape)
-    if count > MAX_SIZE:
-        cursor.fail("the shape has more elements than any file can hold")
+    count = checked_count(shape, source.path)
     length = dtype.nbytes(count)
     if length is None:
         cursor.fail(f"{count} elements of {dtype.bits} bits do not fill whole bytes")
     if begin > end:
         cursor.fail(f"data_offsets run backwards, from {begin} to {end}")
     if end - begin != length:
-        cursor.fail(f"data_offsets span {end - begin} bytes where {dtype.name} {clipped(str(list(shape)))} takes {length}")
+        sizes = clipped(str(list(shape)))
+        cursor.fail(f"data_offsets span {end - begin} bytes where {dtype.name} {sizes} takes {length}")
     if end > source.size - data_start:
         raise MalformedFileError(
             f"the tensor ends at byte {data_start + end} of a file of {source.size}",
@@ -128,14 +143,13 @@ def _entry(cursor: JsonCursor, name: str, source: Source, data_start: int) -> tu
 
 
 def _canonical(cursor: JsonCursor) -> tuple[str, tuple[int, ...], int, int] | None:
-    match = _ENTRY.match(cursor.data, cursor.position)
-    if match is None:
-        return None
-    dtype, sizes, begin, end = match.groups()
-    if _SIZES.fullmatch(sizes) is None or (begin[:1] == b"0" and begin != b"0") or (end[:1] == b"0" and end != b"0"):
-        return None
-    cursor.position = match.end()
-    return dtype.decode(), tuple(map(int, sizes.split(b","))) if sizes.strip() else (), int(begin), int(end)
+    for pattern in _ENTRIES:
+        if (match := pattern.match(cursor.data, cursor.position)) is not None:
+            cursor.position = match.end()
+            dtype, sizes, begin, end = match.group("dtype", "shape", "begin", "end")
+            shape = tuple(map(int, sizes.split(b","))) if sizes.strip() else ()
+            return dtype.decode(), shape, int(begin), int(end)
+    return None
 
 
 def _general(cursor: JsonCursor) -> tuple[str, tuple[int, ...], int, int]:
@@ -157,8 +171,8 @@ def _sizes(cursor: JsonCursor, value: Json, what: str) -> tuple[int, ...]:
         cursor.fail(f"{what} is not a list")
     numbers: list[int] = []
     for number in value:
-        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= MAX_SIZE:
-            cursor.fail(f"{what} holds something else than whole numbers from 0 to {MAX_SIZE}")
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= MAX_ELEMENTS:
+            cursor.fail(f"{what} holds something else than whole numbers from 0 to {MAX_ELEMENTS}")
         numbers.append(number)
     return tuple(numbers)
 

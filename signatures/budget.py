@@ -1,0 +1,130 @@
+"""How large a signature may be, and which samples are left out of one that would be larger.
+
+All digests, casts, names and statistics are kept. Sketches, axis samples and neuron samples are kept unit by unit
+until their share of the room is used up. A unit is what belongs to one layer outside of its experts, or one expert of
+one layer: the matrices of an MLP share a permutation, so that samples of all of them are worth more than samples of one
+each. The order of the units does not depend on the weights' values, so that two signatures of relatives keep the same
+units: first everything outside of experts, then experts by a hash of layer and number, one of each layer in turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from fingerprint.records import Fingerprint, NeuronSample, TensorRecord
+
+DEFAULT_LIMIT: Final = 24_000_000
+"""Bytes that the file of a signature may have."""
+
+SHARES: Final = {"sketches": 0.4, "axes": 0.3, "neurons": 0.3}
+"""Shares of the room for samples; what one kind does not use goes to those after it."""
+
+_SAMPLE_HEAD: Final = 64  # bytes of a sample besides its numbers: its row of the table and its list of indices' row
+
+Unit = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Budgeted:
+    """A fingerprint whose samples fit, and of how many tensors (MLPs for "neurons") samples were left out."""
+
+    fingerprint: Fingerprint
+    left_out: Mapping[str, int]
+
+
+def within_budget(fingerprint: Fingerprint, room: int) -> Budgeted:
+    """Leave out samples until they need at most ``room`` bytes (the size of a signature without any comes on top).
+
+    Deterministic: a function of layers, experts and sample sizes alone.
+    """
+    needs = _needs(fingerprint)
+    if sum(sum(units.values()) for units in needs.values()) <= room:
+        return Budgeted(fingerprint, {})
+    kept: dict[str, set[Unit]] = {}
+    left = float(room)
+    shares = 1.0
+    for kind, share in SHARES.items():
+        kept[kind], used = _take(needs[kind], left * share / shares)
+        left -= used
+        shares -= share
+    tensors = tuple(_trimmed(record, kept) for record in fingerprint.tensors)
+    neurons = tuple(sample for sample in fingerprint.neurons if _unit(sample) in kept["neurons"])
+    left_out = {
+        "sketches": sum(record.sketch is not None for record in fingerprint.tensors)
+        - sum(record.sketch is not None for record in tensors),
+        "axes": sum(bool(record.axes) for record in fingerprint.tensors) - sum(bool(record.axes) for record in tensors),
+        "neurons": len(fingerprint.neurons) - len(neurons),
+    }
+    return Budgeted(_with(fingerprint, tensors, neurons), {kind: number for kind, number in left_out.items() if number})
+
+
+def _with(
+    fingerprint: Fingerprint, tensors: tuple[TensorRecord, ...], neurons: tuple[NeuronSample, ...]
+) -> Fingerprint:
+    return replace(fingerprint, tensors=tensors, neurons=neurons)
+
+
+def without_samples(fingerprint: Fingerprint) -> Fingerprint:
+    """The same fingerprint without sketches, axis samples and neuron samples."""
+    bare = tuple(replace(record, sketch=None, axes=()) for record in fingerprint.tensors)
+    return _with(fingerprint, bare, ())
+
+
+def _unit(part: TensorRecord | NeuronSample) -> Unit:
+    return (-1 if part.layer is None else part.layer, -1 if part.expert is None else part.expert)
+
+
+def _needs(fingerprint: Fingerprint) -> dict[str, Counter[Unit]]:
+    """Bytes of each kind of sample, by unit; an upper bound."""
+    needs: dict[str, Counter[Unit]] = {kind: Counter() for kind in SHARES}
+    for record in fingerprint.tensors:
+        unit = _unit(record)
+        if record.sketch is not None:
+            needs["sketches"][unit] += 4 * record.sketch.size + 4
+        for sample in record.axes:
+            needs["axes"][unit] += sample.values.size + 4 * len(sample.indices) + _SAMPLE_HEAD
+    for mlp in fingerprint.neurons:
+        numbers = mlp.gate.size + mlp.down.size + (0 if mlp.up is None else mlp.up.size)
+        needs["neurons"][_unit(mlp)] += numbers + 16 * len(mlp.indices) + _SAMPLE_HEAD
+    return needs
+
+
+def _take(needs: Mapping[Unit, int], room: float) -> tuple[set[Unit], int]:
+    """The longest run of units, in their order, that fits, and its bytes."""
+    kept: set[Unit] = set()
+    used = 0
+    for unit in _ordered(needs):
+        if used + needs[unit] > room:
+            break
+        used += needs[unit]
+        kept.add(unit)
+    return kept, used
+
+
+def _ordered(units: Iterable[Unit]) -> list[Unit]:
+    by_layer: dict[int, list[Unit]] = defaultdict(list)
+    for unit in units:
+        by_layer[unit[0]].append(unit)
+    order: list[tuple[int, bytes, Unit]] = []
+    for found in by_layer.values():
+        experts = sorted((unit for unit in found if unit[1] >= 0), key=_hash)
+        order += [(0, _hash(unit), unit) for unit in found if unit[1] < 0]
+        order += [(turn, _hash(unit), unit) for turn, unit in enumerate(experts, start=1)]
+    return [unit for _, _, unit in sorted(order)]
+
+
+def _hash(unit: Unit) -> bytes:
+    return hashlib.sha256(b"weightprint budget %d %d" % unit).digest()
+
+
+def _trimmed(record: TensorRecord, kept: Mapping[str, set[Unit]]) -> TensorRecord:
+    unit = _unit(record)
+    sketch = record.sketch if unit in kept["sketches"] else None
+    axes = record.axes if unit in kept["axes"] else ()
+    return replace(record, sketch=sketch, axes=axes)

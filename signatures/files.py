@@ -1,0 +1,67 @@
+"""Files that are written whole or not at all, and read within a bound."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+from fingerprint.errors import InputNotFoundError, MalformedSignatureError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file beside ``path``, flush it to the disk and rename it: there is the old file or the whole new one.
+
+    Raises ``UsageError`` if the file cannot be written.
+    """
+    try:
+        temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(8)}.tmp"
+        try:
+            write_flushed(temporary, data)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        flush_folder(path.parent)
+    except OSError as error:
+        raise UsageError(f"{path}: the file cannot be written: {error.strerror}") from None
+
+
+def write_flushed(path: Path, data: bytes) -> None:
+    """Write ``data`` and return when the disk has it; raises ``OSError``."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Return when the disk has the names in ``folder`` (nothing to do where folders cannot be opened)."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file of at most ``limit`` bytes.
+
+    Raises ``InputNotFoundError`` if it cannot be read and ``MalformedSignatureError`` if it is larger.
+    """
+    try:
+        if not path.is_file():
+            raise InputNotFoundError("there is no such file", path=str(path))
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise InputNotFoundError(f"the file cannot be read: {error.strerror}", path=str(path)) from None
+    if len(data) > limit:
+        raise MalformedSignatureError(f"{path}: the file is larger than the {limit} bytes that its format allows")
+    return data

@@ -71,7 +71,7 @@ def build(folder: Path, specs: Sequence[Spec], wanted: Sequence[str], report: Ca
 def _make(folder: Path, group: Sequence[Spec], by_id: dict[str, Spec], report: Callable[[str], None]) -> None:
     parents = {p: load_weights(folder, p) for spec in group for p in spec.parents}
     encoder = tokenizer(group[0].shape.vocabulary)
-    _write(folder / "tokenizer.json", encoder.to_json())
+    _write(folder / f"tokenizer-{encoder.size}.json", encoder.to_json())
     for spec, weights in zip(group, train(group, parents, report), strict=True):
         loss = validation_loss(spec, weights)
         manifest = {

@@ -41,7 +41,7 @@ class AxisSample:
     """Sketches of sampled slices along one axis of a matrix.
 
     ``dimension`` 0 samples rows, 1 samples columns; ``size`` is the length of that axis; ``indices`` (m,) int64,
-    ascending, are a function of ``size`` and the parameters alone; ``values`` (m, axis_width) float32 are the
+    ascending, are a function of ``size`` and the parameters alone; ``values`` (m, sketch_width) float32 are the
     doubly centred slices times random signs.
     """
 

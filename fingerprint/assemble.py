@@ -1,0 +1,153 @@
+"""From a checkpoint to its fingerprint: lay out, measure every tensor once, sample the neurons."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final
+
+from threadpoolctl import threadpool_limits
+
+from fingerprint.canonical import lay_out
+from fingerprint.measure import TensorMeasurement, matrix_shape, measure_tensor
+from fingerprint.neurons import Projections, SliceNorms, pair_projections, sample_neurons
+from fingerprint.parameters import DEFAULT_PARAMETERS
+from fingerprint.records import AxisSample, Fingerprint, NeuronSample, TensorRecord
+from fingerprint.signs import Stream, sample_indices
+from fingerprint.tensors import element_count
+from fingerprint.vocabulary import Content
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fingerprint.canonical import CanonicalTensor, Layout
+    from fingerprint.checkpoint import Checkpoint
+    from fingerprint.parameters import Parameters
+
+SUSPECT_NEURONS: Final = 1024
+"""Neurons of each MLP that are sampled of a suspect: more than of a registered model, so that the samples overlap."""
+
+
+def fingerprint(
+    checkpoint: Checkpoint,
+    *,
+    parameters: Parameters = DEFAULT_PARAMETERS,
+    casts: bool = True,
+    neurons: int | None = None,
+    progress: Callable[[int], None] | None = None,
+    workers: int | None = None,
+) -> Fingerprint:
+    """Measure a checkpoint.
+
+    ``casts`` adds digests after rounding to narrower float types: wanted of a registered model, not of a suspect.
+    ``neurons`` overrides how many neurons of each MLP are sampled. ``progress`` is called, from any thread, with the
+    number of stored bytes done since the last call. ``workers`` threads (default: one per core) share the tensors; the
+    result does not depend on their number. Raises ``InputError``.
+    """
+    layout = lay_out(checkpoint.tensors, checkpoint.metadata)
+    named = bool(layout.mlps)
+    gates = {mlp.gate for mlp in layout.mlps}
+
+    def measure(position: int) -> TensorMeasurement:
+        tensor = layout.tensors[position]
+        wants_norms = position in gates or (not named and _may_be_projection(tensor, layout))
+        result = measure_tensor(tensor.view, parameters, casts=casts, norms=wants_norms)
+        if progress is not None:
+            progress(element_count(tensor.view.shape) * tensor.view.dtype.bits // 8)
+        return result
+
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        measured = list(pool.map(measure, range(len(layout.tensors))))
+        mlps = _projections(layout, measured)
+        count = neurons or parameters.neuron_samples
+        samples = list(pool.map(lambda mlp: _sample(layout, measured, mlp, count, parameters), mlps))
+    records = tuple(
+        _record(tensor, result, parameters) for tensor, result in zip(layout.tensors, measured, strict=True)
+    )
+    return Fingerprint(
+        parameters=parameters,
+        depth="full",
+        format=checkpoint.format,
+        files=len(checkpoint.files),
+        stored_bytes=checkpoint.bytes,
+        bytes_read=checkpoint.bytes,
+        dtypes=checkpoint.dtypes,
+        complete=checkpoint.complete,
+        tensors=records,
+        neurons=tuple(sample for sample in samples if sample is not None),
+        findings=tuple((finding.code, finding.message) for finding in checkpoint.findings),
+        claims=dict(checkpoint.metadata),
+    )
+
+
+def _may_be_projection(tensor: CanonicalTensor, layout: Layout) -> bool:
+    shape = tensor.view.shape
+    return len(shape) == 2 and layout.width in shape
+
+
+def _projections(layout: Layout, measured: list[TensorMeasurement]) -> list[Projections]:
+    if layout.mlps:
+        return [
+            Projections(
+                layer=mlp.layer,
+                expert=mlp.expert,
+                gate=(mlp.gate, False),
+                up=None if mlp.up is None else (mlp.up, False),
+                down=(mlp.down, False),
+                activation=mlp.activation,
+            )
+            for mlp in layout.mlps
+        ]
+    norms = {
+        position: SliceNorms(result.row_norms, result.column_norms)
+        for position, result in enumerate(measured)
+        if result.content is Content.WEIGHTS and result.row_norms is not None and result.column_norms is not None
+    }
+    return pair_projections(layout.tensors, norms, layout.width)
+
+
+def _sample(
+    layout: Layout, measured: list[TensorMeasurement], mlp: Projections, count: int, parameters: Parameters
+) -> NeuronSample | None:
+    positions = [part[0] for part in (mlp.gate, mlp.up, mlp.down) if part is not None]
+    if any(measured[position].content is not Content.WEIGHTS for position in positions):
+        return None
+    gate = measured[mlp.gate[0]]
+    norms = gate.column_norms if mlp.gate[1] else gate.row_norms
+    if norms is None:
+        return None
+    return sample_neurons(layout.tensors, mlp, norms, count, parameters)
+
+
+def _record(tensor: CanonicalTensor, result: TensorMeasurement, parameters: Parameters) -> TensorRecord:
+    return TensorRecord(
+        name=tensor.name,
+        role=tensor.role,
+        layer=tensor.layer,
+        expert=tensor.expert,
+        shape=tuple(tensor.view.shape),
+        oriented=tensor.oriented,
+        dtype=tensor.view.dtype.name,
+        content=result.content,
+        digest=result.digest,
+        casts=result.casts,
+        statistics=result.statistics,
+        sketch=None if result.sketch is None else result.sketch.whole,
+        axes=_axis_samples(tensor, result, parameters),
+    )
+
+
+def _axis_samples(
+    tensor: CanonicalTensor, result: TensorMeasurement, parameters: Parameters
+) -> tuple[AxisSample, ...]:
+    if result.content is Content.VECTOR and result.vector is not None:
+        size = element_count(tensor.view.shape)
+        indices = sample_indices(parameters.seed, Stream.AXIS_SAMPLE, size, parameters.axis_samples)
+        return (AxisSample(tensor.axes[0], 0, size, indices, result.vector),)
+    if result.sketch is None:
+        return ()
+    rows, columns = matrix_shape(tensor.view.shape)
+    return (
+        AxisSample(tensor.axes[0], 0, rows, result.sketch.row_indices, result.sketch.rows),
+        AxisSample(tensor.axes[1], 1, columns, result.sketch.column_indices, result.sketch.columns),
+    )

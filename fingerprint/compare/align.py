@@ -1,0 +1,86 @@
+"""The aligned case: do sampled slices of two matrices pair up one-to-one on their own index numbers?
+
+Along a hidden axis the slices of an unrelated model are exchangeable: initialisation is i.i.d. along it, and training
+commutes with permuting it. So if the registered model is independent of the suspect, the optimal one-to-one assignment
+of its slices to the suspect's is a uniformly random permutation of the index numbers, whatever the slices look like,
+and the number of slices assigned to their own number is at least k with probability at most 1/k!. The axis must be
+known to be hidden on the registered side; nothing is assumed of the suspect.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from fingerprint.compare.evidence import LN10
+from fingerprint.signs import Stream, bits
+
+if TYPE_CHECKING:
+    from fingerprint.records import AxisSample, TensorRecord
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """How many of ``compared`` slices landed on their own number, and the mean cosine of equal numbers.
+
+    ``log10_p`` is that of one test, uncorrected; ``axis`` is the dimension of the registered tensor.
+    """
+
+    landed: int
+    compared: int
+    cosine: float
+    log10_p: float
+    axis: int
+
+
+def align_tensors(registered: TensorRecord, suspect: TensorRecord, *, transposed: bool) -> list[Alignment]:
+    """One alignment for each axis of ``registered`` that is known to be exchangeable and was sampled on both sides.
+
+    ``transposed`` compares with the suspect's matrix as if it were stored the other way round.
+    """
+    theirs = {sample.dimension: sample for sample in suspect.axes}
+    found = []
+    for ours in registered.axes:
+        if ours.axis.exchangeable and ours.values.shape[1] > 1:
+            other = theirs.get(1 - ours.dimension if transposed else ours.dimension)
+            if other is not None:
+                found.append(align_samples(ours, other))
+    return found
+
+
+def align_samples(registered: AxisSample, suspect: AxisSample) -> Alignment:
+    """Assign the registered slices to the suspect's slices of the same numbers; see the module's first lines."""
+    common, ours, theirs = np.intersect1d(registered.indices, suspect.indices, assume_unique=True, return_indices=True)
+    a = _unit_rows(registered.values[ours].astype(np.float64))
+    b = _unit_rows(suspect.values[theirs].astype(np.float64))
+    usable = (np.abs(a).sum(axis=1) > 0) & (np.abs(b).sum(axis=1) > 0)
+    a, b = a[usable], b[usable]
+    number = len(a)
+    if number < 2:
+        return Alignment(0, number, 0.0, 0.0, registered.dimension)
+    cosines = a @ b.T
+    # Ties (equal rows) must not fall on the diagonal because of how the solver walks: shuffle one side first.
+    order = np.argsort(bits(0, Stream.SHUFFLE, 0, int(common[-1]) + 1)[common[usable]], kind="stable")
+    rows, columns = linear_sum_assignment(-cosines[:, order])
+    landed = int(np.count_nonzero(order[columns] == rows))
+    return Alignment(
+        landed, number, float(np.mean(np.diagonal(cosines))), log10_p_landed(landed), registered.dimension
+    )
+
+
+def log10_p_landed(landed: int) -> float:
+    """log10 of the bound 1/k! on the probability that a random permutation fixes at least k points."""
+    return -math.lgamma(landed + 1) / LN10 if landed > 1 else 0.0
+
+
+def _unit_rows(rows: Float64) -> Float64:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    floor = 1e-9 * float(norms.max(initial=0.0))
+    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > floor)

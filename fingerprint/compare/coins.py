@@ -1,0 +1,249 @@
+"""Neuron coins: signs that initialisation tosses for every neuron of a gated MLP, and that descent keeps.
+
+In ``down_i (act(gate_i x) * (up_i x))`` flipping up_i and down_i together changes nothing, and symmetric
+initialisation, SGD, Adam and weight decay commute with the flip. The signs of a registered model's neurons are therefore
+fair coins, independent of any suspect that does not descend from the same root. Neurons are matched by what does not
+see the coin; then the coins are looked at. Negating all pairs is free, so the test is two-sided.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+
+from fingerprint.compare.evidence import LN10
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fingerprint.records import NeuronSample
+
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+
+SYMMETRIC_ACTIVATIONS: Final = frozenset({"silu", "swish", "gelu", "gelu_tanh", "gelu_new", "relu", "relu2", "sigmoid"})
+"""Activations of the gate under which up and down may be flipped together: up enters linearly."""
+WEIGHT_LEVELS: Final = 64
+_EXACT_COINS: Final = 400
+_DUPLICATE_SCORE: Final = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronMatch:
+    """Partners of one registered MLP's sampled neurons in one MLP of the suspect.
+
+    ``registered`` and ``suspect`` are positions in the fingerprints' lists of neuron samples; ``partners`` (m,) index
+    the suspect's sample; ``scores`` (m,) in [0, 1] do not see the coins; ``coins`` (m,) are in [-1, 1] (0 for ungated
+    MLPs); ``concordant`` (m,) says whether the best partner by gate is also the best by up and down; ``moved`` is the
+    share of the well-matched neurons that are found under another index.
+    """
+
+    registered: int
+    suspect: int
+    partners: Int64
+    scores: Float64
+    coins: Float64
+    concordant: NDArray[np.bool_]
+    moved: float
+
+    @property
+    def score(self) -> float:
+        """Mean score: how well the two MLPs match, blind to the coins."""
+        return float(self.scores.mean())
+
+    @property
+    def concordance(self) -> float:
+        """Share of concordant neurons."""
+        return float(self.concordant.mean())
+
+
+def match_neurons(registered: Sequence[NeuronSample], suspect: Sequence[NeuronSample]) -> list[NeuronMatch]:
+    """For every registered MLP the suspect's MLP with the best mean score; all choices are blind to the coins."""
+    found = []
+    for position, ours in enumerate(registered):
+        options = [
+            match
+            for index, theirs in enumerate(suspect)
+            if ours.frame == theirs.frame and (ours.up is None) == (theirs.up is None)
+            for match in _match_pair(position, ours, index, theirs)
+        ]
+        if options:
+            found.append(max(options, key=lambda match: match.score))
+    return found
+
+
+def _match_pair(position: int, ours: NeuronSample, index: int, theirs: NeuronSample) -> list[NeuronMatch]:
+    gate, down = _unit(ours.gate), _unit(ours.down)
+    if ours.up is None or theirs.up is None:
+        orders = [(theirs.gate, theirs.down)]
+        if theirs.activation == "unknown":
+            orders.append((theirs.down, theirs.gate))
+        return [
+            _joined(position, ours, index, theirs, gate @ _unit(first).T, down @ _unit(last).T, signed=False)
+            for first, last in orders
+        ]
+    up = _unit(ours.up)
+    pairs = [(theirs.gate, theirs.up)]
+    if theirs.activation == "unknown":
+        pairs.append((theirs.up, theirs.gate))
+    other = _unit(theirs.down)
+    return [
+        _joined(
+            position, ours, index, theirs, gate @ _unit(first).T, up @ _unit(second).T + down @ other.T, signed=True
+        )
+        for first, second in pairs
+    ]
+
+
+def _joined(
+    position: int,
+    ours: NeuronSample,
+    index: int,
+    theirs: NeuronSample,
+    by_gate: Float64,
+    by_rest: Float64,
+    *,
+    signed: bool,
+) -> NeuronMatch:
+    rest = np.abs(by_rest) if signed else by_rest
+    total = by_gate + rest
+    partners = total.argmax(axis=1)
+    rows = np.arange(len(total))
+    scale = 3.0 if signed else 2.0
+    scores = np.clip(total[rows, partners] / scale, 0.0, 1.0)
+    concordant = by_gate.argmax(axis=1) == rest.argmax(axis=1)
+    good = scores > 0.5
+    moved = ours.indices[good] != theirs.indices[partners[good]]
+    return NeuronMatch(
+        registered=position,
+        suspect=index,
+        partners=partners.astype(np.int64),
+        scores=scores,
+        coins=np.sign(by_rest[rows, partners]) if signed else np.zeros(len(total)),
+        concordant=concordant,
+        moved=float(moved.mean()) if good.any() else 0.0,
+    )
+
+
+def usable_coins(registered: Sequence[NeuronSample]) -> list[NDArray[np.bool_]]:
+    """Which neurons of each registered MLP have a coin of their own: (m,) masks.
+
+    MLPs that are not gated or whose activation is not known to allow the flip have none; of near-copies (upcycled
+    experts, repeated layers) only the first counts. Similarity is measured blind to the coins.
+    """
+    masks = [
+        np.full(sample.indices.size, sample.up is not None and sample.activation in SYMMETRIC_ACTIVATIONS)
+        for sample in registered
+    ]
+    units = [
+        (_unit(sample.gate), _unit(sample.up), _unit(sample.down)) if sample.up is not None else None
+        for sample in registered
+    ]
+    for later, theirs in enumerate(units):
+        for earlier in range(later + 1):
+            ours = units[earlier]
+            if theirs is None or ours is None or not masks[earlier].any():
+                continue
+            alike = theirs[0] @ ours[0].T + np.abs(theirs[1] @ ours[1].T + theirs[2] @ ours[2].T)
+            alike[:, ~masks[earlier]] = -1.0
+            if earlier == later:
+                alike[np.triu_indices(len(alike))] = -1.0
+            masks[later] &= alike.max(axis=1) < _DUPLICATE_SCORE
+    return masks
+
+
+@dataclass(frozen=True, slots=True)
+class CoinToss:
+    """The coins of all MLPs together.
+
+    ``coins`` were tossed in ``groups`` MLPs; ``agreement`` is the mean over MLPs of the absolute weighted mean coin (1 if
+    every coin of an MLP agrees or every one disagrees); ``largest`` the largest standardised sum of one MLP;
+    ``log10_p`` is two-sided in every MLP, combined by Fisher's method, and not corrected for anything else.
+    """
+
+    coins: int
+    groups: int
+    agreement: float
+    largest: float
+    log10_p: float
+
+
+def toss(matches: Sequence[NeuronMatch], usable: Sequence[NDArray[np.bool_]]) -> CoinToss:
+    """Look at all usable coins of the matched MLPs; a coin's weight is its score to the fourth power.
+
+    MLPs have disjoint coins, so their p-values are independent and Fisher's method is valid; each is two-sided, since
+    negating all pairs of one MLP is free for a launderer.
+    """
+    logs: list[float] = []
+    agreements: list[float] = []
+    largest = 0.0
+    number = 0
+    for match in matches:
+        mask = usable[match.registered]
+        levels = np.rint(match.scores[mask] ** 4 * WEIGHT_LEVELS).astype(np.int64)
+        coin = np.where(match.coins[mask] < 0, -1, 1)[levels > 0]
+        levels = levels[levels > 0]
+        if not levels.size:
+            continue
+        total = abs(int(np.sum(levels * coin)))
+        number += levels.size
+        logs.append(log10_p_signed_sum(total, levels))
+        agreements.append(total / float(levels.sum()))
+        largest = max(largest, total / math.sqrt(float(np.sum(levels.astype(np.float64) ** 2))))
+    if not logs:
+        return CoinToss(0, 0, 0.0, 0.0, 0.0)
+    return CoinToss(number, len(logs), float(np.mean(agreements)), largest, fisher(logs))
+
+
+def fisher(logs: Sequence[float]) -> float:
+    """log10 of the combined p-value of independent tests, from the log10 of theirs (Fisher's method).
+
+    The upper tail of a chi-squared variable with 2n degrees of freedom at 2x is ``exp(-x) sum_{j<n} x**j / j!``,
+    summed here in log space.
+    """
+    x = -LN10 * float(sum(logs))
+    if x <= 0.0:
+        return 0.0
+    terms = np.array([j * math.log(x) - math.lgamma(j + 1) for j in range(len(logs))])
+    return min(0.0, (float(np.logaddexp.reduce(terms)) - x) / LN10)
+
+
+def log10_p_signed_sum(total: int, weights: Int64) -> float:
+    """log10 of P(|sum of w_i s_i| >= total) for fair signs s_i and positive integer weights.
+
+    By exact convolution for up to 400 coins, by the Chernoff bound ``2 min_t exp(-t total) prod cosh(t w_i)`` for more.
+    """
+    if total <= 0:
+        return 0.0
+    if weights.size <= _EXACT_COINS:
+        reach = int(weights.sum())
+        law = np.zeros(reach + 1)  # of the sum of the weights with sign +1
+        law[0] = 1.0
+        high = 0
+        for weight in weights.tolist():
+            law[weight : high + weight + 1] += law[: high + 1].copy()
+            law[: high + weight + 1] *= 0.5
+            high += weight
+        least = -(-(total + reach) // 2)  # sum = 2 positive - reach
+        tail = 2.0 * float(law[least:].sum())
+        if tail > 0:
+            return min(0.0, math.log10(tail))
+    values = weights.astype(np.float64)
+
+    def exponent(log_t: float) -> float:
+        scaled = math.exp(log_t) * values
+        return float(np.sum(np.logaddexp(scaled, -scaled) - math.log(2.0)) - math.exp(log_t) * total)
+
+    best = minimize_scalar(exponent, bounds=(-20.0, 8.0), method="bounded")
+    return min(0.0, (float(best.fun) + math.log(2.0)) / LN10)
+
+
+def _unit(rows: NDArray[np.float32]) -> Float64:
+    wide = rows.astype(np.float64)
+    norms = np.linalg.norm(wide, axis=1, keepdims=True)
+    return np.divide(wide, norms, out=np.zeros_like(wide), where=norms > 0)

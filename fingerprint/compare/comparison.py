@@ -1,0 +1,209 @@
+"""Everything that can be said about two fingerprints: matches, neurons, evidence, coverage."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from fingerprint.compare.align import Alignment, align_tensors
+from fingerprint.compare.coins import CoinToss, NeuronMatch, match_neurons, toss, usable_coins
+from fingerprint.compare.evidence import Evidence, Null, Test, bonferroni
+from fingerprint.compare.matching import SketchCosines, TensorMatch, is_distinctive, match_tensors
+from fingerprint.compare.tail import sketch_log10_p
+from fingerprint.vocabulary import Content
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fingerprint.records import Fingerprint, TensorRecord
+
+DIGEST_BITS: Final = 256
+_LEADS_PER_TENSOR: Final = 2
+_MATCHED_SCORE: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What was found between one registered fingerprint and one suspect.
+
+    ``matches`` pair tensors, ``neurons`` pair MLPs whose neurons agree; ``evidence`` is corrected for all that was tried
+    within this comparison, strongest first; the coverages are shares of the weight elements (matrices) of either side
+    that the matches explain; ``similarity`` is their mean cosine, weighted by elements.
+    """
+
+    registered: Fingerprint
+    suspect: Fingerprint
+    matches: tuple[TensorMatch, ...]
+    neurons: tuple[NeuronMatch, ...]
+    evidence: tuple[Evidence, ...]
+    similarity: float
+    suspect_coverage: float
+    registered_coverage: float
+    digest_coverage: float
+
+    @property
+    def log10_p(self) -> float:
+        """The smallest corrected p-value of a test that may stand alone (not the linear sketch's)."""
+        return min((one.log10_p for one in self.evidence if one.test is not Test.SKETCH), default=0.0)
+
+
+def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint) -> Comparison:
+    """Run every test that both fingerprints support. Raises ``IncompatibleParametersError``.
+
+    The two cannot change places: p-values are exact because the registered model is independent of an unrelated suspect.
+    """
+    registered.parameters.require_equal(suspect.parameters)
+    cosines = SketchCosines.of(registered.tensors, suspect.tensors)
+    matches = match_tensors(registered.tensors, suspect.tensors, cosines)
+    neurons = match_neurons(registered.neurons, suspect.neurons)
+    evidence = [
+        one
+        for one in (
+            _digest_evidence(registered, suspect, matches),
+            _align_evidence(registered.tensors, suspect.tensors, cosines),
+            _coin_evidence(registered, suspect, neurons),
+            _sketch_evidence(cosines),
+        )
+        if one is not None
+    ]
+    held = [match for match in neurons if match.score > _MATCHED_SCORE / 2]
+    suspect_cover, registered_cover = _coverage(registered, suspect, matches, held)
+    weights = np.array([suspect.tensors[match.suspect].elements for match in matches], np.float64)
+    values = np.array([abs(match.cosine) for match in matches])
+    return Comparison(
+        registered=registered,
+        suspect=suspect,
+        matches=tuple(matches),
+        neurons=tuple(neurons),
+        evidence=tuple(sorted(evidence, key=lambda one: one.log10_p)),
+        similarity=float(np.sum(weights * values) / np.sum(weights)) if weights.size else 0.0,
+        suspect_coverage=_share(suspect.tensors, suspect_cover),
+        registered_coverage=_share(registered.tensors, registered_cover),
+        digest_coverage=_share(suspect.tensors, {match.suspect: 1.0 for match in matches if match.digest}),
+    )
+
+
+def _digest_evidence(registered: Fingerprint, suspect: Fingerprint, matches: Sequence[TensorMatch]) -> Evidence | None:
+    equal = [match for match in matches if match.digest]
+    if not equal:
+        return None
+    elements = sum(suspect.tensors[match.suspect].elements for match in equal)
+    pairs = sum(map(is_distinctive, registered.tensors)) * sum(map(is_distinctive, suspect.tensors))
+    casts = sorted({match.digest for match in equal})
+    return Evidence(
+        test=Test.DIGEST,
+        null=Null.CRYPTOGRAPHIC,
+        statistic=float(len(equal)),
+        log10_p=bonferroni(-DIGEST_BITS * math.log10(2.0), pairs),
+        trials=pairs,
+        detail={"tensors": len(equal), "elements": elements, "kinds": ",".join(casts)},
+    )
+
+
+def _align_evidence(
+    registered: Sequence[TensorRecord], suspect: Sequence[TensorRecord], cosines: SketchCosines
+) -> Evidence | None:
+    """The best alignment among all pairs of tensors, orientations, signs and exchangeable axes.
+
+    Only the leads of the sketches are computed; the correction counts every pair.
+    """
+    axes = sum(
+        sample.axis.exchangeable for position in cosines.registered.positions for sample in registered[position].axes
+    )
+    trials = 2 * axes * len(cosines.suspect)
+    if not trials:
+        return None
+    best: tuple[Alignment, int, int] | None = None
+    leads = np.argsort(-np.abs(cosines.cosines), axis=0)[:_LEADS_PER_TENSOR]
+    for column, position in enumerate(cosines.registered.positions.tolist()):
+        for row in leads[:, column].tolist():
+            theirs = int(cosines.suspect.positions[row])
+            turned = bool(cosines.transposed[row, column])
+            for found in align_tensors(registered[position], suspect[theirs], transposed=turned):
+                if best is None or found.log10_p < best[0].log10_p:
+                    best = (found, position, theirs)
+    if best is None:
+        return None
+    found, ours, theirs = best
+    return Evidence(
+        test=Test.ALIGN,
+        null=Null.EXACT,
+        statistic=float(found.landed),
+        log10_p=bonferroni(found.log10_p, trials),
+        trials=trials,
+        detail={
+            "landed": found.landed,
+            "compared": found.compared,
+            "cosine": found.cosine,
+            "suspect_tensor": suspect[theirs].name,
+            "registered_tensor": registered[ours].name,
+        },
+    )
+
+
+def _coin_evidence(registered: Fingerprint, suspect: Fingerprint, neurons: Sequence[NeuronMatch]) -> Evidence | None:
+    if not neurons:
+        return None
+    result: CoinToss = toss(neurons, usable_coins(registered.neurons))
+    if not result.coins:
+        return None
+    concordance = float(np.mean([match.concordance for match in neurons]))
+    return Evidence(
+        test=Test.ROWS,
+        null=Null.EXACT,
+        statistic=result.largest,
+        log10_p=result.log10_p,
+        trials=1,
+        detail={
+            "coins": result.coins,
+            "mlps": result.groups,
+            "agreement": result.agreement,
+            "concordance": concordance,
+            "moved": float(np.mean([match.moved for match in neurons])),
+        },
+    )
+
+
+def _sketch_evidence(cosines: SketchCosines) -> Evidence | None:
+    if not cosines.cosines.size:
+        return None
+    width = math.sqrt(cosines.registered.units[0].size)
+    largest = width * float(np.abs(cosines.cosines).max())
+    trials = 4 * cosines.cosines.size
+    return Evidence(
+        test=Test.SKETCH,
+        null=Null.CALIBRATED,
+        statistic=largest,
+        log10_p=sketch_log10_p(largest, trials),
+        trials=trials,
+    )
+
+
+def _coverage(
+    registered: Fingerprint, suspect: Fingerprint, matches: Sequence[TensorMatch], neurons: Sequence[NeuronMatch]
+) -> tuple[dict[int, float], dict[int, float]]:
+    """Shares of tensors of either side that are explained, by position."""
+    theirs = {match.suspect: 1.0 for match in matches}
+    ours = {match.registered: 1.0 for match in matches}
+    for match in neurons:
+        sample, other = registered.neurons[match.registered], suspect.neurons[match.suspect]
+        found = float(np.mean((match.scores > _MATCHED_SCORE) & match.concordant))
+        for position in sample.tensors:
+            if position >= 0:
+                ours[position] = max(ours.get(position, 0.0), found)
+        for position in other.tensors:
+            if position >= 0:
+                share = min(1.0, found * sample.size / other.size)
+                theirs[position] = max(theirs.get(position, 0.0), share)
+    return theirs, ours
+
+
+def _share(tensors: Sequence[TensorRecord], covered: dict[int, float]) -> float:
+    """Share of the elements of weight matrices (of all tensors, where there is no matrix) that is covered."""
+    matrices = [i for i, tensor in enumerate(tensors) if tensor.content is Content.WEIGHTS]
+    counted = matrices or range(len(tensors))
+    total = sum(tensors[i].elements for i in counted)
+    return sum(tensors[i].elements * covered.get(i, 0.0) for i in counted) / total if total else 0.0

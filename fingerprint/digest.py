@@ -1,0 +1,140 @@
+"""Content digests: equal for equal values, whatever the name, shard, container or float width that carries them.
+
+A tensor's elements, in row-major canonical order, are cut into blocks of ``digest_block`` elements. Each block is
+written in the first of bf16, f16, f32, f64 that holds all its values exactly, little-endian, -0 as 0 and one pattern
+for every NaN, and hashed with BLAKE3; integers are written as they are. The tensor's digest is BLAKE3 over a header
+(kind and number of elements) and the block digests. Shape is not hashed: a flattened kernel is the same tensor.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+DIGEST_BYTES: Final = 32
+_TAGS: Final = {"bf16": b"\x01", "f16": b"\x02", "f32": b"\x03", "f64": b"\x04"}
+_QUIET_NAN: Final = {"float16": 0x7E00, "float32": 0x7FC00000, "float64": 0x7FF8000000000000}
+_BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+class TensorDigester:
+    """Digest of one tensor from pieces that arrive in order.
+
+    ``float`` pieces are 1-D arrays of a float dtype (numpy's or ml_dtypes'); integer pieces keep their dtype. Pieces may
+    have any length.
+    """
+
+    def __init__(self, block: int) -> None:
+        self._block = block
+        self._kind = b""
+        self._count = 0
+        self._rest: list[Array] = []
+        self._held = 0
+        self._hashes = blake3()
+
+    def update(self, piece: Array) -> None:
+        """Add the next elements (1-D)."""
+        if not self._kind:
+            self._kind = _kind(piece.dtype)
+        self._count += piece.size
+        position = 0
+        while position < piece.size:
+            take = min(self._block - self._held, piece.size - position)
+            part = piece[position : position + take]
+            position += take
+            if self._held == 0 and take == self._block:
+                self._flush(part)
+            else:
+                self._rest.append(part)
+                self._held += take
+                if self._held == self._block:
+                    self._flush_rest()
+
+    def digest(self) -> bytes:
+        """The 32-byte digest of everything added so far; the digester is spent."""
+        if self._held:
+            self._flush_rest()
+        outer = blake3(b"weightprint tensor 1\x00" + self._kind + b"\x00" + self._count.to_bytes(8, "little"))
+        outer.update(self._hashes.digest())
+        return outer.digest()
+
+    def _flush_rest(self) -> None:
+        self._flush(self._rest[0] if len(self._rest) == 1 else np.concatenate(self._rest))
+        self._rest, self._held = [], 0
+
+    def _flush(self, values: Array) -> None:
+        self._hashes.update(block_digest(values))
+
+
+def block_digest(values: Array) -> bytes:
+    """32-byte digest of one block of elements (1-D)."""
+    if _kind(values.dtype) != b"float":
+        return blake3(np.ascontiguousarray(values).view(np.uint8)).digest()
+    tag, payload = narrowest(values)
+    return blake3(_TAGS[tag] + payload.tobytes()).digest()
+
+
+def narrowest(values: Array) -> tuple[str, Array]:
+    """The name of the first of bf16, f16, f32, f64 that holds ``values`` exactly, and their normalised bits.
+
+    ``values`` is 1-D of a real float dtype; the bits are unsigned integers of that width, little-endian.
+    """
+    if values.dtype == _BF16:
+        return "bf16", _normal_bfloat16(values.view(np.uint16))
+    if values.dtype == np.float64:
+        with np.errstate(over="ignore", invalid="ignore"):
+            single = values.astype(np.float32)
+        if not np.array_equal(single.astype(np.float64), values, equal_nan=True):
+            return "f64", _normal(values, np.uint64)
+    else:
+        single = values if values.dtype == np.float32 else values.astype(np.float32)
+    word = np.ascontiguousarray(single).view(np.uint32)
+    low = int(np.bitwise_or.reduce(word)) & 0xFFFF if word.size else 0
+    if low == 0:
+        return "bf16", _normal_bfloat16((word >> np.uint32(16)).astype(np.uint16))
+    if np.isnan(single).any():
+        word = _normal(single, np.uint32)
+        if not np.any(word & np.uint32(0xFFFF)):
+            return "bf16", _normal_bfloat16((word >> np.uint32(16)).astype(np.uint16))
+        low = int(np.bitwise_or.reduce(word)) & 0xFFFF
+    if low & 0x1FFF == 0:
+        with np.errstate(over="ignore", invalid="ignore"):
+            half = single.astype(np.float16)
+        if np.array_equal(half.astype(np.float32), single, equal_nan=True):
+            return "f16", _normal(half, np.uint16)
+    return "f32", _normal(single, np.uint32)
+
+
+def _normal(values: Array, bits: type[np.unsignedinteger[Any]]) -> Array:
+    clean = values + values.dtype.type(0)  # -0 + 0 is +0; everything else stays
+    unknown = np.isnan(clean)
+    if unknown.any():
+        clean[unknown] = np.nan
+        word = clean.view(bits)
+        word[unknown] = _QUIET_NAN[clean.dtype.name]
+        return word
+    return clean.view(bits)
+
+
+def _normal_bfloat16(word: Array) -> Array:
+    negative_zero = word == 0x8000
+    unknown = (word & np.uint16(0x7FFF)) > 0x7F80
+    if negative_zero.any() or unknown.any():
+        word = word.copy()
+        word[negative_zero] = 0
+        word[unknown] = 0x7FC0
+    return word
+
+
+def _kind(dtype: np.dtype[Any]) -> bytes:
+    if dtype.kind == "f" or (dtype.kind == "V" and dtype.name.startswith(("bfloat", "float"))):
+        return b"float"
+    if dtype.kind == "c":
+        return b"complex"
+    return {"b": b"uint8"}.get(dtype.kind, dtype.name.encode())

@@ -1,0 +1,188 @@
+"""What a scan says, as data: one report a suspect, one match a registered model, in the words of the JSON contract."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SCAN_SCHEMA: Final = "fp.scan/1"
+COMPARE_SCHEMA: Final = "fp.compare/1"
+
+
+class Verdict(StrEnum):
+    """The answer for one suspect."""
+
+    MATCH = "match"
+    POSSIBLE = "possible"
+    NO_MATCH = "no-match"
+    INCONCLUSIVE = "inconclusive"
+    ERROR = "error"
+
+
+class Confidence(StrEnum):
+    """How sure a match is, after correction for everything tried: log10 p at most -12, -6, -3."""
+
+    CERTAIN = "certain"
+    LIKELY = "likely"
+    POSSIBLE = "possible"
+
+    @property
+    def rank(self) -> int:
+        """0 for possible, 1 for likely, 2 for certain."""
+        return {"possible": 0, "likely": 1, "certain": 2}[self.value]
+
+
+class Link(StrEnum):
+    """What the evidence supports about the relation of two sets of weights."""
+
+    LINEAGE = "lineage"
+    SIBLING = "sibling"
+    SHARED_COMPONENT = "shared-component"
+    SAME_INITIALISATION = "same-initialisation"
+
+
+class Relation(StrEnum):
+    """What was done, strongest first where several apply."""
+
+    IDENTICAL = "identical"
+    REFORMATTED = "reformatted"
+    DTYPE_CAST = "dtype-cast"
+    QUANTISED = "quantised"
+    FINE_TUNED = "fine-tuned"
+    CONTINUED_TRAINING = "continued-training"
+    PRUNED = "pruned"
+    DEPTH_UPSCALED = "depth-upscaled"
+    UPCYCLED = "upcycled"
+    MERGED = "merged"
+    NOISED = "noised"
+    EXTENDED = "extended"
+    REWRITTEN = "rewritten"
+    PARTIAL = "partial"
+    UNCLEAR = "unclear"
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Shares (0 to 1) of the weight elements of either side that the match explains."""
+
+    suspect: float
+    registered: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceItem:
+    """One test: statistic, log10 of the p-value corrected for ``trials``, and the kind of its null hypothesis."""
+
+    test: str
+    null: str
+    statistic: float
+    log10_p: float
+    trials: int
+    detail: Mapping[str, float | int | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """A part of the suspect (a layer's MLP, the embeddings) and the registered part that it corresponds to."""
+
+    suspect: str
+    registered: str
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One registered model at ``possible`` or above.
+
+    ``aliases`` are other names of the same registered weights; ``layers`` maps layers of the suspect to registered
+    layers where both are known; ``note`` explains the link in a sentence.
+    """
+
+    model: str
+    signature: str
+    confidence: Confidence
+    log10_p: float
+    similarity: float
+    link: Link
+    relation: Relation
+    undone: tuple[str, ...]
+    coverage: Coverage
+    evidence: tuple[EvidenceItem, ...]
+    components: tuple[Component, ...]
+    layers: Mapping[str, int]
+    aliases: tuple[str, ...]
+    explained_by: str | None
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Coefficients of registered models that add up to the suspect, and the relative residual (0 to 1) left.
+
+    ``layers`` gives the coefficients of each layer of the suspect where layers are known.
+    """
+
+    coefficients: Mapping[str, float]
+    residual: float
+    layers: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """Which tests ran, which could not and why, and what would have been found."""
+
+    tested: tuple[str, ...]
+    not_tested: tuple[str, ...]
+    detectable: str
+
+
+@dataclass(frozen=True, slots=True)
+class SuspectSummary:
+    """What was scanned."""
+
+    path: str
+    format: str = ""
+    files: int = 0
+    bytes: int = 0
+    bytes_read: int = 0
+    tensors: int = 0
+    parameters: int = 0
+    dtypes: Mapping[str, int] = field(default_factory=dict)
+    depth: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrySummary:
+    """What it was compared with: the number of registered models and a digest of their identities."""
+
+    models: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The result of scanning one suspect. ``error`` is one line, or None."""
+
+    suspect: SuspectSummary
+    verdict: Verdict
+    error: str | None
+    matches: tuple[Match, ...]
+    mixture: Mixture | None
+    power: Power
+    notes: tuple[str, ...]
+    registry: RegistrySummary
+    seconds: float
+
+    @property
+    def strongest_accusation(self) -> Confidence | None:
+        """The highest confidence among matches whose link accuses: lineage. Others never raise the exit status."""
+        ranks = [match.confidence for match in self.matches if match.link is Link.LINEAGE]
+        return max(ranks, key=lambda one: one.rank) if ranks else None
+
+    def to_json(self, schema: str = SCAN_SCHEMA) -> dict[str, Any]:
+        """The object of the JSON contract; only finite numbers."""
+        return {"schema": schema, **asdict(self)}

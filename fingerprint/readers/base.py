@@ -125,7 +125,7 @@ class Catalogue:
     """Counts the tensors of a checkpoint against what a list of them may take in memory."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self.path = path
         self._count = 0
         self._bytes = 0
 
@@ -135,13 +135,13 @@ class Catalogue:
         # The view, its entries in lists and sets, the name, and a number for each axis.
         self._bytes += 300 + sys.getsizeof(name) + 40 * len(shape)
         if self._count > MAX_TENSORS:
-            raise LimitExceededError(f"more than {MAX_TENSORS} tensors", path=self._path)
+            raise LimitExceededError(f"more than {MAX_TENSORS} tensors", path=self.path)
         if len(name) > MAX_NAME:
-            raise LimitExceededError(f"a name of more than {MAX_NAME} characters", path=self._path, tensor=name)
+            raise LimitExceededError(f"a name of more than {MAX_NAME} characters", path=self.path, tensor=name)
         if len(shape) > MAX_RANK:
-            raise LimitExceededError(f"more than {MAX_RANK} axes", path=self._path, tensor=name)
+            raise LimitExceededError(f"more than {MAX_RANK} axes", path=self.path, tensor=name)
         if self._bytes > MAX_CATALOGUE:
-            raise LimitExceededError("the names and shapes of the tensors take too much memory", path=self._path)
+            raise LimitExceededError("the names and shapes of the tensors take too much memory", path=self.path)
 
 
 def bounded(findings: Iterable[Finding]) -> tuple[Finding, ...]:

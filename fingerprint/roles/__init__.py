@@ -1,1 +1,1 @@
-"""What a tensor is for: roles, the axes that they imply, and how they are read from names or shapes."""
+"""What tensors do in their network, read from names (tables of patterns) and from shapes; never from values."""

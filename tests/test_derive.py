@@ -502,6 +502,12 @@ def test_suspects_are_not_written_among_others(zoo, tmp_path, capsys):
     assert "error:" in capsys.readouterr().err
 
 
+def test_a_zoo_without_the_models_is_refused_before_anything_is_written(tmp_path, capsys):
+    assert main(["--zoo", str(tmp_path), "--quick", "--out", str(tmp_path / "out"), "--only", "copy"]) == 2
+    assert "lacks quick-a-gpt2-48-A" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_writes_the_truth_apart_and_lists_the_cases(zoo, tmp_path, capsys):
     arguments = ["--zoo", str(zoo), "--quick", "--out", str(tmp_path), "--only", "copy", "--models", MODELS[0]]
     assert main(arguments) == 0

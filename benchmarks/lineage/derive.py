@@ -21,6 +21,7 @@ from benchmarks.lineage.derive_ops import layer_of, least_squares
 from benchmarks.lineage.derive_table import all_cases
 from benchmarks.lineage.derive_write import Item, disguise, shards, write_file, write_folder
 from benchmarks.zoo.recipes import Spec, family
+from benchmarks.zoo.store import weights_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,18 +34,18 @@ def kits(zoo: Path, specs: Sequence[Spec], key: str) -> list[Kit]:
     bases = [s for s in specs if s.kind == "base" and s.id.endswith("-A")]
     available = frozenset(s.id for s in specs)
 
-    def other(base: Spec, same: Callable[[Spec], bool]) -> str | None:
-        return next((s.id for s in bases if s is not base and same(s)), None)
-
     def kit(base: Spec) -> Kit:
         style, width = base.shape.style, base.shape.width
+        others = [s for s in bases if s is not base]
+        of_style = [s.id for s in others if s.shape.style is not style and s.shape.width == width]
+        of_width = [s.id for s in others if s.shape.style is style and s.shape.width != width]
+        strangers = {"other-style": of_style[:1], "other-width": of_width[:1]}
         return Kit(
             folder=zoo,
             stem=base.id.removesuffix("-A"),
             shape=base.shape,
             available=available,
-            other_style=other(base, lambda s: s.shape.style is not style and s.shape.width == width),
-            other_width=other(base, lambda s: s.shape.style is style and s.shape.width != width),
+            strangers={name: found[0] for name, found in strangers.items() if found},
             key=key,
         )
 
@@ -139,6 +140,11 @@ def derive_all(
     jobs = [(kit, case) for kit in chosen for case in all_cases() if _matches(case.name, only) and case.is_for(kit)]
     if not jobs:
         raise ValueError(f"no case is named like {' or '.join(only)} for models named like {' or '.join(models)}")
+    # Before anything is written: a run that dies half-way leaves suspects without their truth.
+    needed = {model for kit, case in jobs for model in case.models(kit)}
+    absent = sorted(model for model in needed if not weights_path(zoo, model).exists())
+    if absent:
+        raise FileNotFoundError(f"{zoo} lacks {', '.join(absent)}: train them with python -m benchmarks.zoo")
     for part in ("suspects", "references", "truth"):
         (out / part).mkdir(parents=True, exist_ok=False)
     suspects: dict[str, object] = {}

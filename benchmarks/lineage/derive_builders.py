@@ -9,7 +9,6 @@ import torch
 from benchmarks.lineage import derive_ops as ops
 from benchmarks.lineage.derive_cases import Build, Kit, Made
 from benchmarks.zoo.models import Style, generator, logits
-from benchmarks.zoo.store import load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -132,10 +131,6 @@ def with_tables(kinds: Sequence[str]) -> Build:
 
 def reference(kinds: Sequence[str]) -> Callable[[Kit], Weights]:
     return lambda kit: kit.model("A") | tables(kit, kinds)
-
-
-def stranger(which: str) -> Build:
-    return lambda kit, _: Made(load_weights(kit.folder, str(getattr(kit, which))))
 
 
 def constants(w: Weights, _: Kit, random: Generator) -> Weights:

@@ -52,19 +52,22 @@ class Names(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Kit:
-    """The models of one shape. stem: what their ids begin with, such as `a-llama-192`; key: of all random streams."""
+    """The models of one shape. stem: what their ids begin with, such as `a-llama-192`.
+
+    available: ids of the zoo's plan. strangers: ids of models of another shape, by what is other about it.
+    key: of all random streams.
+    """
 
     folder: Path
     stem: str
     shape: Shape
     available: frozenset[str]
-    other_style: str | None
-    other_width: str | None
+    strangers: Mapping[str, str]
     key: str
 
     def id(self, model: str) -> str:
-        """Return the zoo's id of a model of this shape; a whole id stays as it is."""
-        return model if model in self.available else f"{self.stem}-{model}"
+        """Return the zoo's id of a model of this shape, or of a stranger; it need not be in the zoo's plan."""
+        return self.strangers.get(model, f"{self.stem}-{model}")
 
     def model(self, model: str) -> Weights:
         return load_weights(self.folder, self.id(model))
@@ -116,7 +119,10 @@ class Case:
     reference: Callable[[Kit], Weights] | None = None
     applies: Callable[[Kit], bool] = lambda _: True
 
+    def models(self, kit: Kit) -> list[str]:
+        """List the ids of the models that the case reads or that must be registered for it."""
+        return [kit.id(model) for model in (*self.parents, *self.registered, *self.uses)]
+
     def is_for(self, kit: Kit) -> bool:
         """Tell whether the case makes sense for this shape, and the zoo's plan has the models that it needs."""
-        needed = (*self.parents, *self.registered, *self.uses)
-        return all(kit.id(model) in kit.available for model in needed) and self.applies(kit)
+        return set(self.models(kit)) <= kit.available and self.applies(kit)

@@ -452,16 +452,16 @@ def _never_cases() -> list[Case]:
         _NEVER(
             name="other-style",
             registered=against,
-            build=make.stranger("other_style"),
+            build=make.one("other-style"),
+            uses=("other-style",),
             done="a model of the other style",
-            applies=lambda k: k.other_style is not None,
         ),
         _NEVER(
             name="other-width",
             registered=against,
-            build=make.stranger("other_width"),
+            build=make.one("other-width"),
+            uses=("other-width",),
             done="a model of another width",
-            applies=lambda k: k.other_width is not None,
         ),
         _NEVER(
             name="gains-only",

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NoReturn
 
+import numpy as np
+
 from fingerprint.errors import MalformedSignatureError, SignatureVersionError, UsageError, clipped
 from fingerprint.parameters import Parameters
 from fingerprint.records import Fingerprint, NeuronSample, TensorRecord
+from fingerprint.vocabulary import Content
 from signatures import sections as parts
 from signatures.container import Envelope, Section, canonical_json, pack, parse_object, unpack
+from signatures.index import unit_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from fingerprint.readers.bounded_json import Json
 
@@ -93,6 +99,25 @@ def decode_fingerprint(
     )
     header.require_nothing_else()
     return envelope, fingerprint, header.left_out(), extra
+
+
+def decode_vectors(data: bytes | memoryview, *, path: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """What the index holds of a signature: positions (m,) and unit vectors (m, k * k) of its sketched weights.
+
+    Raises as ``decode_fingerprint``, but looks at the table and the sketches alone.
+    """
+    envelope = unpack(data, path=path)
+    header = _Header(envelope.header, path)
+    known = {section.kind: section.data for section in envelope.sections}
+    width = header.parameters().sketch_width
+    if "TENS" not in known:
+        raise MalformedSignatureError(f"{path}: section TENS is absent")
+    rows = parts.read_table(known["TENS"], header.tensors(), header.words(), path)
+    found = parts.read_sketches(known["SKET"], len(rows), header.parameters(), path) if "SKET" in known else {}
+    chosen = [at for at, sketch in found.items() if rows[at].content is Content.WEIGHTS and np.any(sketch)]
+    if not chosen:
+        return np.zeros(0, np.int64), np.zeros((0, width * width), np.float32)
+    return np.array(chosen, np.int64), unit_vectors(np.stack([found[at] for at in chosen]))
 
 
 def _sections(fingerprint: Fingerprint, words: parts.Vocabulary) -> list[Section]:

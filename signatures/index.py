@@ -1,0 +1,355 @@
+"""Nearest registered tensors by sketch: the seam of vector indexes, with FAISS behind it and the slow search as oracle.
+
+Vectors are unit vectors of float32 (the flattened sketch of a tensor over its norm); the score is their inner product.
+A vector belongs to a model and the position of a tensor in the model's signature.
+
+Ties. Copies and siblings of one model share tensors, or have nearly equal ones: hundreds of rows can score alike, and
+one model can hold many copies of one tensor. A search for the nearest ``n`` rows would return some of the copies and
+leave the others out by accident. A search here therefore counts models, not rows: each model takes part with its best
+row, the ``n`` best models are returned, and with them every model whose score is that of the ``n``-th within ``TIE``.
+The fast index searches deeper until it can promise that, and where depth would not end it compares with all rows.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fingerprint.errors import RegistryBrokenError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
+
+TIE: Final = 1e-5
+"""Scores closer than this are taken for equal: ten times the rounding of an inner product of 256 numbers."""
+
+POSITION_BITS: Final = 20
+_MAX_DEPTH: Final = 4096
+_BLOCK_NUMBERS: Final = 1 << 24
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """For each query the best models, best first: arrays (queries, width).
+
+    ``scores`` float32, ``models`` and ``positions`` int64: the best row of each model. Rows of the arrays that are
+    shorter than the width end in scores of -inf, models and positions of -1.
+    """
+
+    scores: Float32
+    models: Int64
+    positions: Int64
+
+
+class VectorIndex(Protocol):
+    """Rows of vectors that belong to models."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    def add(self, model: int, positions: Int64, vectors: Float32) -> None:
+        """Add all rows of a model that is not covered: positions (m,) and unit vectors (m, width); m may be 0.
+
+        Raises ``UsageError`` if the model is covered or the vectors are not of that shape and norm.
+        """
+
+    def remove(self, model: int) -> None:
+        """Remove a model and its rows; nothing happens if it is not covered."""
+
+    def covers(self) -> Mapping[int, int]:
+        """The models that were added, each with its number of rows."""
+
+    def search(self, queries: Float32, n: int) -> Hits:
+        """The ``n`` best models for each of the unit vectors ``queries`` (q, width), and those that tie with them."""
+
+    def rows(self, model: int) -> tuple[Int64, Float32]:
+        """Positions (m,) and vectors (m, width) of a model."""
+
+    def save(self, path: Path) -> None:
+        """Write the index to ``path`` and to a small file beside it; raises ``OSError``."""
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read, mapped into memory, what ``save`` wrote; raises ``RegistryBrokenError``."""
+
+
+class ExactIndex:
+    """Compares with every row and sorts: slow, and plain enough to be the oracle of the other one."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._rows: dict[int, tuple[Int64, Float32]] = {}
+
+    def __len__(self) -> int:
+        return sum(len(positions) for positions, _ in self._rows.values())
+
+    def add(self, model: int, positions: Int64, vectors: Float32) -> None:
+        """See ``VectorIndex.add``."""
+        require_rows(model, positions, vectors, self._width, self._rows)
+        self._rows[model] = (positions.astype(np.int64), vectors.astype(np.float32))
+
+    def remove(self, model: int) -> None:
+        """See ``VectorIndex.remove``."""
+        self._rows.pop(model, None)
+
+    def covers(self) -> Mapping[int, int]:
+        """See ``VectorIndex.covers``."""
+        return {model: len(positions) for model, (positions, _) in self._rows.items()}
+
+    def rows(self, model: int) -> tuple[Int64, Float32]:
+        """See ``VectorIndex.rows``."""
+        return self._rows[model]
+
+    def search(self, queries: Float32, n: int) -> Hits:
+        """See ``VectorIndex.search``."""
+        found: list[list[tuple[float, int, int]]] = []
+        for query in queries:
+            best: list[tuple[float, int, int]] = []
+            for model, (positions, vectors) in self._rows.items():
+                if len(positions):
+                    scores = vectors @ query
+                    row = int(np.argmax(scores))
+                    best.append((float(scores[row]), model, int(positions[row])))
+            best.sort(key=lambda hit: (-hit[0], hit[1]))
+            if 0 < n < len(best):
+                best = [hit for hit in best if hit[0] >= best[n - 1][0] - TIE]
+            found.append(best if n > 0 else [])
+        return _padded(found)
+
+    def save(self, path: Path) -> None:
+        """See ``VectorIndex.save``."""
+        empty = np.zeros((0, self._width), np.float32)
+        np.save(path, np.concatenate([empty, *(vectors for _, vectors in self._rows.values())]))
+        rows = {str(model): positions.tolist() for model, (positions, _) in self._rows.items()}
+        _beside(path).write_text(json.dumps({"width": self._width, "positions": rows}))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """See ``VectorIndex.load``."""
+        try:
+            about = json.loads(_beside(path).read_text())
+            vectors = np.load(path, mmap_mode="r")
+            index = cls(about["width"])
+            start = 0
+            for model, positions in about["positions"].items():
+                index._rows[int(model)] = (np.array(positions, np.int64), vectors[start : start + len(positions)])
+                start += len(positions)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RegistryBrokenError(f"{path}: not an index that can be read: {error}") from error
+        return index
+
+
+class FlatIndex:
+    """FAISS's exhaustive search over inner products, mapped from a file where it was loaded from one."""
+
+    def __init__(self, width: int) -> None:
+        import faiss
+
+        self._width = width
+        self._index: Any = faiss.IndexIDMap(faiss.IndexFlatIP(width))
+        self._covers: dict[int, int] = {}
+        self._mapped = False
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    def add(self, model: int, positions: Int64, vectors: Float32) -> None:
+        """See ``VectorIndex.add``."""
+        require_rows(model, positions, vectors, self._width, self._covers)
+        if len(positions):
+            self._own()
+            self._index.add_with_ids(np.ascontiguousarray(vectors, np.float32), (model << POSITION_BITS) | positions)
+        self._covers[model] = len(positions)
+
+    def remove(self, model: int) -> None:
+        """See ``VectorIndex.remove``."""
+        import faiss
+
+        if self._covers.pop(model, 0):
+            self._own()
+            first = model << POSITION_BITS
+            self._index.remove_ids(faiss.IDSelectorRange(first, first + (1 << POSITION_BITS)))
+
+    def covers(self) -> Mapping[int, int]:
+        """See ``VectorIndex.covers``."""
+        return dict(self._covers)
+
+    def rows(self, model: int) -> tuple[Int64, Float32]:
+        """See ``VectorIndex.rows``."""
+        ids = self._ids()
+        chosen = np.flatnonzero(ids >> POSITION_BITS == model)
+        return ids[chosen] & ((1 << POSITION_BITS) - 1), self._matrix()[chosen]
+
+    def search(self, queries: Float32, n: int) -> Hits:
+        """See ``VectorIndex.search``."""
+        found: list[list[tuple[float, int, int]]] = [[] for _ in queries]
+        if n > 0 and len(self):
+            todo = np.arange(len(queries))
+            depth = min(len(self), max(64, 4 * n))
+            holders = sum(1 for rows in self._covers.values() if rows)
+            while len(todo) and n < holders and depth <= _MAX_DEPTH:
+                todo = self._search_deep(queries, todo, n, depth, found)
+                depth = min(4 * depth, len(self)) if depth < len(self) else _MAX_DEPTH + 1
+            self._search_all(queries, todo, n, found)
+        return _padded(found)
+
+    def save(self, path: Path) -> None:
+        """See ``VectorIndex.save``."""
+        import faiss
+
+        self._own()
+        faiss.write_index(self._index, str(path))
+        rows = {str(model): rows for model, rows in self._covers.items()}
+        _beside(path).write_text(json.dumps({"width": self._width, "bytes": path.stat().st_size, "rows": rows}))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """See ``VectorIndex.load``."""
+        import faiss
+
+        try:
+            about = json.loads(_beside(path).read_text())
+            size = path.stat().st_size
+            if size != about["bytes"]:
+                raise RegistryBrokenError(f"{path}: the index has {size} bytes instead of {about['bytes']}")
+            index = cls(about["width"])
+            index._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+            index._covers = {int(model): int(rows) for model, rows in about["rows"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise RegistryBrokenError(f"{path}: not an index that can be read: {error}") from error
+        if index._index.d != index._width or len(index) != sum(index._covers.values()):
+            raise RegistryBrokenError(f"{path}: the index and the list of its models contradict each other")
+        index._mapped = True
+        return index
+
+    def _own(self) -> None:
+        """A mapped index cannot be changed: copy it into memory first."""
+        import faiss
+
+        if self._mapped:
+            fresh = faiss.IndexIDMap(faiss.IndexFlatIP(self._width))
+            if len(self):
+                fresh.add_with_ids(np.ascontiguousarray(self._matrix()), self._ids())
+            self._index, self._mapped = fresh, False
+
+    def _ids(self) -> Int64:
+        import faiss
+
+        return np.asarray(faiss.vector_to_array(self._index.id_map), np.int64)
+
+    def _matrix(self) -> Float32:
+        """All vectors, as a window that is valid as long as the index is not changed."""
+        import faiss
+
+        if not len(self):
+            return np.zeros((0, self._width), np.float32)
+        flat: Any = faiss.downcast_index(self._index.index)
+        numbers: Float32 = faiss.rev_swig_ptr(flat.get_xb(), len(self) * self._width)
+        return numbers.reshape(len(self), self._width)
+
+    def _search_deep(
+        self, queries: Float32, todo: Int64, n: int, depth: int, found: list[list[tuple[float, int, int]]]
+    ) -> Int64:
+        """Search ``depth`` rows for the queries ``todo``; returns those for which that was not deep enough."""
+        scores, ids = self._index.search(np.ascontiguousarray(queries[todo], np.float32), depth)
+        again: list[int] = []
+        for query, row, numbers in zip(todo.tolist(), scores, ids, strict=True):
+            _, first = np.unique(numbers >> POSITION_BITS, return_index=True)
+            first.sort()
+            enough = len(first) > n and (depth == len(self) or row[-1] < row[first[n - 1]] - TIE)
+            if enough or depth == len(self):
+                found[query] = _chosen(row[first], numbers[first], n)
+            else:
+                again.append(query)
+        return np.array(again, np.int64)
+
+    def _search_all(self, queries: Float32, todo: Int64, n: int, found: list[list[tuple[float, int, int]]]) -> None:
+        """Compare the queries ``todo`` with all rows."""
+        if not len(todo):
+            return
+        ids, matrix = self._ids(), self._matrix()
+        order = np.argsort(ids >> POSITION_BITS, kind="stable")
+        models = (ids >> POSITION_BITS)[order]
+        starts = np.flatnonzero(np.diff(models, prepend=-1))
+        step = max(1, _BLOCK_NUMBERS // len(ids))
+        for start in range(0, len(todo), step):
+            block = todo[start : start + step]
+            scores = (queries[block] @ matrix.T)[:, order]
+            best = np.maximum.reduceat(scores, starts, axis=1)
+            for query, row, tops in zip(block.tolist(), scores, best, strict=True):
+                candidates = np.flatnonzero(tops >= _threshold(tops, n))
+                ends = np.append(starts[1:], len(ids))
+                rows = [starts[i] + int(np.argmax(row[starts[i] : ends[i]])) for i in candidates.tolist()]
+                found[query] = _chosen(row[rows], ids[order[rows]], n)
+
+
+def unit_vectors(sketches: Float32) -> Float32:
+    """Sketches (m, k, k) as unit vectors (m, k * k); sketches of zeros stay zeros."""
+    flat = sketches.reshape(len(sketches), -1).astype(np.float64)
+    norms = np.sqrt(np.sum(flat**2, axis=1, keepdims=True))
+    return (flat / np.where(norms > 0, norms, 1)).astype(np.float32)
+
+
+def merged(parts: Sequence[Hits], n: int) -> Hits:
+    """The hits of several indexes, none of which shares a model with another, as one index would give them."""
+    found: list[list[tuple[float, int, int]]] = []
+    for rows in zip(*(_unpadded(part) for part in parts), strict=True):
+        best = sorted((hit for row in rows for hit in row), key=lambda hit: (-hit[0], hit[1]))
+        if len(best) > n:
+            best = [hit for hit in best if hit[0] >= best[n - 1][0] - TIE]
+        found.append(best)
+    return _padded(found)
+
+
+def require_rows(model: int, positions: Int64, vectors: Float32, width: int, covered: Mapping[int, object]) -> None:
+    """Raise ``UsageError`` unless the rows can be added."""
+    if model in covered or not 0 <= model < 1 << (63 - POSITION_BITS):
+        raise UsageError(f"model {model} is in the index already, or is no id of a model")
+    if positions.ndim != 1 or vectors.shape != (len(positions), width):
+        raise UsageError(f"{positions.shape} positions with vectors of shape {vectors.shape}; the width is {width}")
+    if len(positions):
+        norms = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+        if int(positions.min()) < 0 or int(positions.max()) >= 1 << POSITION_BITS or np.any(np.abs(norms - 1) > 1e-3):
+            raise UsageError("positions of an index are small natural numbers, and its vectors have norm 1")
+
+
+def _chosen(scores: Float32, ids: Int64, n: int) -> list[tuple[float, int, int]]:
+    """Hits as triples, best first, cut after the ``n``-th and its ties."""
+    last = (1 << POSITION_BITS) - 1
+    pairs = zip(scores.tolist(), ids.tolist(), strict=True)
+    hits = sorted(((s, i >> POSITION_BITS, i & last) for s, i in pairs), key=lambda hit: (-hit[0], hit[1]))
+    return hits if len(hits) <= n else [hit for hit in hits if hit[0] >= hits[n - 1][0] - TIE]
+
+
+def _threshold(tops: Float32, n: int) -> float:
+    return -np.inf if len(tops) <= n else float(np.partition(tops, -n)[-n]) - TIE
+
+
+def _padded(found: list[list[tuple[float, int, int]]]) -> Hits:
+    width = max(map(len, found), default=0)
+    scores = np.full((len(found), width), -np.inf, np.float32)
+    models = np.full((len(found), width), -1, np.int64)
+    positions = np.full((len(found), width), -1, np.int64)
+    for row, hits in enumerate(found):
+        if hits:
+            scores[row, : len(hits)], models[row, : len(hits)], positions[row, : len(hits)] = zip(*hits, strict=True)
+    return Hits(scores, models, positions)
+
+
+def _unpadded(hits: Hits) -> list[list[tuple[float, int, int]]]:
+    return [
+        [hit for hit in zip(*rows, strict=True) if hit[1] >= 0]
+        for rows in zip(hits.scores.tolist(), hits.models.tolist(), hits.positions.tolist(), strict=True)
+    ]
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".json")

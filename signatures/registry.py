@@ -1,0 +1,378 @@
+"""The registry: registering, removing, finding, listing and exchanging models, and searching their vectors.
+
+This module and what it imports at the top cost no numpy and no FAISS; listing models never needs them.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from fingerprint.errors import (
+    NameTakenError,
+    RegistryBrokenError,
+    RegistryError,
+    SignatureError,
+    UnknownModelError,
+    clipped,
+)
+from fingerprint.parameters import DEFAULT_PARAMETERS, Parameters
+from signatures.records import (
+    LOCAL,
+    MAX_NOTE,
+    DigestHit,
+    ModelRecord,
+    Registration,
+    require_label,
+    require_name,
+    require_origin,
+)
+from signatures.store import BUSY_SECONDS, Store
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable
+
+    from signatures.entries import Entry
+    from signatures.index import Float32, Hits
+    from signatures.index_folder import IndexFolder, Rows
+    from signatures.signature import Signature
+
+_CACHED_SIGNATURES: Final = 32
+_CACHED_BYTES: Final = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class IndexStatus:
+    """What the index on disk covers: ``missing`` and ``superfluous`` are ids of models; ``bytes`` of its segments."""
+
+    models: int
+    covered: int
+    vectors: int
+    segments: int
+    bytes: int
+    missing: tuple[int, ...]
+    superfluous: tuple[int, ...]
+
+    @property
+    def current(self) -> bool:
+        """Whether the files cover exactly the registered models (a search adds in memory what they lack)."""
+        return not self.missing and not self.superfluous
+
+
+@dataclass(frozen=True, slots=True)
+class IndexCheck:
+    """Outcome of comparing the index with the signatures and with the slow search.
+
+    ``queries`` were searched both ways; ``problems`` is empty if all agreed.
+    """
+
+    status: IndexStatus
+    queries: int
+    problems: tuple[str, ...]
+
+
+def default_folder() -> Path:
+    """The registry of this user."""
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("weightprint", appauthor=False))
+
+
+class Registry:
+    """A folder of registered models. Several processes may use one at once; an object belongs to one thread."""
+
+    def __init__(self, store: Store, parameters: Parameters) -> None:
+        self._store = store
+        self._parameters = parameters
+        self._index: IndexFolder | None = None
+        self._cache: OrderedDict[str, tuple[Signature, int]] = OrderedDict()
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        create: bool = True,
+        parameters: Parameters = DEFAULT_PARAMETERS,
+        timeout: float = BUSY_SECONDS,
+    ) -> Self:
+        """Open the registry in ``folder`` (default: the user's), making it if it is absent and ``create`` is true.
+
+        All its signatures share ``parameters``. ``timeout`` is how many seconds to wait for other processes.
+        Raises ``RegistryError`` and the errors below it, ``IncompatibleParametersError``.
+        """
+        place = default_folder() if folder is None else Path(folder)
+        return cls(Store.open(place, method=parameters.to_mapping(), create=create, timeout=timeout), parameters)
+
+    def close(self) -> None:
+        """Close the registry; the object is of no more use."""
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self._store.folder
+
+    @property
+    def digest(self) -> str:
+        """A hash of the set of registered signatures ("sha256:..."), the same wherever they are registered."""
+        return self._store.digest()
+
+    # Records
+
+    def models(self) -> tuple[ModelRecord, ...]:
+        """All models, in the order of their ids."""
+        return self._store.models()
+
+    def get(self, name: str) -> ModelRecord:
+        """The model with that name, alias or identity; raises ``UnknownModelError``."""
+        record = self._store.find(name)
+        if record is None:
+            raise UnknownModelError(f"no registered model has the name {clipped(name)!r}; `fp list` shows all")
+        return record
+
+    def register(
+        self,
+        signature: Signature,
+        *,
+        name: str,
+        owner: str | None = None,
+        license: str | None = None,  # noqa: A002 - the word of the command line and of the record
+        revision: str | None = None,
+        base: str | None = None,
+        note: str | None = None,
+        origin: str = LOCAL,
+        claimed: datetime | None = None,
+        replace: bool = False,
+    ) -> ModelRecord:
+        """Register a signature under a name and return its model; whole or not at all.
+
+        The same weights under the same name change nothing, not even what is said about them; under another name they
+        give the model an alias. Weights are the same if the signatures are, or if all tensors have equal digests,
+        were measured at the same depth and come from the same origin. Raises ``NameTakenError`` if other weights have
+        the name, unless ``replace`` is true: then the name changes over to the new weights, and the old ones are
+        forgotten if that was their only name. Raises ``UsageError`` for an impossible name or label,
+        ``IncompatibleParametersError``, ``MalformedSignatureError`` for a signature that was tampered with.
+        """
+        from signatures.entries import Entry
+
+        signature.fingerprint.parameters.require_equal(self._parameters)
+        if base is not None:
+            require_name(base)
+        registration = Registration(
+            name=require_name(name),
+            owner=require_label(owner, "owner"),
+            license=require_label(license, "license"),
+            revision=require_label(revision, "revision"),
+            base=base,
+            note=require_label(note, "note", MAX_NOTE),
+            origin=require_origin(origin),
+            registered=datetime.now(UTC),
+            claimed=claimed,
+        )
+        entry = Entry.of(signature)
+        with self._store.writing():
+            model = self._insert(entry, registration, replace=replace)
+        self._index_if_possible()
+        record = self._store.by_id(model)
+        if record is None:
+            raise UnknownModelError(f"the model {name!r} was removed by another process while it was registered")
+        return record
+
+    def remove(self, name: str) -> None:
+        """Remove a name, and with the last name of a model its signature; raises ``UnknownModelError``."""
+        with self._store.writing():
+            self._store.remove_name(name)
+        self._index_if_possible()
+
+    def remove_origin(self, origin: str) -> tuple[str, ...]:
+        """Remove all names that were imported from ``origin`` and return them."""
+        with self._store.writing():
+            names = tuple(
+                entry.name for record in self.models() for entry in record.registrations if entry.origin == origin
+            )
+            for name in names:
+                self._store.remove_name(name)
+        self._index_if_possible()
+        return names
+
+    # Signatures and digests
+
+    def load_signature(self, model: ModelRecord | str) -> Signature:
+        """The signature of a model (or of the one with that name); the latest ones are kept in memory.
+
+        Raises ``UnknownModelError`` if it was removed, ``RegistryBrokenError`` if its file is damaged.
+        """
+        from signatures.signature import decode
+
+        identity = self.get(model).identity if isinstance(model, str) else model.identity
+        if identity in self._cache:
+            self._cache.move_to_end(identity)
+            return self._cache[identity][0]
+        data = self._store.read_file(identity)
+        try:
+            signature = decode(data, path=str(self._store.place(identity)))
+        except SignatureError as error:
+            raise RegistryBrokenError(f"the registry has a signature that cannot be read: {error}") from error
+        if signature.identity != identity:
+            raise RegistryBrokenError(f"{self._store.place(identity)}: the signature is another one than registered")
+        self._cache[identity] = (signature, len(data))
+        while len(self._cache) > _CACHED_SIGNATURES or sum(size for _, size in self._cache.values()) > _CACHED_BYTES:
+            self._cache.popitem(last=False)
+        return signature
+
+    def lookup_digests(self, digests: Iterable[bytes]) -> list[DigestHit]:
+        """Registered tensors of trained weights that have one of the 32-byte ``digests``, by model and position."""
+        return self._store.lookup(digests)
+
+    # Vectors
+
+    def search(self, queries: Float32, n: int) -> Hits:
+        """The ``n`` registered models nearest to each of the unit vectors ``queries`` (q, k * k), ties included.
+
+        Every model that is registered at this moment is searched. Raises ``RegistryBrokenError``.
+        """
+        index = self._folder_index()
+        index.follow(self._store.model_ids(), self._rows)
+        return index.search(queries, n)
+
+    def index_status(self) -> IndexStatus:
+        """What the index on disk covers."""
+        covered, segments, size = self._fresh_index().on_disk()
+        models = self._store.model_ids()
+        return IndexStatus(
+            models=len(models),
+            covered=len(covered),
+            vectors=sum(covered.values()),
+            segments=segments,
+            bytes=size,
+            missing=tuple(sorted(set(models) - set(covered))),
+            superfluous=tuple(sorted(set(covered) - set(models))),
+        )
+
+    def rebuild_index(self) -> IndexStatus:
+        """Make the index anew from the signatures; raises ``RegistryError`` if it cannot be written."""
+        import sqlite3
+
+        self._index = self._fresh_index()
+        try:
+            self._index.rebuild(self._store.model_ids(), self._rows)
+        except (OSError, sqlite3.Error) as error:
+            raise RegistryError(f"{self.folder}: the index cannot be written: {error}") from error
+        return self.index_status()
+
+    def check_index(self, queries: int = 200) -> IndexCheck:
+        """Compare the index on disk with the signatures, and its answers with those of the slow search.
+
+        ``queries`` registered vectors, spread over the models and blurred, are searched both ways.
+        """
+        from signatures.index_check import check
+
+        status = self.index_status()
+        models = self._store.model_ids()
+        rows = {model: found for model in models if (found := self._rows(model)) is not None}
+        count, problems = check(self._fresh_index(), rows, queries, self._parameters.sketch_width**2)
+        return IndexCheck(status, count, tuple(problems))
+
+    def check(self) -> tuple[str, ...]:
+        """What is wrong with the registry: nothing, or a line for each problem. Reads every signature."""
+        from signatures.entries import Entry
+
+        problems = self._store.problems()
+        for record in self.models():
+            try:
+                entry = Entry.of(self.load_signature(record))
+            except RegistryError as error:
+                if self._store.by_id(record.id) is not None:
+                    problems.append(str(error))
+                continue
+            facts = (entry.weights, entry.depth, entry.counts)
+            if facts != (record.weights, record.depth, (record.parameters, record.tensors)):
+                problems.append(f"{record.name}: the record contradicts the signature")
+            if sorted(entry.digests) != self._store.digest_rows(record.id) and self._store.by_id(record.id) is not None:
+                problems.append(f"{record.name}: the registered digests are not those of the signature")
+        with self._store.writing():
+            problems += [f"{path}: no model has this file" for path in self._store.stray_files()]
+        return tuple(problems)
+
+    def _insert(self, entry: Entry, registration: Registration, *, replace: bool) -> int:
+        """Bring in a signature under a name and return the model's id; the write lock is held."""
+        store = self._store
+        same = self._same(entry, registration.origin)
+        holder = store.find(registration.name)
+        if holder is not None:
+            if same is not None and holder.id == same.id:
+                return holder.id
+            if not replace:
+                raise NameTakenError(
+                    f"{registration.name!r} is registered with other weights ({holder.identity}); "
+                    "choose another name, or replace them"
+                )
+            store.remove_name(registration.name)
+        if same is not None:
+            model = same.id
+        else:
+            model = store.add_model(
+                entry.identity,
+                entry.data,
+                weights=entry.weights,
+                depth=entry.depth,
+                counts=entry.counts,
+                digests=entry.digests,
+            )
+        store.add_name(model, registration)
+        return model
+
+    def _same(self, entry: Entry, origin: str) -> ModelRecord | None:
+        """The registered model of the same weights.
+
+        A stranger's signature with our digests may lie about everything else, so that equal digests count only within
+        one origin; equal identities mean equal contents.
+        """
+        if (record := self._store.find(entry.identity)) is not None:
+            return record
+        if entry.weights is None:
+            return None
+        found = self._store.same_weights(entry.weights, entry.depth)
+        return next((one for one in found if any(name.origin == origin for name in one.registrations)), None)
+
+    def _rows(self, model: int) -> Rows | None:
+        """Vectors of a model for the index, ``None`` if it is gone."""
+        from signatures.codec import decode_vectors
+
+        identity = self._store.model_ids().get(model)
+        if identity is None:
+            return None
+        with suppress(UnknownModelError):
+            data = self._store.read_file(identity)
+            try:
+                return decode_vectors(data, path=str(self._store.place(identity)))
+            except SignatureError as error:
+                raise RegistryBrokenError(f"the registry has a signature that cannot be read: {error}") from error
+        return None
+
+    def _folder_index(self) -> IndexFolder:
+        if self._index is None:
+            self._index = self._fresh_index()
+        return self._index
+
+    def _fresh_index(self) -> IndexFolder:
+        from signatures.index_folder import IndexFolder
+
+        return IndexFolder(self.folder / "index", self._store.key, self._parameters.sketch_width**2)
+
+    def _index_if_possible(self) -> None:
+        """Keep the index on disk close to the registry; a search makes up for whatever fails here."""
+        with suppress(RegistryError):
+            self._folder_index().follow(self._store.model_ids(), self._rows)

@@ -1,0 +1,408 @@
+"""The registry on disk: an SQLite file of models and digests, and signature files named by their identity.
+
+How it survives ``kill -9``. Every writer holds SQLite's write lock. A new signature file is written and flushed in
+``pending/`` before the transaction that mentions it commits, and moved to its place afterwards; a file to be deleted is
+moved to ``pending/`` before the commit and deleted afterwards. Whatever is found in ``pending/`` by the next holder of
+the lock is therefore settled by the database alone: a mentioned file is moved to its place, any other is deleted.
+Readers look in both places.
+
+This module imports neither numpy nor FAISS, so that listing models stays quick.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+import uuid
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from fingerprint.errors import (
+    IncompatibleParametersError,
+    RegistryBrokenError,
+    RegistryBusyError,
+    RegistryError,
+    UnknownModelError,
+    clipped,
+)
+from signatures.files import flush_folder, write_flushed
+from signatures.records import LOCAL, DigestHit, ModelRecord, Registration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+DATABASE: Final = "registry.sqlite3"
+SCHEMA_VERSION: Final = 1
+APPLICATION_ID: Final = 0x66707267
+BUSY_SECONDS: Final = 60.0
+_BATCH: Final = 900
+
+_SCHEMA: Final = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE models (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    identity TEXT NOT NULL UNIQUE,
+    weights TEXT,
+    depth TEXT NOT NULL,
+    parameters INTEGER NOT NULL,
+    tensors INTEGER NOT NULL
+) STRICT;
+CREATE INDEX models_weights ON models (weights);
+CREATE TABLE registrations (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE COLLATE NOCASE,
+    model INTEGER NOT NULL REFERENCES models (id),
+    owner TEXT, license TEXT, revision TEXT, base TEXT, note TEXT,
+    origin TEXT NOT NULL,
+    registered INTEGER NOT NULL,
+    claimed INTEGER
+) STRICT;
+CREATE INDEX registrations_model ON registrations (model);
+CREATE TABLE digests (
+    model INTEGER NOT NULL REFERENCES models (id),
+    position INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    elements INTEGER NOT NULL,
+    PRIMARY KEY (model, position, kind)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX digests_digest ON digests (digest);
+"""
+
+
+class Store:
+    """One connection to a registry on disk. Use it from one thread, and open another one after a fork."""
+
+    def __init__(self, folder: Path, database: sqlite3.Connection, key: str, timeout: float) -> None:
+        self.folder = folder
+        self.key = key
+        self._database = database
+        self._timeout = timeout
+        self._signatures = folder / "signatures"
+        self._pending = folder / "pending"
+
+    @classmethod
+    def open(cls, folder: Path, *, method: Mapping[str, int], create: bool, timeout: float = BUSY_SECONDS) -> Self:
+        """Open the registry in ``folder`` for the parameters ``method``.
+
+        Raises ``RegistryError`` if there is none and ``create`` is false, ``RegistryBrokenError`` if it cannot be
+        used, ``IncompatibleParametersError`` if it was made for other parameters of the method.
+        """
+        path = folder / DATABASE
+        with _translated(path):
+            if not path.exists():
+                if not create:
+                    raise RegistryError(f"{folder}: there is no registry; `fp register` makes one")
+                _create(folder, method)
+            database = _connect(path, timeout)
+            try:
+                return cls(folder, database, _checked_meta(database, path, method)["uuid"], timeout)
+            except BaseException:
+                database.close()
+                raise
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._database.close()
+
+    # Reading
+
+    def models(self) -> tuple[ModelRecord, ...]:
+        """All models, in the order of their ids."""
+        return self._records("", ())
+
+    def model_ids(self) -> dict[int, str]:
+        """Ids and identities of all models."""
+        with _translated(self.folder):
+            return dict(self._database.execute("SELECT id, identity FROM models ORDER BY id").fetchall())
+
+    def find(self, name: str) -> ModelRecord | None:
+        """The model with that name, alias, or identity."""
+        if name.startswith("sha256:"):
+            found = self._records("WHERE models.identity = ?", (name,))
+        else:
+            found = self._records("WHERE models.id IN (SELECT model FROM registrations WHERE name = ?)", (name,))
+        return found[0] if found else None
+
+    def by_id(self, model: int) -> ModelRecord | None:
+        """The model with that id."""
+        found = self._records("WHERE models.id = ?", (model,))
+        return found[0] if found else None
+
+    def same_weights(self, weights: str, depth: str) -> tuple[ModelRecord, ...]:
+        """Models whose tensors have the same digests, measured at the same depth."""
+        return self._records("WHERE models.weights = ? AND models.depth = ?", (weights, depth))
+
+    def lookup(self, digests: Iterable[bytes]) -> list[DigestHit]:
+        """All registered tensors with one of these digests, by model and position."""
+        wanted = list(dict.fromkeys(digests))
+        hits: list[DigestHit] = []
+        with _translated(self.folder):
+            for start in range(0, len(wanted), _BATCH):
+                batch = wanted[start : start + _BATCH]
+                marks = ",".join("?" * len(batch))
+                query = f"SELECT digest, model, position, kind, elements FROM digests WHERE digest IN ({marks})"  # noqa: S608 - only marks are put in
+                hits += [DigestHit(*row) for row in self._database.execute(query, batch)]
+        return sorted(hits, key=lambda hit: (hit.model, hit.position, hit.kind))
+
+    def digest(self) -> str:
+        """A hash of the identities of all models: equal for registries of the same models."""
+        identities = sorted(self.model_ids().values())
+        return f"sha256:{hashlib.sha256(''.join(identities).encode()).hexdigest()}"
+
+    def read_file(self, identity: str) -> bytes:
+        """The signature file of a model; raises ``UnknownModelError`` or ``RegistryBrokenError``."""
+        places = (self.place(identity), self._pending_place(identity))
+        for place in (*places, *places):  # a file may move to the place just looked at
+            with _translated(self.folder), suppress(FileNotFoundError):
+                return place.read_bytes()
+        if identity not in self.model_ids().values():
+            raise UnknownModelError(f"no registered model has the signature {clipped(identity)}")
+        raise RegistryBrokenError(f"{self.folder}: the signature file {places[0].name} is absent")
+
+    def place(self, identity: str) -> Path:
+        """Where the signature file of that identity lies."""
+        number = identity.removeprefix("sha256:")
+        return self._signatures / number[:2] / f"{number}.fpsig"
+
+    # Writing
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the write lock; what is done inside happens whole or not at all.
+
+        Raises ``RegistryBusyError`` if another process holds the lock for too long.
+        """
+        with _translated(self.folder):
+            self._database.execute("BEGIN IMMEDIATE")
+        try:
+            with _translated(self.folder):
+                self._settle()
+                yield
+                self._database.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                self._database.execute("ROLLBACK")
+            raise
+        finally:
+            self._try_to_settle()
+
+    def add_model(
+        self,
+        identity: str,
+        data: bytes,
+        *,
+        weights: str | None,
+        depth: str,
+        counts: tuple[int, int],
+        digests: Iterable[tuple[int, str, bytes, int]],
+    ) -> int:
+        """Add a model without names and return its id; only inside ``writing``.
+
+        ``data`` is the signature file, ``counts`` are parameters and tensors, ``digests`` rows of position, kind,
+        digest and elements.
+        """
+        self._pending.mkdir(exist_ok=True)
+        write_flushed(self._pending_place(identity), data)
+        flush_folder(self._pending)
+        row = (identity, weights, depth, *counts)
+        insert = "INSERT INTO models (identity, weights, depth, parameters, tensors) VALUES (?, ?, ?, ?, ?)"
+        model = self._database.execute(insert, row).lastrowid
+        if model is None:
+            raise RegistryBrokenError(f"{self.folder}: the database gave no id to a new model")
+        self._database.executemany(
+            "INSERT INTO digests (model, position, kind, digest, elements) VALUES (?, ?, ?, ?, ?)",
+            ((model, *digest) for digest in digests),
+        )
+        return model
+
+    def add_name(self, model: int, entry: Registration) -> None:
+        """Give a model a name that is free; only inside ``writing``."""
+        self._database.execute(
+            "INSERT INTO registrations (name, model, owner, license, revision, base, note, origin, registered, claimed)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                entry.name,
+                model,
+                entry.owner,
+                entry.license,
+                entry.revision,
+                entry.base,
+                entry.note,
+                entry.origin,
+                int(entry.registered.timestamp()),
+                None if entry.claimed is None else int(entry.claimed.timestamp()),
+            ),
+        )
+
+    def remove_name(self, name: str) -> None:
+        """Remove a name, and the model if it was the last one; only inside ``writing``."""
+        record = self.find(name)
+        entry = None if record is None else record.named(name)
+        if record is None or entry is None:
+            raise UnknownModelError(f"no registered model has the name {clipped(name)!r}")
+        self._database.execute("DELETE FROM registrations WHERE name = ?", (name,))
+        if len(record.registrations) > 1:
+            return
+        self._database.execute("DELETE FROM digests WHERE model = ?", (record.id,))
+        self._database.execute("DELETE FROM models WHERE id = ?", (record.id,))
+        self._pending.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):
+            self.place(record.identity).replace(self._pending_place(record.identity))
+
+    # Checking
+
+    def problems(self) -> list[str]:
+        """What the database itself finds wrong, and names without models or models without names."""
+        with _translated(self.folder):
+            found = [row[0] for row in self._database.execute("PRAGMA integrity_check") if row[0] != "ok"]
+            broken = self._database.execute("PRAGMA foreign_key_check").fetchall()
+            found += [f"a row of {row[0]} mentions a model that does not exist" for row in broken]
+            nameless = "SELECT identity FROM models WHERE id NOT IN (SELECT model FROM registrations)"
+            found += [f"model {row[0]} has no name" for row in self._database.execute(nameless)]
+        return found
+
+    def digest_rows(self, model: int) -> list[tuple[int, str, bytes, int]]:
+        """Rows of position, kind, digest and elements of one model, in order."""
+        query = "SELECT position, kind, digest, elements FROM digests WHERE model = ? ORDER BY position, kind"
+        with _translated(self.folder):
+            return self._database.execute(query, (model,)).fetchall()
+
+    def stray_files(self) -> list[Path]:
+        """Files among the signatures that no model has; only inside ``writing``, else they may be on their way."""
+        known = {self.place(identity) for identity in self.model_ids().values()}
+        return sorted(path for path in self._signatures.glob("*/*") if path not in known)
+
+    def _records(self, where: str, values: tuple[Any, ...]) -> tuple[ModelRecord, ...]:
+        query = f"""
+            SELECT models.id, identity, depth, parameters, tensors, weights,
+                   name, owner, license, revision, base, note, origin, registered, claimed
+            FROM models JOIN registrations ON registrations.model = models.id {where}
+            ORDER BY models.id, origin != ?, registrations.id
+        """  # noqa: S608 - ``where`` is one of the constants above
+        with _translated(self.folder):
+            rows = self._database.execute(query, (*values, LOCAL)).fetchall()
+        models: dict[int, tuple[tuple[Any, ...], list[Registration]]] = {}
+        for row in rows:
+            fields = [*row[6:13], _moment(row[13]), _optional_moment(row[14])]
+            models.setdefault(row[0], (row[:6], []))[1].append(Registration(*fields))
+        records = ([*head, tuple(entries)] for head, entries in models.values())
+        return tuple(ModelRecord(*fields) for fields in records)
+
+    def _pending_place(self, identity: str) -> Path:
+        return self._pending / f"{identity.removeprefix('sha256:')}.fpsig"
+
+    def _settle(self) -> None:
+        """Bring what other writers left in ``pending/`` to its end; the write lock is held."""
+        if not self._pending.is_dir():
+            return
+        for path in sorted(self._pending.glob("*.fpsig")):
+            identity = f"sha256:{path.stem}"
+            known = self._database.execute("SELECT 1 FROM models WHERE identity = ?", (identity,)).fetchone()
+            place = self.place(identity)
+            if known and not place.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(place)
+                flush_folder(place.parent)
+            else:
+                path.unlink()
+
+    def _try_to_settle(self) -> None:
+        """Settle at once if nobody else holds the lock; otherwise whoever holds it next does."""
+        with suppress(sqlite3.Error, OSError):
+            self._database.execute("PRAGMA busy_timeout = 0")
+            try:
+                self._database.execute("BEGIN IMMEDIATE")
+                self._settle()
+                self._database.execute("COMMIT")
+            finally:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                self._database.execute(f"PRAGMA busy_timeout = {int(self._timeout * 1000)}")
+
+
+def _create(folder: Path, method: Mapping[str, int]) -> None:
+    """Make an empty registry beside its place and link it there: nobody ever sees half of one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{DATABASE}.{uuid.uuid4().hex}.tmp"
+    try:
+        database = sqlite3.connect(temporary, isolation_level=None)
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.executescript(_SCHEMA)
+            rows = [("uuid", uuid.uuid4().hex), ("method", json.dumps(dict(method), sort_keys=True))]
+            database.executemany("INSERT INTO meta (name, value) VALUES (?, ?)", rows)
+            database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        finally:
+            database.close()
+        _publish(temporary, folder / DATABASE)
+        flush_folder(folder)
+    finally:
+        for suffix in ("", "-wal", "-shm"):
+            temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give ``temporary`` the name ``path`` unless another process was first."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links: two first registrations at once may then collide
+        if not path.exists():
+            temporary.rename(path)
+
+
+def _connect(path: Path, timeout: float) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=timeout, isolation_level=None)
+    database.execute("PRAGMA foreign_keys = ON")
+    database.execute("PRAGMA synchronous = FULL")
+    return database
+
+
+def _checked_meta(database: sqlite3.Connection, path: Path, method: Mapping[str, int]) -> dict[str, str]:
+    application = database.execute("PRAGMA application_id").fetchone()[0]
+    version = database.execute("PRAGMA user_version").fetchone()[0]
+    if application != APPLICATION_ID:
+        raise RegistryBrokenError(f"{path}: this is not the database of a registry")
+    if version != SCHEMA_VERSION:
+        raise RegistryBrokenError(
+            f"{path}: the registry has version {version}; this program knows version {SCHEMA_VERSION}"
+        )
+    found = dict(database.execute("SELECT name, value FROM meta").fetchall())
+    if not {"uuid", "method"} <= set(found):
+        raise RegistryBrokenError(f"{path}: the registry does not say what it was made with")
+    if json.loads(found["method"]) != dict(method):
+        raise IncompatibleParametersError(
+            f"{path}: the registry was made with other parameters of the method: {found['method']}"
+        )
+    return found
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Errors of SQLite and of the file system as errors of the registry."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+            raise RegistryBusyError(f"{path}: another process holds the registry; try again later") from error
+        if isinstance(error, sqlite3.OperationalError) and code not in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+            raise RegistryError(f"{path}: {error}") from error
+        raise RegistryBrokenError(f"{path}: {error}") from error
+    except OSError as error:
+        raise RegistryError(f"{error.filename or path}: {error.strerror}") from error
+
+
+def _moment(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _optional_moment(seconds: int | None) -> datetime | None:
+    return None if seconds is None else _moment(seconds)

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
 from fingerprint.readers import folder, reader_for
-from fingerprint.readers.base import FileRecord, Finding
+from fingerprint.readers.base import Contents, FileRecord, Finding
 from fingerprint.readers.index import is_index
 from fingerprint.source import FileSource, stat_path
 
@@ -80,38 +80,38 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     name = os.fspath(path)
     if stat.S_ISDIR(stat_path(name).st_mode):
-        return _from_folder(folder.open_folder(name), name)
+        return _of_folder(name, folder.open_folder(name))
     source = FileSource(name)
     try:
         if is_index(source):
             found = folder.open_index(source)
             source.close()
-            return _from_folder(found, name)
+            return _of_folder(name, found)
         reader = reader_for(source)
         contents = reader.open(source)
     except BaseException:
         source.close()
         raise
+    return _checkpoint(name, reader.name, (FileRecord(name, source.size),), contents, (source,))
+
+
+def _of_folder(name: str, found: folder.FolderContents) -> Checkpoint:
+    return _checkpoint(name, found.format, found.files, found.contents, found.sources)
+
+
+def _checkpoint(
+    name: str, file_format: str, files: tuple[FileRecord, ...], contents: Contents, sources: tuple[Source, ...]
+) -> Checkpoint:
+    findings = contents.findings
+    if not contents.tensors:
+        findings += (Finding("no-tensors", "there is not one tensor in it"),)
     return Checkpoint(
         path=name,
-        format=reader.name,
-        files=(FileRecord(name, source.size),),
+        format=file_format,
+        files=files,
         tensors=contents.tensors,
-        findings=contents.findings,
+        findings=findings,
         metadata=MappingProxyType(dict(contents.metadata)),
         complete=contents.complete,
-        sources=(source,),
-    )
-
-
-def _from_folder(found: folder.FolderContents, name: str) -> Checkpoint:
-    return Checkpoint(
-        path=name,
-        format=found.format,
-        files=found.files,
-        tensors=found.contents.tensors,
-        findings=found.contents.findings,
-        metadata=MappingProxyType(dict(found.contents.metadata)),
-        complete=found.contents.complete,
-        sources=found.sources,
+        sources=sources,
     )

@@ -22,6 +22,9 @@ def reader_for(source: Source) -> Reader:
     """
     if not source.size:
         raise MalformedFileError("the file is empty", path=source.path)
+    if source.size < 1024 and bytes(source.read(0, source.size)).startswith(b"version https://git-lfs"):
+        hint = "fetch the file itself: git lfs pull"
+        raise UnsupportedFormatError("a pointer of Git LFS, not the file itself", path=source.path, hint=hint)
     reader = recognised(source) or next((r for r in READERS if source.path.lower().endswith(r.suffixes)), None)
     if reader is None:
         names = ", ".join(reader.name for reader in READERS)

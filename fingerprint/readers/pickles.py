@@ -147,9 +147,9 @@ class _Machine:
         return int.from_bytes(self.take(size), "little")
 
     def sized(self, size: int) -> bytes:
-        length = self.number(size)
-        self.charge(length)
-        return self.take(length)
+        raw = self.take(self.number(size))
+        self.charge(len(raw))
+        return raw
 
     def line(self) -> bytes:
         end = self.data.find(b"\n", self.position, self.position + MAX_LINE + 1)

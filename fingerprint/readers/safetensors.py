@@ -87,6 +87,8 @@ def open_safetensors(source: Source) -> Contents:
 def _header_size(source: Source) -> int:
     if source.size < 8:
         raise MalformedFileError(f"{source.size} bytes are no safetensors file", path=source.path)
+    if source.size > 8 and bytes(source.read(8, 1)) != b"{":
+        raise MalformedFileError("no safetensors file: its ninth byte does not open a header", path=source.path)
     size = int.from_bytes(source.read(0, 8), "little")
     if size > MAX_HEADER:
         message = f"the header claims {size} bytes; {MAX_HEADER} are allowed"

@@ -1,0 +1,17 @@
+"""A corpus of hostile checkpoints, made by code: for the tests of the readers and the commands, and for benchmarks.
+
+``for case in CASES: path = case.build(folder)`` writes the case into an empty folder and gives the path to open. A
+payload that was executed would leave a file named ``CANARY`` in that folder.
+"""
+
+from __future__ import annotations
+
+from tests.hostile.case import CANARY, Case, Expect
+from tests.hostile.folder_cases import FOLDER_CASES
+from tests.hostile.pickle_cases import PICKLE_CASES
+from tests.hostile.safetensors_cases import SAFETENSORS_CASES
+from tests.hostile.zip_cases import ZIP_CASES
+
+CASES: tuple[Case, ...] = (*SAFETENSORS_CASES, *FOLDER_CASES, *PICKLE_CASES, *ZIP_CASES)
+
+__all__ = ["CANARY", "CASES", "Case", "Expect"]

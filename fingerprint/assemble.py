@@ -137,9 +137,7 @@ def _record(tensor: CanonicalTensor, result: TensorMeasurement, parameters: Para
     )
 
 
-def _axis_samples(
-    tensor: CanonicalTensor, result: TensorMeasurement, parameters: Parameters
-) -> tuple[AxisSample, ...]:
+def _axis_samples(tensor: CanonicalTensor, result: TensorMeasurement, parameters: Parameters) -> tuple[AxisSample, ...]:
     if result.content is Content.VECTOR and result.vector is not None:
         size = element_count(tensor.view.shape)
         indices = sample_indices(parameters.seed, Stream.AXIS_SAMPLE, size, parameters.axis_samples)

@@ -33,6 +33,8 @@ BLOCK_ELEMENTS: Final = 1 << 18
 TRANSPOSED_BLOCK_ELEMENTS: Final = 1 << 24
 """Larger where every block has to gather columns of the whole source."""
 
+_SMOOTH: Final = 0.05
+
 CASTS: Final = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
@@ -82,7 +84,11 @@ def measure_tensor(view: TensorView, parameters: Parameters, *, casts: bool, nor
     moments = _Moments()
     probe = _Probe(rows, columns, parameters) if wants_sketch else None
     slice_norms = _SliceNorms(rows, columns) if norms and wants_sketch else None
-    vector = _VectorSample(element_count(view.shape), parameters) if is_float and rows * columns and min(rows, columns) == 1 else None
+    vector = (
+        _VectorSample(element_count(view.shape), parameters)
+        if is_float and rows * columns and min(rows, columns) == 1
+        else None
+    )
     position = 0
 
     for start, native in row_blocks(view):
@@ -107,6 +113,8 @@ def measure_tensor(view: TensorView, parameters: Parameters, *, casts: bool, nor
 
     statistics = moments.finish(probe.lattice_bits() if probe else 0)
     content = _content(view, statistics, probe, moments.constant, wants_sketch)
+    if content is Content.VECTOR and vector is not None and vector.is_smooth(statistics.deviation):
+        content = Content.ANALYTIC
     return TensorMeasurement(
         content=content,
         digest=digester.digest(),
@@ -154,7 +162,11 @@ def gather_columns(view: TensorView, indices: NDArray[np.int64]) -> Float32:
 
 
 def _narrower_types(view: TensorView) -> dict[str, np.dtype[Any]]:
-    return {name: dtype for name, dtype in CASTS.items() if name != view.dtype.name and dtype.itemsize * 8 <= view.dtype.bits}
+    return {
+        name: dtype
+        for name, dtype in CASTS.items()
+        if name != view.dtype.name and dtype.itemsize * 8 <= view.dtype.bits
+    }
 
 
 def _content(
@@ -263,11 +275,21 @@ class _VectorSample:
     def __init__(self, size: int, parameters: Parameters) -> None:
         self._indices = sample_indices(parameters.seed, Stream.AXIS_SAMPLE, size, parameters.axis_samples)
         self._values = np.zeros((self._indices.size, 1), np.float32)
+        self._steps = 0.0
+        self._size = size
 
     def add(self, start: int, flat: Float32) -> None:
         """Keep what is wanted of elements ``start`` onwards."""
         low, high = np.searchsorted(self._indices, (start, start + flat.size))
         self._values[low:high, 0] = flat[self._indices[low:high] - start]
+        self._steps += float(np.sum(np.diff(flat.astype(np.float64)) ** 2))
+
+    def is_smooth(self, deviation: float) -> bool:
+        """Whether neighbours are nearly equal, as in ramps, frequencies and windows: trained vectors are rough.
+
+        The mean squared step is twice the variance for unrelated neighbours.
+        """
+        return self._size >= 8 and self._steps < _SMOOTH * 2.0 * deviation**2 * self._size
 
     def finish(self, mean: float) -> Float32:
         """The samples less the vector's mean."""

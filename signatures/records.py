@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from datetime import UTC, datetime
+from typing import Final
 
 from fingerprint.errors import UsageError, clipped
-
-if TYPE_CHECKING:
-    from datetime import datetime
 
 LOCAL: Final = "local"
 EXACT: Final = "exact"
@@ -104,6 +102,13 @@ class ModelRecord:
     def named(self, name: str) -> Registration | None:
         """The registration of that name, if it is one of this model's."""
         return next((entry for entry in self.registrations if entry.name.lower() == name.lower()), None)
+
+
+def anonymous_model(name: str) -> ModelRecord:
+    """A record for weights that are compared without being registered; ``name`` is what reports call them."""
+    moment = datetime.fromtimestamp(0, UTC)
+    registration = Registration(name, None, None, None, None, None, LOCAL, moment, None)
+    return ModelRecord(0, "", "", 0, 0, None, (registration,))
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,9 +70,7 @@ def align_samples(registered: AxisSample, suspect: AxisSample) -> Alignment:
     order = np.argsort(bits(0, Stream.SHUFFLE, 0, int(common[-1]) + 1)[common[usable]], kind="stable")
     rows, columns = linear_sum_assignment(-cosines[:, order])
     landed = int(np.count_nonzero(order[columns] == rows))
-    return Alignment(
-        landed, number, float(np.mean(np.diagonal(cosines))), log10_p_landed(landed), registered.dimension
-    )
+    return Alignment(landed, number, float(np.mean(np.diagonal(cosines))), log10_p_landed(landed), registered.dimension)
 
 
 def log10_p_landed(landed: int) -> float:

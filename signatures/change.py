@@ -1,0 +1,175 @@
+"""How a suspect's tensors differ from the registered ones that they were matched with: amounts, shapes and marks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fingerprint.vocabulary import Content, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fingerprint.compare.comparison import Comparison
+    from fingerprint.compare.matching import TensorMatch
+    from fingerprint.records import TensorRecord
+
+Float64 = NDArray[np.float64]
+
+NEURON_ROLES: Final = frozenset({Role.GATE, Role.UP, Role.DOWN, Role.FC_IN, Role.FC_OUT})
+LAYERLESS_ROLES: Final = frozenset({Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING, Role.OUTPUT_HEAD})
+_FLOOR: Final = 1e-6
+
+
+@dataclass(frozen=True)
+class Change:
+    """The differences within one comparison; every property is computed when it is first asked for."""
+
+    comparison: Comparison
+
+    @property
+    def ours(self) -> Sequence[TensorRecord]:
+        """Tensors of the registered model."""
+        return self.comparison.registered.tensors
+
+    @property
+    def theirs(self) -> Sequence[TensorRecord]:
+        """Tensors of the suspect."""
+        return self.comparison.suspect.tensors
+
+    @cached_property
+    def matrices(self) -> tuple[TensorMatch, ...]:
+        """Matches of weight matrices."""
+        return tuple(
+            match for match in self.comparison.matches if self.theirs[match.suspect].content is Content.WEIGHTS
+        )
+
+    @cached_property
+    def elements(self) -> Float64:
+        """Elements of the suspect's tensor of each matrix match."""
+        return np.array([self.theirs[match.suspect].elements for match in self.matrices], np.float64)
+
+    def mean(self, values: Sequence[float]) -> float:
+        """Mean over the matrix matches, weighted by elements; 0 without matches."""
+        total = float(self.elements.sum())
+        return float(np.dot(self.elements, np.asarray(values, np.float64))) / total if total else 0.0
+
+    @cached_property
+    def amount(self) -> float:
+        """Relative change of the matched matrices: root of the weighted mean of squares."""
+        return float(np.sqrt(self.mean([match.change**2 for match in self.matrices])))
+
+    @cached_property
+    def scale(self) -> float:
+        """Mean least-squares factor from registered to suspect: what is left of the registered weights."""
+        return self.mean([match.scale for match in self.matrices])
+
+    @cached_property
+    def cast_share(self) -> float:
+        """Share of matched elements whose digests agree only after rounding to a narrower type."""
+        return self.mean([float(match.digest not in {"", "exact"}) for match in self.matrices])
+
+    @cached_property
+    def exact_share(self) -> float:
+        """Share of matched elements with equal digests."""
+        return self.mean([float(match.digest == "exact") for match in self.matrices])
+
+    @cached_property
+    def cast_types(self) -> tuple[str, ...]:
+        """The narrower types, most frequent first."""
+        kinds = Counter(match.digest for match in self.matrices if match.digest not in {"", "exact"})
+        return tuple(kind for kind, _ in kinds.most_common())
+
+    @cached_property
+    def added_zeros(self) -> float:
+        """Share of zeros in the suspect's matched matrices beyond that in the registered ones."""
+        return self.mean(
+            [
+                self.theirs[match.suspect].statistics.zeros - self.ours[match.registered].statistics.zeros
+                for match in self.matrices
+            ]
+        )
+
+    @cached_property
+    def grid_share(self) -> float:
+        """Share of matched elements that lie on a grid in the suspect but not (or on a finer one) in the registered."""
+        return self.mean([float(self._grid(match) > 0) for match in self.matrices])
+
+    @cached_property
+    def grid_bits(self) -> int:
+        """Median bits of those grids; 0 without any."""
+        bits = [grid for match in self.matrices if (grid := self._grid(match)) > 0]
+        return int(np.median(bits)) if bits else 0
+
+    def _grid(self, match: TensorMatch) -> int:
+        theirs = self.theirs[match.suspect].statistics.lattice_bits
+        ours = self.ours[match.registered].statistics.lattice_bits
+        return theirs if theirs and (not ours or ours > theirs) else 0
+
+    @cached_property
+    def whiteness(self) -> float:
+        """Participation ratio (1 to 16) of the singular values of the differences' sketches, mean over matrices.
+
+        Independent noise spreads over all directions (7.1 measured on 16 x 16 sketches), training concentrates
+        (5.0 to 6.2 measured on small trained models).
+        """
+        ratios = []
+        for match in self.matrices:
+            ours, theirs = self.ours[match.registered].sketch, self.theirs[match.suspect].sketch
+            if ours is None or theirs is None or match.change < _FLOOR:
+                continue
+            difference = (theirs.T if match.transposed else theirs).astype(np.float64) - ours.astype(np.float64)
+            squares = np.linalg.svd(difference, compute_uv=False) ** 2
+            ratios.append(float(squares.sum() ** 2 / np.sum(squares**2)))
+        return float(np.mean(ratios)) if ratios else 0.0
+
+    @cached_property
+    def evenness(self) -> float:
+        """Coefficient of variation of the relative change over matrices: small if noise was added to each alike."""
+        values = np.array([match.change for match in self.matrices if match.change > _FLOOR])
+        return float(values.std() / values.mean()) if values.size > 1 else 0.0
+
+    @cached_property
+    def copies(self) -> Counter[int]:
+        """How many of the suspect's tensors correspond to each registered matrix that has any."""
+        return Counter(match.registered for match in self.matrices)
+
+    @cached_property
+    def unmatched_registered(self) -> tuple[int, ...]:
+        """Registered weight matrices (with a sketch) that no tensor of the suspect corresponds to."""
+        through_neurons = {
+            position
+            for match in self.comparison.neurons
+            if match.concordance > 0.3
+            for position in self.comparison.registered.neurons[match.registered].tensors
+        }
+        return tuple(
+            i
+            for i, tensor in enumerate(self.ours)
+            if tensor.content is Content.WEIGHTS
+            and tensor.sketch is not None
+            and i not in self.copies
+            and i not in through_neurons
+        )
+
+    @cached_property
+    def moved_neurons(self) -> float:
+        """Share of well-matched neurons that are found under another index."""
+        held = [match for match in self.comparison.neurons if match.concordance > 0.3]
+        return float(np.mean([match.moved for match in held])) if held else 0.0
+
+    @cached_property
+    def narrowed(self) -> float:
+        """Share of neurons that matched MLPs of the suspect have fewer than the registered ones; 0 if not fewer."""
+        shares = [
+            1.0 - self.comparison.suspect.neurons[match.suspect].size / sample.size
+            for match in self.comparison.neurons
+            if match.concordance > 0.1
+            for sample in (self.comparison.registered.neurons[match.registered],)
+        ]
+        return max(float(np.mean(shares)), 0.0) if shares else 0.0

@@ -1,0 +1,191 @@
+"""Names what was done to the registered weights: the strongest relation, and everything that had to be undone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from fingerprint.vocabulary import Axis
+from signatures.change import LAYERLESS_ROLES, NEURON_ROLES
+from signatures.report import Relation
+
+if TYPE_CHECKING:
+    from fingerprint.compare.matching import TensorMatch
+    from signatures.change import Change
+
+WHOLE: Final = 0.995
+"""Coverage from which a model counts as covered whole."""
+SMALL_CHANGE: Final = 0.33
+"""Relative change (a cosine of .95) that separates fine-tuning from continued training."""
+NO_CHANGE: Final = 1e-5
+_ADDED_ZEROS: Final = 0.15
+_ON_GRID: Final = 0.6
+_WHITE: Final = 6.65
+_EVEN: Final = 0.2
+_FEWER_NEURONS: Final = 0.05
+_MOVED: Final = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """The strongest relation, and what was undone to see it."""
+
+    relation: Relation
+    undone: tuple[str, ...]
+
+
+def describe(change: Change, *, merged: bool) -> Description:
+    """Describe what turned the registered weights into the suspect's; ``merged`` if a mixture explains it better."""
+    undone = _undone(change)
+    for relation, applies in (
+        (Relation.MERGED, merged or _reordered_layers(change)),
+        (Relation.UPCYCLED, _upcycled(change)),
+        (Relation.DEPTH_UPSCALED, _repeated(change)),
+        (Relation.PRUNED, _pruned_depth(change)),
+        (Relation.PARTIAL, _partial(change)),
+        (Relation.PRUNED, change.narrowed >= _FEWER_NEURONS or change.added_zeros >= _ADDED_ZEROS),
+        (Relation.QUANTISED, change.grid_share >= _ON_GRID),
+        (Relation.DTYPE_CAST, change.cast_share > 0.5),
+        (Relation.NOISED, _noised(change)),
+        (Relation.CONTINUED_TRAINING, change.amount >= SMALL_CHANGE),
+        (Relation.EXTENDED, _extended(change)),
+        (Relation.FINE_TUNED, change.amount > NO_CHANGE),
+        (Relation.REWRITTEN, change.moved_neurons > _MOVED),
+        (Relation.REFORMATTED, bool(undone) or change.comparison.suspect_coverage < WHOLE),
+    ):
+        if applies:
+            return Description(relation, tuple(undone))
+    return Description(Relation.IDENTICAL if change.matrices or change.comparison.matches else Relation.UNCLEAR, ())
+
+
+def _undone(change: Change) -> list[str]:
+    found: list[str] = []
+    matches = change.comparison.matches
+    ours, theirs = change.ours, change.theirs
+    if any(stem(ours[match.registered].name) != stem(theirs[match.suspect].name) for match in matches):
+        found.append("renamed")
+    if any(match.transposed for match in matches):
+        found.append("transposed")
+    if any(is_part(theirs[match.suspect].name) and not is_part(ours[match.registered].name) for match in matches):
+        found.append("fused")
+    if any(is_part(ours[match.registered].name) and not is_part(theirs[match.suspect].name) for match in matches):
+        found.append("split")
+    order = [match.registered for match in matches]
+    if order != sorted(order):
+        found.append("reordered")
+    if change.comparison.suspect.files != change.comparison.registered.files:
+        found.append("resharded")
+    if change.moved_neurons > _MOVED:
+        found.append("neurons-permuted")
+    if change.narrowed >= _FEWER_NEURONS:
+        found.append(f"neurons-pruned-{change.narrowed:.0%}")
+    if change.added_zeros >= _ADDED_ZEROS:
+        found.append(f"zeroed-{change.added_zeros:.0%}")
+    if change.grid_share >= _ON_GRID:
+        found.append(f"quantised-{change.grid_bits}-bit")
+    found += [f"cast-to-{kind.lower()}" for kind in change.cast_types[:1]]
+    if _extended(change):
+        found.append("extended")
+    return found
+
+
+def _noised(change: Change) -> bool:
+    """Differences as white and as even as independent noise leaves them, over enough matrices to tell."""
+    white = change.whiteness >= _WHITE and change.evenness <= _EVEN
+    return white and len(change.matrices) >= 4 and change.amount > NO_CHANGE
+
+
+def _upcycled(change: Change) -> bool:
+    """Registered MLP matrices that occur several times where the attention of the same layer occurs once."""
+    copies: dict[bool, list[int]] = defaultdict(list)
+    for position, number in change.copies.items():
+        if change.ours[position].layer is not None and change.ours[position].expert is None:
+            copies[change.ours[position].role in NEURON_ROLES].append(number)
+    mlps, rest = copies[True], copies[False]
+    return bool(mlps and rest) and sum(mlps) >= 1.9 * len(mlps) and sum(rest) < 1.5 * len(rest)
+
+
+def _repeated(change: Change) -> bool:
+    """Whole registered layers that occur more than once."""
+    per_layer: dict[tuple[int | None, int | None], list[int]] = defaultdict(list)
+    for position, number in change.copies.items():
+        tensor = change.ours[position]
+        if tensor.layer is not None:
+            per_layer[tensor.layer, tensor.expert].append(number)
+    return any(sum(number >= 2 for number in numbers) >= max(2, 0.7 * len(numbers)) for numbers in per_layer.values())
+
+
+def _pruned_depth(change: Change) -> bool:
+    """Whole layers are absent, and everything outside the layers is there."""
+    absent = change.unmatched_registered
+    if not absent:
+        return False
+    layers = {change.ours[position].layer for position in absent}
+    if None in layers or not change.matrices:
+        return False
+    kept = {change.ours[match.registered].layer for match in change.matrices}
+    outside = [tensor for tensor in change.ours if tensor.role in LAYERLESS_ROLES]
+    return bool(outside) and not (layers & kept) and len(kept - {None}) > 0
+
+
+def _partial(change: Change) -> bool:
+    absent = sum(change.ours[position].elements for position in change.unmatched_registered)
+    total = sum(tensor.elements for tensor in change.ours if tensor.sketch is not None)
+    return absent > (1 - WHOLE) * total
+
+
+def _reordered_layers(change: Change) -> bool:
+    """All layers are there once, in another order than the suspect's own layer numbers say."""
+    pairs = {
+        (change.theirs[match.suspect].layer, change.ours[match.registered].layer)
+        for match in change.matrices
+        if change.theirs[match.suspect].layer is not None and change.ours[match.registered].layer is not None
+    }
+    firsts = sorted((theirs, ours) for theirs, ours in pairs if theirs is not None and ours is not None)
+    if len({theirs for theirs, _ in firsts}) != len(firsts) or len({ours for _, ours in firsts}) != len(firsts):
+        return False
+    order = [ours for _, ours in firsts]
+    return order != sorted(order)
+
+
+def _extended(change: Change) -> bool:
+    """A matched tensor of the suspect that is longer along an axis that can grow without retraining the rest."""
+    growing = {Axis.TOKEN, Axis.POSITION, Axis.FEATURE}
+    for match in change.matrices:
+        ours, theirs = change.ours[match.registered], change.theirs[match.suspect]
+        shape = theirs.shape[::-1] if match.transposed else theirs.shape
+        if len(shape) != len(ours.shape):
+            continue
+        longer = [i for i, (mine, other) in enumerate(zip(ours.shape, shape, strict=True)) if other > mine]
+        axes = {sample.dimension: sample.axis for sample in ours.axes}
+        if longer and all(axes.get(min(i, 1)) in growing for i in longer):
+            return True
+    return False
+
+
+def stem(name: str) -> str:
+    """A canonical tensor's stored name, without the part in brackets that splitting added."""
+    return name.rsplit("[", 1)[0] if name.endswith("]") else name
+
+
+def is_part(name: str) -> bool:
+    """Whether a canonical tensor was split out of a stored one."""
+    return name.endswith("]")
+
+
+def component_of(name: str) -> str:
+    """The part of the network that a tensor's name places it in: the name without its last one or two words."""
+    words = stem(name).split(".")
+    if words[-1] in {"weight", "bias"}:
+        words = words[:-1]
+    return ".".join(words[:-1]) if len(words) > 1 else ".".join(words) or name
+
+
+def matches_by_component(change: Change) -> dict[tuple[str, str], list[TensorMatch]]:
+    """Matrix matches grouped by (component of the suspect, component of the registered model)."""
+    groups: dict[tuple[str, str], list[TensorMatch]] = defaultdict(list)
+    for match in change.matrices or change.comparison.matches:
+        theirs, ours = change.theirs[match.suspect].name, change.ours[match.registered].name
+        groups[component_of(theirs), component_of(ours)].append(match)
+    return dict(groups)

@@ -1,0 +1,351 @@
+"""Scan a suspect: fingerprint, candidates, comparisons, verdict, report."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final
+
+from fingerprint.assemble import SUSPECT_NEURONS, fingerprint
+from fingerprint.checkpoint import open_checkpoint
+from fingerprint.compare.comparison import compare_fingerprints
+from fingerprint.compare.matching import layer_map
+from fingerprint.errors import UsageError, WeightprintError
+from fingerprint.vocabulary import Content
+from signatures.mixture import gather
+from signatures.relation import WHOLE, describe, matches_by_component
+from signatures.report import (
+    Component,
+    Confidence,
+    Coverage,
+    EvidenceItem,
+    Link,
+    Match,
+    Mixture,
+    Power,
+    RegistrySummary,
+    Relation,
+    Report,
+    SuspectSummary,
+    Verdict,
+)
+from signatures.search import find_candidates
+from signatures.signature import is_signature, read_signature
+from signatures.verdict import Finding, assess, decide_links
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
+    from fingerprint.checkpoint import Checkpoint
+    from fingerprint.records import Fingerprint
+    from signatures.mixture import Cover
+    from signatures.registry import Registry
+
+LEAST_CANDIDATES: Final = 20
+DEPTHS: Final = ("auto", "full")
+_COMPONENTS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ScanOptions:
+    """How to scan. ``base`` names models that are declared to be the suspect's base; ``include`` and ``exclude`` are
+    globs over stored tensor names; ``top_k`` bounds the matches in the report, not what is compared."""
+
+    top_k: int = 10
+    base: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    depth: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise UsageError(f"at least one match must be allowed in the report, not {self.top_k}")
+        if self.depth not in DEPTHS:
+            raise UsageError(f"depth {self.depth!r} is not one of {', '.join(DEPTHS)}")
+
+
+def scan_path(
+    registry: Registry,
+    path: str | os.PathLike[str],
+    *,
+    options: ScanOptions | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """Scan a checkpoint or a signature file. A suspect that cannot be read gives a report with verdict ``error``;
+    only a registry that cannot be used raises (``RegistryError``)."""
+    started = time.perf_counter()
+    options = options or ScanOptions()
+    try:
+        suspect = measure_suspect(path, options, progress)
+    except WeightprintError as error:
+        return Report(
+            suspect=SuspectSummary(path=str(path)),
+            verdict=Verdict.ERROR,
+            error=str(error),
+            matches=(),
+            mixture=None,
+            power=Power((), ("everything: the suspect could not be read",), "nothing"),
+            notes=(),
+            registry=RegistrySummary(len(registry.models()), registry.digest),
+            seconds=time.perf_counter() - started,
+        )
+    report = scan_fingerprint(registry, suspect, path=str(path), options=options)
+    return replace(report, seconds=time.perf_counter() - started)
+
+
+def measure_suspect(
+    path: str | os.PathLike[str], options: ScanOptions, progress: Callable[[int], None] | None = None
+) -> Fingerprint:
+    """The fingerprint of a suspect, from its weights or from a signature file of them. Raises ``InputError``,
+    ``SignatureError``."""
+    if is_signature(path):
+        return read_signature(path).fingerprint
+    with open_checkpoint(path) as checkpoint:
+        chosen = _chosen(checkpoint, options)
+        return fingerprint(chosen, casts=False, neurons=SUSPECT_NEURONS, progress=progress)
+
+
+def _chosen(checkpoint: Checkpoint, options: ScanOptions) -> Checkpoint:
+    if not options.include and not options.exclude:
+        return checkpoint
+    tensors = tuple(
+        tensor
+        for tensor in checkpoint.tensors
+        if (not options.include or any(fnmatchcase(tensor.name, glob) for glob in options.include))
+        and not any(fnmatchcase(tensor.name, glob) for glob in options.exclude)
+    )
+    return replace(checkpoint, tensors=tensors, complete=False)
+
+
+def scan_fingerprint(
+    registry: Registry, suspect: Fingerprint, *, path: str, options: ScanOptions | None = None
+) -> Report:
+    """Match a suspect's fingerprint against every registered model. Raises ``RegistryError``."""
+    started = time.perf_counter()
+    options = options or ScanOptions()
+    models = registry.models()
+    for name in options.base:
+        registry.get(name)
+    findings: list[Finding] = []
+    for candidate in find_candidates(registry, suspect, max(LEAST_CANDIDATES, 2 * options.top_k)):
+        comparison = compare_fingerprints(registry.load_signature(candidate.model).fingerprint, suspect)
+        finding = assess(candidate.model, comparison, len(models))
+        if finding is not None:
+            findings.append(finding)
+    return build_report(
+        suspect,
+        findings,
+        path=path,
+        options=options,
+        registry=RegistrySummary(len(models), registry.digest),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def build_report(
+    suspect: Fingerprint,
+    findings: Sequence[Finding],
+    *,
+    path: str,
+    options: ScanOptions,
+    registry: RegistrySummary,
+    seconds: float,
+) -> Report:
+    """The report of a suspect with the candidates that reached ``possible``."""
+    ordered = sorted(findings, key=lambda one: (-one.confidence.rank, one.distance, one.model.id))
+    cover = gather(suspect, [finding.comparison for finding in ordered]) if ordered else None
+    decide_links(ordered, cover, options.base)
+    merged = cover.models if cover is not None and len(cover.models) > 1 else set()
+    matches = [_match(finding, merged=index in merged) for index, finding in enumerate(ordered)]
+    matches.sort(key=lambda match: (match.link is not Link.LINEAGE, -match.confidence.rank))
+    return Report(
+        suspect=_summary(suspect, path),
+        verdict=_verdict(suspect, matches, registry),
+        error=None,
+        matches=tuple(matches[: options.top_k]),
+        mixture=_mixture(cover, ordered),
+        power=_power(suspect),
+        notes=_notes(suspect, matches, registry),
+        registry=registry,
+        seconds=seconds,
+    )
+
+
+def _verdict(suspect: Fingerprint, matches: Sequence[Match], registry: RegistrySummary) -> Verdict:
+    accusing = [match for match in matches if match.link in {Link.LINEAGE, Link.SIBLING}]
+    if any(match.confidence is not Confidence.POSSIBLE for match in accusing):
+        return Verdict.MATCH
+    if matches:
+        return Verdict.POSSIBLE
+    if not registry.models or not suspect.complete or not any(tensor.sketch is not None for tensor in suspect.tensors):
+        return Verdict.INCONCLUSIVE
+    return Verdict.NO_MATCH
+
+
+def _match(finding: Finding, *, merged: bool) -> Match:
+    comparison, change = finding.comparison, finding.change
+    description = describe(change, merged=merged)
+    relation = description.relation
+    if finding.link in {Link.SHARED_COMPONENT, Link.SAME_INITIALISATION}:
+        relation = Relation.PARTIAL if finding.link is Link.SHARED_COMPONENT else Relation.UNCLEAR
+    return Match(
+        model=finding.model.name,
+        signature=finding.model.identity,
+        confidence=finding.confidence,
+        log10_p=finding.log10_p,
+        similarity=comparison.similarity,
+        link=finding.link,
+        relation=relation,
+        undone=description.undone,
+        coverage=Coverage(comparison.suspect_coverage, comparison.registered_coverage),
+        evidence=tuple(
+            EvidenceItem(one.test.value, one.null.value, one.statistic, one.log10_p, one.trials, dict(one.detail))
+            for one in finding.evidence
+        ),
+        components=_components(finding),
+        layers=_layers(finding),
+        aliases=finding.model.aliases,
+        explained_by=finding.explained_by,
+        note=finding.note or _lineage_note(finding),
+    )
+
+
+def _lineage_note(finding: Finding) -> str:
+    if finding.change.exact_share > WHOLE or finding.model.base is None:
+        return "a common ancestor that is not registered is not excluded"
+    return f"registered as derived from {finding.model.base}"
+
+
+def _components(finding: Finding) -> tuple[Component, ...]:
+    change = finding.change
+    found = [
+        Component(theirs, ours, sum(match.cosine for match in matches) / len(matches))
+        for (theirs, ours), matches in matches_by_component(change).items()
+    ]
+    return tuple(found[:_COMPONENTS])
+
+
+def _layers(finding: Finding) -> dict[str, int]:
+    """Suspect layer → registered layer; where the suspect's layers have no numbers, each copy gets a label."""
+    comparison = finding.comparison
+    known = layer_map(comparison.matches, comparison.registered.tensors, comparison.suspect.tensors)
+    if known:
+        return {str(theirs): ours for theirs, ours in known.items()}
+    copies: dict[int, list[int]] = defaultdict(list)
+    for position, number in finding.change.copies.items():
+        layer = comparison.registered.tensors[position].layer
+        if layer is not None:
+            copies[layer].append(number)
+    labels = {}
+    for layer, numbers in sorted(copies.items()):
+        times = max(1, round(sum(numbers) / len(numbers)))
+        labels |= {f"unnamed copy {i + 1} of {layer}" if times > 1 else f"unnamed {layer}": layer for i in range(times)}
+    return labels
+
+
+def _mixture(cover: Cover | None, findings: Sequence[Finding]) -> Mixture | None:
+    if cover is None or not cover.coefficients:
+        return None
+    name = {index: finding.model.name for index, finding in enumerate(findings)}
+    return Mixture(
+        coefficients={name[index]: weight for index, weight in cover.coefficients.items()},
+        residual=cover.residual,
+        layers={
+            label: {name[index]: weight for index, weight in weights.items()} for label, weights in cover.groups.items()
+        },
+    )
+
+
+def _summary(suspect: Fingerprint, path: str) -> SuspectSummary:
+    return SuspectSummary(
+        path=path,
+        format=suspect.format,
+        files=suspect.files,
+        bytes=suspect.stored_bytes,
+        bytes_read=suspect.bytes_read,
+        tensors=len(suspect.tensors),
+        parameters=suspect.elements,
+        dtypes=dict(suspect.dtypes),
+        depth=suspect.depth,
+    )
+
+
+def _power(suspect: Fingerprint) -> Power:
+    matrices = [tensor for tensor in suspect.tensors if tensor.sketch is not None]
+    tested, missing = ["digest"], []
+    if matrices:
+        tested += ["align", "sketch"]
+    else:
+        missing += ["align: no weight matrix large enough", "sketch: no weight matrix large enough"]
+    if suspect.neurons:
+        tested.append("rows")
+    else:
+        missing.append("rows: no MLP was recognised")
+    missing.append("gauge: rotated residual streams are not undone at this depth")
+    smallest = min((tensor.elements for tensor in matrices), default=0)
+    detectable = (
+        f"an unrotated copy of any registered matrix with a cosine of about .4 or more to one of {len(matrices)} "
+        f"matrices here (smallest: {smallest:,} elements)"
+        if matrices
+        else "exact copies of single tensors only"
+    )
+    return Power(tuple(tested), tuple(missing), detectable)
+
+
+def _notes(suspect: Fingerprint, matches: Sequence[Match], registry: RegistrySummary) -> tuple[str, ...]:
+    notes = [message for _, message in suspect.findings]
+    aside: dict[Content, int] = defaultdict(int)
+    for tensor in suspect.tensors:
+        if tensor.content in {Content.ANALYTIC, Content.CONSTANT, Content.NONFINITE}:
+            aside[tensor.content] += 1
+    notes += [f"{number} {content} tensors were set aside: no evidence" for content, number in aside.items()]
+    if not registry.models:
+        notes.append("the registry is empty: there was nothing to compare with")
+    if not suspect.complete:
+        notes.append("the suspect was not read whole")
+    if len({match.model for match in matches if match.link is Link.LINEAGE}) > 1:
+        notes.append("several registered models share these weights; the first is the nearest")
+    return tuple(notes)
+
+
+def compare_paths(
+    registered: str | os.PathLike[str],
+    suspect: str | os.PathLike[str],
+    *,
+    options: ScanOptions | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """Compare two checkpoints or signature files; ``registered`` takes the place of the registered model.
+
+    Raises ``InputError``, ``SignatureError``, ``IncompatibleParametersError``.
+    """
+    from signatures.records import anonymous_model
+
+    started = time.perf_counter()
+    options = options or ScanOptions()
+    theirs = measure_suspect(suspect, options, progress)
+    ours = measure_registered(registered, options, progress)
+    finding = assess(anonymous_model(str(registered)), compare_fingerprints(ours, theirs), 1)
+    report = build_report(
+        theirs,
+        [finding] if finding is not None else [],
+        path=str(suspect),
+        options=options,
+        registry=RegistrySummary(1, ""),
+        seconds=0.0,
+    )
+    return replace(report, seconds=time.perf_counter() - started)
+
+
+def measure_registered(
+    path: str | os.PathLike[str], options: ScanOptions, progress: Callable[[int], None] | None = None
+) -> Fingerprint:
+    """The fingerprint of weights that take the registered side: with the digests after rounding. Raises ``InputError``,
+    ``SignatureError``."""
+    if is_signature(path):
+        return read_signature(path).fingerprint
+    with open_checkpoint(path) as checkpoint:
+        return fingerprint(_chosen(checkpoint, options), progress=progress)

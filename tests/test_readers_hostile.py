@@ -7,7 +7,7 @@ import pickle
 import subprocess
 import sys
 import tracemalloc
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,6 +15,9 @@ import fingerprint.errors
 from fingerprint.checkpoint import open_checkpoint
 from fingerprint.errors import InputError
 from tests.hostile import CANARY, CASES, Case, Expect
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MAX_MEMORY = 150 << 20
 """Bytes that Python may take beyond what it has when a case is opened."""

@@ -6,7 +6,10 @@ import io
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 STORAGE = bytes(range(16))
 """The bytes of the storage that ``TENSOR`` uses: 2 x 2 float32."""

@@ -1,14 +1,20 @@
 """Hostile folders, indexes of shards, links and paths."""
 
+# One case a line, however long it is.
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import json
 import os
 import socket
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.hostile.case import GOOD, Case, Expect, entry, safetensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MALFORMED, LIMIT, UNSUPPORTED = "MalformedFileError", "LimitExceededError", "UnsupportedFormatError"
 NOT_FOUND = "InputNotFoundError"

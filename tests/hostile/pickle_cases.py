@@ -1,10 +1,13 @@
 """Hostile pickles in otherwise good PyTorch files: every way known to make an unpickler, or a scanner of one, slip."""
 
+# One case a line, however long it is.
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.hostile.archives import (
     TENSOR,
@@ -20,6 +23,9 @@ from tests.hostile.archives import (
     tuple_of,
 )
 from tests.hostile.case import CANARY, Case, Expect, file_case
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MALFORMED, LIMIT = "MalformedFileError", "LimitExceededError"
 UNKNOWN = "unknown-global"

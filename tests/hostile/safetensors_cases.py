@@ -1,11 +1,17 @@
 """Hostile safetensors files."""
 
+# One case a line, however long it is.
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import gzip
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.hostile.case import GOOD, Case, Expect, entry, file_case, safetensors
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MALFORMED, LIMIT, UNSUPPORTED = "MalformedFileError", "LimitExceededError", "UnsupportedFormatError"
 

@@ -1,13 +1,19 @@
 """Hostile ZIP archives around good PyTorch pickles."""
 
+# One case a line, however long it is.
+# ruff: noqa: E501
+
 from __future__ import annotations
 
 import struct
 import zipfile
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from tests.hostile.archives import STORAGE, TENSOR, archive, central, integer, patched, state_dict, storage, tensor
 from tests.hostile.case import Case, Expect, file_case
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MALFORMED, LIMIT, UNSUPPORTED = "MalformedFileError", "LimitExceededError", "UnsupportedFormatError"
 GOOD = archive()
@@ -39,8 +45,7 @@ def _deflated_storage() -> bytes:
 
 
 def _crowd() -> bytes:
-    data = archive(entries={f"archive/x{number}": b"" for number in range(2**17)})
-    return data
+    return archive(entries={f"archive/x{number}": b"" for number in range(2**17)})
 
 
 def _zip64(size: int, offset: int, count: int = 2) -> bytes:

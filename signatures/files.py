@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import os
 import secrets
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO
 
 from fingerprint.errors import InputNotFoundError, MalformedSignatureError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file beside ``path``, flush it to the disk and rename it: there is the old file or the whole new one.
+    """Write a file whole or not at all: there is the old file, if any, or the new one; raises ``UsageError``."""
+    with written_atomically(path) as file:
+        file.write(data)
 
-    Raises ``UsageError`` if the file cannot be written.
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file beside ``path`` to write to; on leaving it is flushed to the disk and renamed to ``path``.
+
+    Raises ``UsageError`` if the file cannot be written; nothing is left behind by an error.
     """
+    temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(8)}.tmp"
     try:
-        temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(8)}.tmp"
         try:
-            write_flushed(temporary, data)
+            with temporary.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)

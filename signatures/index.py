@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fingerprint.errors import RegistryBrokenError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
 Float32 = NDArray[np.float32]
@@ -127,7 +127,8 @@ class ExactIndex:
     def save(self, path: Path) -> None:
         """See ``VectorIndex.save``."""
         empty = np.zeros((0, self._width), np.float32)
-        np.save(path, np.concatenate([empty, *(vectors for _, vectors in self._rows.values())]))
+        with path.open("wb") as file:
+            np.save(file, np.concatenate([empty, *(vectors for _, vectors in self._rows.values())]))
         rows = {str(model): positions.tolist() for model, (positions, _) in self._rows.items()}
         _beside(path).write_text(json.dumps({"width": self._width, "positions": rows}))
 
@@ -168,6 +169,17 @@ class FlatIndex:
             self._own()
             self._index.add_with_ids(np.ascontiguousarray(vectors, np.float32), (model << POSITION_BITS) | positions)
         self._covers[model] = len(positions)
+
+    def absorb(self, other: FlatIndex, models: Collection[int]) -> None:
+        """Add the rows of ``models`` of another index at once; raises ``UsageError`` as ``add``."""
+        if not self._covers.keys().isdisjoint(models) or other._width != self._width:
+            raise UsageError("the index has some of these models already, or vectors of another length")
+        ids = other._ids()
+        chosen = np.flatnonzero(np.isin(ids >> POSITION_BITS, list(models)))
+        if len(chosen):
+            self._own()
+            self._index.add_with_ids(np.ascontiguousarray(other._matrix()[chosen]), ids[chosen])
+        self._covers |= {model: other._covers[model] for model in models}
 
     def remove(self, model: int) -> None:
         """See ``VectorIndex.remove``."""

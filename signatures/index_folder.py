@@ -16,8 +16,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from fingerprint.errors import RegistryBrokenError, UsageError
 from signatures.files import write_atomically
 from signatures.index import FlatIndex, Float32, Hits, Int64, merged
@@ -50,6 +48,7 @@ class IndexFolder:
         self._key = key
         self._width = width
         self._segments: list[Segment] | None = None
+        self._identities: dict[int, str] = {}
         self._manifest: bytes | None = None
 
     def __len__(self) -> int:
@@ -59,9 +58,14 @@ class IndexFolder:
         """The models that a search sees, each with its number of vectors."""
         return {model: rows for segment in self._loaded() for model, rows in segment.index.covers().items()}
 
+    def identities(self) -> dict[int, str]:
+        """The models that a search sees, each with the identity of the signature that its vectors come from."""
+        self._loaded()
+        return dict(self._identities)
+
     def on_disk(self) -> tuple[dict[int, int], int, int]:
-        """The models covered by the files, the number of segments and their bytes."""
-        segments, _ = self._read()
+        """The models covered by the files with their numbers of vectors, the number of segments and their bytes."""
+        segments = IndexFolder(self._folder, self._key, self._width)._loaded()
         covered = {model: rows for segment in segments for model, rows in segment.index.covers().items()}
         return covered, len(segments), sum(self._place(segment.name).stat().st_size for segment in segments)
 
@@ -79,9 +83,9 @@ class IndexFolder:
 
         ``vectors_of`` gives the rows of a model that is missing, ``None`` if the model is gone.
         """
-        if self._segments is None or set(self.covers()) != set(models):
+        if self.identities() != models:
             self._refresh()
-        if set(self.covers()) == set(models):
+        if self._identities == models:
             return
         try:
             with self._alone():
@@ -94,26 +98,27 @@ class IndexFolder:
     def rebuild(self, models: Mapping[int, str], vectors_of: Callable[[int], Rows | None]) -> None:
         """Make all segments anew; raises ``OSError`` or ``sqlite3.Error`` if they cannot be written."""
         with self._alone(seconds=60):
-            self._segments, self._manifest = [], None
+            self._segments, self._identities, self._manifest = [], {}, None
             self._change(models, vectors_of, keep=True)
 
     def _change(self, models: Mapping[int, str], vectors_of: Callable[[int], Rows | None], *, keep: bool) -> None:
+        kept = {model: identity for model, identity in self.identities().items() if models.get(model) == identity}
         segments: list[Segment] = []
         for segment in self._loaded():
-            gone = set(segment.index.covers()) - set(models)
-            for model in gone:
-                segment.index.remove(model)
-            segments.append(Segment("", segment.index) if gone else segment)
+            gone = set(segment.index.covers()) - set(kept)
+            segments.append(Segment("", _without(segment.index, gone, self._width)) if gone else segment)
         fresh = FlatIndex(self._width)
-        for model in sorted(set(models) - {model for part in segments for model in part.index.covers()}):
+        for model in sorted(set(models) - set(kept)):
             rows = vectors_of(model)
             if rows is not None:
                 fresh.add(model, *rows)
+                kept[model] = models[model]
         segments.append(Segment("", fresh))
         segments = [segment for segment in segments if segment.index.covers()]
-        self._segments = self._written(_joined(segments, self._width)) if keep else segments
+        self._segments = self._written(_joined(segments, self._width), kept) if keep else segments
+        self._identities = kept
 
-    def _written(self, segments: list[Segment]) -> list[Segment]:
+    def _written(self, segments: list[Segment], identities: Mapping[int, str]) -> list[Segment]:
         """Write the segments that are in memory only, then the manifest, then delete what it does not name."""
         self._folder.mkdir(parents=True, exist_ok=True)
         saved: list[Segment] = []
@@ -122,9 +127,14 @@ class IndexFolder:
             if not segment.name:
                 segment.index.save(self._place(name))
             saved.append(Segment(name, segment.index))
-        manifest = json.dumps(
-            {"format": FORMAT, "registry": self._key, "width": self._width, "segments": [part.name for part in saved]}
-        ).encode()
+        values = {
+            "format": FORMAT,
+            "registry": self._key,
+            "width": self._width,
+            "segments": [part.name for part in saved],
+            "models": {str(model): identity for model, identity in identities.items()},
+        }
+        manifest = json.dumps(values).encode()
         write_atomically(self._folder / "index.json", manifest)
         self._manifest = manifest
         kept = {part.name for part in saved} | {f"{part.name}.json" for part in saved}
@@ -136,30 +146,32 @@ class IndexFolder:
 
     def _loaded(self) -> list[Segment]:
         if self._segments is None:
-            self._segments, self._manifest = self._read()
-        return self._segments
+            self._read()
+        return self._segments or []
 
     def _refresh(self) -> None:
         """Read the files again if the manifest is another one than the one read last."""
         if self._segments is None or self._read_manifest() != self._manifest:
-            self._segments, self._manifest = self._read()
+            self._read()
 
-    def _read(self) -> tuple[list[Segment], bytes | None]:
-        """The segments on disk; none if the index is absent, of another registry or damaged."""
+    def _read(self) -> None:
+        """Take over what is on disk: nothing if the index is absent, of another registry or damaged."""
+        self._segments, self._identities, self._manifest = [], {}, None
         for _ in range(_ATTEMPTS):
-            manifest = self._read_manifest()
-            if manifest is None:
-                return [], None
+            self._manifest = self._read_manifest()
+            if self._manifest is None:
+                return
             try:
-                return [Segment(name, self._load(name)) for name in self._names(manifest)], manifest
+                names, identities = self._parsed(self._manifest)
+                segments = [Segment(name, FlatIndex.load(self._place(name))) for name in names]
+                _require_same(identities, segments)
             except RegistryBrokenError as error:
-                if self._read_manifest() == manifest:  # else another process has just merged what was looked for
+                if self._read_manifest() == self._manifest:  # else another process merged what was looked for
                     _log.warning("the index is made again: %s", error)
-                    return [], manifest
-        return [], None
-
-    def _load(self, name: str) -> FlatIndex:
-        return FlatIndex.load(self._place(name))
+                    return
+            else:
+                self._segments, self._identities = segments, identities
+                return
 
     def _read_manifest(self) -> bytes | None:
         try:
@@ -167,13 +179,15 @@ class IndexFolder:
         except OSError:
             return None
 
-    def _names(self, manifest: bytes) -> list[str]:
+    def _parsed(self, manifest: bytes) -> tuple[list[str], dict[int, str]]:
+        """Names of the segments, and identities by model; none if the index belongs to another registry."""
         try:
             values = json.loads(manifest)
             if (values["format"], values["registry"], values["width"]) != (FORMAT, self._key, self._width):
-                return []
-            return [str(name) for name in values["segments"]]
-        except (ValueError, KeyError, TypeError) as error:
+                return [], {}
+            identities = {int(model): str(identity) for model, identity in values["models"].items()}
+            return [str(name) for name in values["segments"]], identities
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RegistryBrokenError(f"{self._folder}: the index's manifest cannot be read: {error}") from error
 
     def _place(self, name: str) -> Path:
@@ -207,11 +221,18 @@ def _joined(segments: list[Segment], width: int) -> list[Segment]:
 def _union(group: list[Segment], width: int) -> FlatIndex:
     union = FlatIndex(width)
     for segment in group:
-        for model in segment.index.covers():
-            union.add(model, *segment.index.rows(model))
+        union.absorb(segment.index, segment.index.covers())
     return union
 
 
-def no_rows(width: int) -> Rows:
-    """The rows of a model without vectors."""
-    return np.zeros(0, np.int64), np.zeros((0, width), np.float32)
+def _without(index: FlatIndex, models: set[int], width: int) -> FlatIndex:
+    """A copy without some models: the index itself stays as it is on disk."""
+    rest = FlatIndex(width)
+    rest.absorb(index, set(index.covers()) - models)
+    return rest
+
+
+def _require_same(identities: Mapping[int, str], segments: list[Segment]) -> None:
+    covered = [model for segment in segments for model in segment.index.covers()]
+    if sorted(covered) != sorted(identities):
+        raise RegistryBrokenError("the index's manifest names other models than its segments hold")

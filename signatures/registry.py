@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from fingerprint.errors import (
+    MalformedSignatureError,
     NameTakenError,
     RegistryBrokenError,
     RegistryError,
     SignatureError,
     UnknownModelError,
+    UsageError,
     clipped,
 )
 from fingerprint.parameters import DEFAULT_PARAMETERS, Parameters
@@ -35,7 +37,7 @@ from signatures.store import BUSY_SECONDS, Store
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from signatures.entries import Entry
     from signatures.index import Float32, Hits
@@ -207,6 +209,44 @@ class Registry:
         self._index_if_possible()
         return names
 
+    # Exchange
+
+    def export(self, names: Iterable[str] | None, path: str | os.PathLike[str]) -> int:
+        """Write a bundle of the models with these names, without their other names (``None``: of everything).
+
+        Returns the number of models; raises ``UnknownModelError``, ``UsageError`` if the file cannot be written.
+        """
+        from signatures.bundle import BundleEntry, write_bundle
+
+        chosen: dict[int, tuple[ModelRecord, list[Registration]]] = {}
+        for record, entry in self._entries(names):
+            chosen.setdefault(record.id, (record, []))[1].append(entry)
+        found = (
+            BundleEntry(record.identity, tuple(entries), self._store.read_file(record.identity))
+            for record, entries in chosen.values()
+        )
+        write_bundle(Path(path), len(chosen), found)
+        return len(chosen)
+
+    def import_(self, path: str | os.PathLike[str], origin: str) -> tuple[ModelRecord, ...]:
+        """Bring in all models of a bundle under ``origin``, or none, and return them.
+
+        Each signature is checked as a suspect's would be. A name that this registry has for the same weights already
+        stays as it is. Raises ``NameTakenError`` for one that it has for other weights, ``SignatureError`` for a
+        damaged or forged bundle, ``UsageError`` for an impossible origin (``"local"`` is one).
+        """
+        if require_origin(origin) == LOCAL:
+            raise UsageError(f"{LOCAL!r} is the origin of what is registered here; give the import another one")
+        for _ in self._read_bundle(Path(path), origin):
+            pass  # everything is checked before others have to wait for the lock
+        models: list[int] = []
+        with self._store.writing():
+            for entry, registrations in self._read_bundle(Path(path), origin):
+                models += [self._insert_imported(entry, registration) for registration in registrations]
+        self._index_if_possible()
+        found = (self._store.by_id(model) for model in dict.fromkeys(models))
+        return tuple(record for record in found if record is not None)
+
     # Signatures and digests
 
     def load_signature(self, model: ModelRecord | str) -> Signature:
@@ -306,6 +346,35 @@ class Registry:
             problems += [f"{path}: no model has this file" for path in self._store.stray_files()]
         return tuple(problems)
 
+    def _entries(self, names: Iterable[str] | None) -> list[tuple[ModelRecord, Registration]]:
+        if names is None:
+            return [(record, entry) for record in self.models() for entry in record.registrations]
+        found: list[tuple[ModelRecord, Registration]] = []
+        for name in dict.fromkeys(names):
+            record = self.get(name)
+            found.append((record, record.named(name) or record.registrations[0]))
+        return found
+
+    def _read_bundle(self, path: Path, origin: str) -> Iterator[tuple[Entry, tuple[Registration, ...]]]:
+        from signatures.bundle import read_bundle
+        from signatures.entries import Entry
+        from signatures.signature import decode
+
+        for packed in read_bundle(path, origin):
+            signature = decode(packed.data, path=f"{path}, {packed.registrations[0].name}")
+            signature.fingerprint.parameters.require_equal(self._parameters)
+            entry = Entry.of(signature)
+            if entry.identity != packed.identity:
+                raise MalformedSignatureError(f"{path}: {packed.registrations[0].name} has another signature than said")
+            yield entry, packed.registrations
+
+    def _insert_imported(self, entry: Entry, registration: Registration) -> int:
+        """As ``_insert``, but a name that is taken for the same weights stays; the write lock is held."""
+        holder = self._store.find(registration.name)
+        if holder is not None and entry.weights is not None and holder.weights == entry.weights:
+            return holder.id
+        return self._insert(entry, registration, replace=False)
+
     def _insert(self, entry: Entry, registration: Registration, *, replace: bool) -> int:
         """Bring in a signature under a name and return the model's id; the write lock is held."""
         store = self._store
@@ -316,8 +385,8 @@ class Registry:
                 return holder.id
             if not replace:
                 raise NameTakenError(
-                    f"{registration.name!r} is registered with other weights ({holder.identity}); "
-                    "choose another name, or replace them"
+                    f"{registration.name!r} is registered with {_difference(entry, holder)}; "
+                    "choose another name, or replace it"
                 )
             store.remove_name(registration.name)
         if same is not None:
@@ -376,3 +445,12 @@ class Registry:
         """Keep the index on disk close to the registry; a search makes up for whatever fails here."""
         with suppress(RegistryError):
             self._folder_index().follow(self._store.model_ids(), self._rows)
+
+
+def _difference(entry: Entry, holder: ModelRecord) -> str:
+    """What tells a new signature from the one that has the name: weights, depth or origin."""
+    if entry.weights is None or entry.weights != holder.weights:
+        return f"other weights ({holder.identity})"
+    if entry.depth != holder.depth:
+        return f"the same weights, measured at depth {holder.depth!r} instead of {entry.depth!r}"
+    return f"the same digests, but by a signature of another origin ({holder.origin})"

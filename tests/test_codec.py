@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from fingerprint.records import Fingerprint
+from benchmarks.synthetic import small_model
 from signatures.signature import decode, encode, is_signature, read_signature, sign, write_signature
-from tests.synthetic import small_model
+
+if TYPE_CHECKING:
+    from fingerprint.records import Fingerprint
 
 
 def assert_same(left: object, right: object, tolerance: float = 0.0) -> None:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from benchmarks.synthetic import small_model
 from fingerprint.errors import NameTakenError, RegistryError, UnknownModelError, UsageError
 from signatures.codec import decode_vectors
 from signatures.registry import Registry
 from signatures.signature import encode, sign
-from tests.synthetic import small_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

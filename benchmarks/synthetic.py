@@ -1,4 +1,4 @@
-"""Synthetic fingerprints of chosen shapes, without weights: for the tests of files, registry and index."""
+"""Synthetic fingerprints of chosen shapes, without weights: for measuring and testing files, registry and index."""
 
 from __future__ import annotations
 

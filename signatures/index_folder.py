@@ -138,7 +138,7 @@ class IndexFolder:
         write_atomically(self._folder / "index.json", manifest)
         self._manifest = manifest
         kept = {part.name for part in saved} | {f"{part.name}.json" for part in saved}
-        for path in self._folder.glob("*.faiss*"):
+        for path in (*self._folder.glob("*.faiss*"), *self._folder.glob(".index.json.*")):
             if path.name not in kept:
                 with suppress(OSError):
                     path.unlink()

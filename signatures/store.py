@@ -297,7 +297,9 @@ class Store:
         return self._pending / f"{identity.removeprefix('sha256:')}.fpsig"
 
     def _settle(self) -> None:
-        """Bring what other writers left in ``pending/`` to its end; the write lock is held."""
+        """Bring what other writers left to its end; the write lock is held."""
+        for path in self.folder.glob(f".{DATABASE}.*"):  # half-made databases: there is a whole one
+            path.unlink(missing_ok=True)
         if not self._pending.is_dir():
             return
         for path in sorted(self._pending.glob("*.fpsig")):
@@ -342,6 +344,9 @@ def _create(folder: Path, method: Mapping[str, int]) -> None:
             database.close()
         _publish(temporary, folder / DATABASE)
         flush_folder(folder)
+    except (sqlite3.Error, OSError):
+        if not (folder / DATABASE).exists():  # else another process was first, and may have tidied up after us
+            raise
     finally:
         for suffix in ("", "-wal", "-shm"):
             temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)

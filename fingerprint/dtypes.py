@@ -125,9 +125,6 @@ def _unpack_sixes(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return codes.reshape(-1)
 
 
-_BF16 = np.dtype(ml_dtypes.bfloat16)
-
-
 def to_float32(array: NDArray[Any]) -> NDArray[np.float32]:
     """Decoded elements as float32, of the same shape; the real part of complex ones.
 
@@ -135,17 +132,14 @@ def to_float32(array: NDArray[Any]) -> NDArray[np.float32]:
     """
     if array.dtype == np.float32:
         return array
-    if array.dtype == _BF16:
-        # bfloat16 is the upper half of float32.
-        wide = array.view(np.uint16).astype(np.uint32)
-        np.left_shift(wide, 16, out=wide)
-        return wide.view(np.float32)
     if array.dtype.itemsize == 1 and array.dtype.kind not in "iub":
+        # A table of all values: 0.8 ms for 2**20 elements, where the cast of ml_dtypes 0.6 takes 5.5 ms. (Its cast of
+        # bfloat16 takes 0.23 ms, no more than a shift of the bits does.)
         table: NDArray[np.float32] = np.arange(256, dtype=np.uint8).view(array.dtype).astype(np.float32)
-        return table[array.view(np.uint8)]
+        return table.take(array.view(np.uint8), mode="clip")
     if array.dtype.kind == "c":
         array = array.real
-    with np.errstate(over="ignore", invalid="ignore"):
+    with _quiet():
         return array.astype(np.float32)
 
 
@@ -155,6 +149,10 @@ def to_float64(array: NDArray[Any]) -> NDArray[np.float64]:
         return array
     if array.dtype.kind == "c":
         array = array.real
-    if array.dtype.kind in "fiub":
-        return array.astype(np.float64)
-    return to_float32(array).astype(np.float64)
+    with _quiet():
+        return (array if array.dtype.kind in "fiub" else to_float32(array)).astype(np.float64)
+
+
+def _quiet() -> np.errstate:
+    """Without warnings where a double is too large for float32, or a NaN is a signalling one."""
+    return np.errstate(over="ignore", invalid="ignore")

@@ -1,0 +1,1 @@
+"""The commands of ``fp``, one a file."""

@@ -1,0 +1,52 @@
+"""``fp compare``: two checkpoints or signatures, without a registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cli import options
+from cli.exits import Exit, of_report
+from signatures.report import COMPARE_SCHEMA, Confidence
+
+
+@click.command("compare")
+@click.argument("registered", metavar="A")
+@click.argument("suspect", metavar="B")
+@options.fail_on
+@options.globs
+@options.depth
+@options.output
+@options.messages
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    *,
+    registered: str,
+    suspect: str,
+    fail_on: str,
+    format: str,  # noqa: A002 - the option's word
+    output: str | None,
+    **chosen: Any,
+) -> Exit:
+    """Compare two checkpoints or signatures: was B made from A?
+
+    A takes the place of the registered model and B that of the suspect; the tests are those of fp scan, corrected for
+    one model. Without other models nothing can be said about a common base. Exit status as for fp scan.
+    """
+    from cli.messages import route
+    from cli.output import refuse_overwriting
+    from cli.progress import reading
+    from cli.render.report import report_view
+    from cli.render.write import write_all
+    from signatures.scan import ScanOptions, compare_paths
+
+    console = options.console(ctx)
+    route(console)
+    refuse_overwriting(output, (registered, suspect))
+    with reading(console, registered, suspect) as progress:
+        report = compare_paths(registered, suspect, options=ScanOptions(**chosen), progress=progress)
+    write_all(report_view(COMPARE_SCHEMA), [report], format, output, console)
+    return of_report(report, Confidence(fail_on))

@@ -1,0 +1,72 @@
+"""``fp import``: models from bundles that another registry exported."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final
+
+import click
+
+from cli import options
+from cli.exits import Exit
+
+_NOT_IN_ORIGINS: Final = re.compile(r"[^A-Za-z0-9._:/@+-]+")
+
+
+@click.command("import")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "--origin",
+    metavar="ORIGIN",
+    help="Where the models come from, to find and remove them by (default: the name of the file).",
+)
+@options.registry
+@options.output
+@options.messages
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    *,
+    files: tuple[str, ...],
+    origin: str | None,
+    registry: str | None,
+    format: str,  # noqa: A002 - the option's word
+    output: str | None,
+) -> Exit:
+    """Bring in the models of bundles (fp export). Each bundle comes in whole or not at all.
+
+    Every signature is checked as a suspect would be; the models keep their origin and can be removed by it.
+    """
+    from cli.exits import strongest
+    from cli.messages import route
+    from cli.registry import open_for_writing
+    from cli.render.models import model_view
+    from cli.render.write import writing
+    from cli.text import counted
+    from fingerprint.errors import InputError, NameTakenError, SignatureError, UsageError
+
+    console = options.console(ctx)
+    route(console)
+    statuses = [Exit.OK]
+    with open_for_writing(registry) as opened, writing(model_view(), format, output, console) as writer:
+        for path in files:
+            source = origin if origin is not None else _origin_of(path)
+            try:
+                records = opened.import_(path, source)
+            except (InputError, SignatureError, NameTakenError, UsageError) as error:
+                console.error(str(error))
+                console.trace(error)
+                statuses.append(Exit.ERROR)
+                continue
+            console.note(f"{path}: {counted(len(records), 'model')} from {source}")
+            for record in records:
+                writer.write(record)
+    return strongest(statuses)
+
+
+def _origin_of(path: str) -> str:
+    """An origin made of the file's name."""
+    stem = os.path.splitext(os.path.basename(path))[0]
+    return f"file:{_NOT_IN_ORIGINS.sub('_', stem)[:150]}"

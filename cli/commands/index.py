@@ -1,0 +1,85 @@
+"""``fp index``: the index of vectors beside the registry, which can always be made again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from cli import options
+from cli.exits import Exit
+
+
+@click.group("index")
+def command() -> None:
+    """Look after the search index, which is made from the signatures and can be rebuilt at any time."""
+
+
+@command.command("build")
+@options.registry
+@options.output
+@options.messages
+@click.pass_context
+def build(ctx: click.Context, /, *, registry: str | None, **shown: Any) -> Exit:
+    """Make the index anew from the signatures."""
+    from cli.messages import route
+    from cli.registry import open_existing
+
+    route(options.console(ctx))
+    with open_existing(registry) as opened:
+        return _show(ctx, "build", opened.rebuild_index(), [], 0, **shown)
+
+
+@command.command("status")
+@options.registry
+@options.output
+@options.messages
+@click.pass_context
+def status(ctx: click.Context, /, *, registry: str | None, **shown: Any) -> Exit:
+    """Show what the index covers. What it lacks is added in memory when a scan needs it."""
+    from cli.messages import route
+    from cli.registry import open_existing
+
+    route(options.console(ctx))
+    with open_existing(registry) as opened:
+        return _show(ctx, "status", opened.index_status(), [], 0, **shown)
+
+
+@command.command("check")
+@click.option(
+    "--queries", type=click.IntRange(min=1), default=200, show_default=True, help="Searches that are done both ways."
+)
+@options.registry
+@options.output
+@options.messages
+@click.pass_context
+def check(ctx: click.Context, /, *, registry: str | None, queries: int, **shown: Any) -> Exit:
+    """Check registry and index: signatures, records, and the index against the slow search. Exit status 2 if wrong."""
+    from cli.messages import route
+    from cli.registry import open_existing
+
+    route(options.console(ctx))
+    with open_existing(registry) as opened:
+        found = opened.check_index(queries)
+        problems = [*opened.check(), *found.problems]
+        return _show(ctx, "check", found.status, problems, found.queries, **shown)
+
+
+def _show(
+    ctx: click.Context,
+    action: str,
+    found: Any,
+    problems: list[str],
+    queries: int,
+    *,
+    format: str,  # noqa: A002 - the option's word
+    output: str | None,
+) -> Exit:
+    from cli.render.index import INDEX_VIEW, IndexState
+    from cli.render.write import write_all
+
+    console = options.console(ctx)
+    write_all(INDEX_VIEW, [IndexState(action, found, tuple(problems), queries)], format, output, console)
+    for problem in problems:
+        console.error(problem)
+    return Exit.ERROR if problems else Exit.OK

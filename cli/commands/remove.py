@@ -1,0 +1,44 @@
+"""``fp remove``: take names, and models with their last name, out of the registry."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from cli import options
+from cli.exits import Exit
+
+
+@click.command("remove")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=options.model_names)
+@click.option("--origin", metavar="ORIGIN", help="Remove everything that was imported from ORIGIN.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask, also on a terminal.")
+@options.registry
+@options.messages
+@click.pass_context
+def command(
+    ctx: click.Context, /, *, names: tuple[str, ...], origin: str | None, yes: bool, registry: str | None
+) -> Exit:
+    """Remove names from the registry; a model goes, signature and all, with its last name."""
+    from cli.registry import open_existing
+    from cli.text import counted, printable
+    from fingerprint.errors import UnknownModelError
+
+    console = options.console(ctx)
+    if not names and origin is None:
+        raise click.UsageError("give a NAME, or --origin", ctx)
+    with open_existing(registry) as opened:
+        for name in names:
+            if opened.get(name).named(name) is None:
+                raise UnknownModelError(f"{name}: give a name or an alias, not the identity of a signature")
+        what = printable(" ".join(names) if origin is None else " ".join([*names, f"everything from {origin}"]))
+        if not yes and sys.stdin is not None and sys.stdin.isatty():
+            click.confirm(f"Remove {what}?", abort=True, err=True)
+        for name in names:
+            opened.remove(name)
+            console.note(f"removed {name}")
+        if origin is not None:
+            removed = opened.remove_origin(origin)
+            console.note(f"removed {counted(len(removed), 'name')} imported from {origin}")
+    return Exit.OK

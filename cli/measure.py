@@ -1,0 +1,30 @@
+"""Makes the signature of what is to be registered: measured from weights, or read from a signature file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cli.console import Console
+    from signatures.signature import Signature
+
+
+def signature_of(path: str, console: Console) -> Signature:
+    """The signature of a checkpoint or of a signature file; what was noticed while reading becomes warnings.
+
+    Raises ``InputError``, ``SignatureError``, ``UsageError``.
+    """
+    from cli.progress import reading
+    from fingerprint.assemble import fingerprint
+    from fingerprint.checkpoint import open_checkpoint
+    from signatures.signature import is_signature, read_signature, sign
+
+    if is_signature(path):
+        return read_signature(path)
+    with open_checkpoint(path) as checkpoint, reading(console, path) as progress:
+        measured = fingerprint(checkpoint, progress=progress)
+    for _, message in measured.findings:
+        console.warning(f"{path}: {message}")
+    if not measured.complete:
+        console.warning(f"{path}: parts are absent; the signature is that of the rest")
+    return sign(measured)

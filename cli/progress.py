@@ -1,0 +1,61 @@
+"""Progress on a terminal's standard error: bytes, rate and time left of each checkpoint that is read."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from cli.text import clipped_middle, shown_path
+from fingerprint.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cli.console import Console
+
+    Advance = Callable[[int], None]
+
+_LABEL_WIDTH = 28
+
+
+@contextmanager
+def reading(console: Console, *paths: str) -> Iterator[Advance | None]:
+    """A function that takes the number of bytes read since its last call, for the block; None where nothing is drawn.
+
+    The bar is gone when the block ends.
+    """
+    if not console.animates:
+        yield None
+        return
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    label = ", ".join(os.path.basename(os.path.normpath(path)) for path in paths)
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=RichConsole(stderr=True, no_color=not console.colour_allowed, highlight=False),
+        transient=True,
+        expand=True,
+    )
+    with bar:
+        task = bar.add_task(clipped_middle(shown_path(label), _LABEL_WIDTH), total=_size(paths))
+        yield lambda done: bar.advance(task, done)
+
+
+def _size(paths: tuple[str, ...]) -> int | None:
+    """Bytes to be read; None if that is not known (a signature, or a file that will be an error)."""
+    from fingerprint.checkpoint import open_checkpoint
+
+    total = 0
+    for path in paths:
+        try:
+            with open_checkpoint(path) as checkpoint:
+                total += checkpoint.bytes
+        except InputError:
+            return None
+    return total

@@ -1,0 +1,259 @@
+"""A report for people: the verdict first, then why, how sure, what it is not, the evidence, and what was not tested."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from cli.render.layer_text import layer_lines, layer_mixture_lines
+from cli.render.layout import INDENT, LABEL, fields, table
+from cli.text import counted, duration, file_size, magnitude, odds, percent, printable, probability
+from signatures.report import Confidence, Link, Relation, Verdict
+
+if TYPE_CHECKING:
+    from cli.console import Look
+    from signatures.report import Match, Mixture, Report
+
+_WORDS: Final = {
+    Verdict.MATCH: ("MATCH", "■", "[!]"),
+    Verdict.POSSIBLE: ("POSSIBLE", "▲", "[~]"),
+    Verdict.NO_MATCH: ("NO MATCH", "✓", "[ok]"),
+    Verdict.INCONCLUSIVE: ("INCONCLUSIVE", "?", "[?]"),
+    Verdict.ERROR: ("ERROR", "✗", "[x]"),
+}
+_LOOKS_LIKE: Final = {
+    Relation.IDENTICAL: "nothing differs",
+    Relation.REFORMATTED: "the same values, stored differently",
+    Relation.DTYPE_CAST: "the same values, rounded to another number type",
+    Relation.QUANTISED: "the same values, quantised",
+    Relation.FINE_TUNED: "a small change, as fine-tuning makes",
+    Relation.CONTINUED_TRAINING: "a large change, as long further training makes",
+    Relation.PRUNED: "weights, neurons or layers are missing",
+    Relation.DEPTH_UPSCALED: "layers are repeated",
+    Relation.UPCYCLED: "layers are copied into a mixture of experts",
+    Relation.MERGED: "merged, or put together from several parts",
+    Relation.NOISED: "noise was added",
+    Relation.EXTENDED: "vocabulary or heads were added",
+    Relation.REWRITTEN: "rewritten without changing what it computes (permuted, rescaled, rotated)",
+    Relation.PARTIAL: "only a part of it",
+    Relation.UNCLEAR: "what was done is not clear",
+}
+_SHORT_LINK: Final = {
+    Link.LINEAGE: "",
+    Link.SIBLING: "sibling",
+    Link.SHARED_COMPONENT: "shared component only",
+    Link.SAME_INITIALISATION: "same initialisation only",
+}
+_TEST_WORDS: Final = {
+    "digest": "equal contents",
+    "align": "rows in place",
+    "rows": "signs of neurons",
+    "sketch": "sketches (a lead)",
+    "gauge": "signs, undone",
+    "even": "concordance",
+}
+_SHOWN_COMPONENTS: Final = 5
+_SHOWN_PARTS: Final = 8
+
+
+def report_text(report: Report, look: Look) -> str:
+    """The whole report, ending in a line break."""
+    lines = [look.styled(printable(report.suspect.path), bold=True), _headline(report, look)]
+    if report.verdict is Verdict.ERROR:
+        lines += fields([("What is wrong", report.error or "unknown"), *_notes(report)], look)
+        return "\n".join(lines) + "\n"
+    lines.append("")
+    if report.matches:
+        lines += _match_lines(report.matches[0], report, look)
+        lines += _other_matches(report, look)
+    else:
+        lines += fields([("Why", _why_not(report))], look)
+        lines += fields([("Would be found", report.power.detectable)], look)
+    lines += _mixture_lines(report.mixture, look)
+    lines += fields([*(("Not tested", one) for one in report.power.not_tested), *_notes(report)], look)
+    lines += fields([("Scanned", _scanned(report))], look)
+    return "\n".join(_without_repeated_labels(lines)) + "\n"
+
+
+def _headline(report: Report, look: Look) -> str:
+    word, symbol, plain = _WORDS[report.verdict]
+    parts = [f"{symbol if look.symbols else plain} {word}"]
+    best = report.matches[0] if report.matches else None
+    if best is not None:
+        parts.append(printable(best.model))
+        parts.append(_SHORT_LINK[best.link] or best.relation.value)
+        parts.append(best.confidence.value)
+    head = look.styled(parts[0], fg=_colour(report), bold=True)
+    return "  ".join([head, *parts[1:]])
+
+
+def _colour(report: Report) -> str:
+    if report.verdict is Verdict.NO_MATCH:
+        return "green"
+    if report.verdict is Verdict.ERROR:
+        return "red"
+    accusing = report.strongest_accusation
+    return "red" if accusing is not None and accusing is not Confidence.POSSIBLE else "yellow"
+
+
+def _match_lines(match: Match, report: Report, look: Look) -> list[str]:
+    sure = (
+        f"{match.confidence.value}: chance of such agreement by accident {odds(match.log10_p)} "
+        f"(p = {probability(match.log10_p)}, corrected for everything tried); similarity {match.similarity:.3f}"
+    )
+    lines = fields(
+        [
+            ("Why", _why(match)),
+            ("How sure", sure),
+            ("What it is not", _what_it_is_not(match)),
+            ("Also named", ", ".join(match.aliases)),
+            ("Undone", ", ".join(match.undone)),
+        ],
+        look,
+    )
+    lines += ["", *_evidence_lines(match, look), ""]
+    lines += fields([("Layers", one) for one in layer_lines(match.layers, look)], look)
+    return lines + _component_lines(match, report, look)
+
+
+def _why(match: Match) -> str:
+    suspect, registered = percent(match.coverage.suspect), percent(match.coverage.registered)
+    share = f"{suspect} of the suspect's weights correspond to {registered} of those of {match.model}"
+    if match.link is Link.LINEAGE:
+        return f"{share}: {_LOOKS_LIKE[match.relation]}."
+    if match.link is Link.SIBLING:
+        return f"{share}, and {match.explained_by or 'a common base'} explains that."
+    return f"{share}."
+
+
+def _what_it_is_not(match: Match) -> str:
+    note = match.note.rstrip(".")
+    sentence = f"{note[:1].upper()}{note[1:]}. " if note else ""
+    if match.link is Link.SIBLING:
+        return f"No accusation. {sentence}".strip()
+    if match.link is Link.SHARED_COMPONENT:
+        return f"No copy of the whole model. {sentence}".strip()
+    if match.link is Link.SAME_INITIALISATION:
+        return f"No sign of copied training: two labs can use one seed. {sentence}".strip()
+    return f"{sentence}Weights alone do not say which of the two came first."
+
+
+def _evidence_lines(match: Match, look: Look) -> list[str]:
+    rows = [
+        [
+            f"{item.test} ({_TEST_WORDS[item.test]})" if item.test in _TEST_WORDS else item.test,
+            item.null,
+            f"{item.statistic:.4g}",
+            probability(item.log10_p),
+            f"{item.trials:,}",
+        ]
+        for item in match.evidence
+    ]
+    lines = table(["Evidence", "null", "statistic", "p", "tried"], rows, look, right=(2, 3, 4), indent=INDENT)
+    if look.details:
+        for item in match.evidence:
+            text = ", ".join(f"{name} {_number(value)}" for name, value in item.detail.items())
+            lines += fields([(item.test, text)], look)
+    return lines
+
+
+def _number(value: float | int | str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+
+
+def _component_lines(match: Match, report: Report, look: Look) -> list[str]:
+    if not match.components or not (look.details or match.link is Link.SHARED_COMPONENT):
+        return []
+    shown = match.components if look.details else match.components[:_SHOWN_COMPONENTS]
+    rows = [[one.suspect, one.registered, f"{one.similarity:.3f}"] for one in shown]
+    lines = ["", *table(["Part of suspect", "registered part", "similarity"], rows, look, right=(2,), indent=INDENT)]
+    if len(shown) < len(match.components):
+        lines += fields([("", f"{len(match.components) - len(shown)} more with -v")], look)
+    return [*lines, ""]
+
+
+def _other_matches(report: Report, look: Look) -> list[str]:
+    if len(report.matches) < 2:
+        return []
+    rows = [
+        [
+            match.model,
+            match.link.value,
+            match.relation.value,
+            match.confidence.value,
+            probability(match.log10_p),
+            f"{match.similarity:.3f}",
+        ]
+        for match in report.matches[1:]
+    ]
+    header = ["Also", "link", "relation", "confidence", "p", "similar"]
+    lines = ["", *table(header, rows, look, right=(4, 5), indent=INDENT), ""]
+    if look.details:
+        for match in report.matches[1:]:
+            lines += [*fields([(match.model, "")], look), *_match_lines(match, report, look), ""]
+    return lines
+
+
+def _mixture_lines(mixture: Mixture | None, look: Look) -> list[str]:
+    if mixture is None or (len(mixture.coefficients) < 2 and len(_models_in_layers(mixture)) < 2):
+        return []
+    parts = sorted(mixture.coefficients.items(), key=lambda item: -item[1])
+    text = " + ".join(f"{weight:.2f} {model}" for model, weight in parts[:_SHOWN_PARTS])
+    if len(parts) > _SHOWN_PARTS:
+        text += f" + {len(parts) - _SHOWN_PARTS} more"
+    pairs = [("Mixture", f"{text}; {percent(mixture.residual)} is left unexplained")]
+    pairs += [("By layer", one) for one in layer_mixture_lines(mixture.layers, look)]
+    return fields(pairs, look)
+
+
+def _models_in_layers(mixture: Mixture) -> set[str]:
+    return {model for weights in mixture.layers.values() for model in weights}
+
+
+def _why_not(report: Report) -> str:
+    models = report.registry.models
+    if report.verdict is Verdict.NO_MATCH:
+        return (
+            f"none of the {counted(models, 'registered model')} shares weights with the suspect, as far as these "
+            "tests see; models that are not registered were not looked for."
+        )
+    if not models:
+        return "the registry is empty: nothing was compared. Register models with `fp register`, then scan again."
+    return f"nothing matched among {counted(models, 'registered model')}, but that clears nothing: see the notes."
+
+
+def _notes(report: Report) -> list[tuple[str, str]]:
+    return [("Note", note) for note in report.notes]
+
+
+def _scanned(report: Report) -> str:
+    suspect = report.suspect
+    parts = [
+        suspect.format,
+        counted(suspect.files, "file"),
+        file_size(suspect.bytes),
+        counted(suspect.tensors, "tensor"),
+        f"{magnitude(suspect.parameters)} parameters",
+        "+".join(suspect.dtypes),
+    ]
+    if suspect.depth:
+        parts.append(f"depth {suspect.depth}")
+    text = ", ".join(part for part in parts if part)
+    return f"{text}; against {counted(report.registry.models, 'model')} in {duration(report.seconds)}"
+
+
+def _without_repeated_labels(lines: list[str]) -> list[str]:
+    """Blank a field's label where the field before has the same; join runs of empty lines."""
+    kept: list[str] = []
+    last = ""
+    for line in lines:
+        if not line.strip() and (not kept or not kept[-1].strip()):
+            continue
+        label = line[: INDENT + LABEL] if line.startswith(" " * INDENT) and len(line) > INDENT + LABEL else ""
+        if label.strip() and label == last:
+            kept.append(" " * len(label) + line[len(label) :])
+            continue
+        last = label if label.strip() else last if label else ""
+        kept.append(line)
+    return kept

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from threadpoolctl import threadpool_limits
 
 from fingerprint.canonical import lay_out
-from fingerprint.measure import TensorMeasurement, matrix_shape, measure_tensor
+from fingerprint.measure import TensorMeasurement, matrix_shape, measure_digest, measure_tensor
 from fingerprint.neurons import Projections, SliceNorms, pair_projections, sample_neurons
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.records import AxisSample, Fingerprint, NeuronSample, TensorRecord
-from fingerprint.signs import Stream, sample_indices
-from fingerprint.tensors import element_count
+from fingerprint.tensors import Transposed, element_count
 from fingerprint.vocabulary import Content
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from fingerprint.canonical import CanonicalTensor, Layout
     from fingerprint.checkpoint import Checkpoint
@@ -62,7 +62,7 @@ def fingerprint(
         count = neurons or parameters.neuron_samples
         samples = list(pool.map(lambda mlp: _sample(layout, measured, mlp, count, parameters), mlps))
     records = tuple(
-        _record(tensor, result, parameters) for tensor, result in zip(layout.tensors, measured, strict=True)
+        _record(tensor, result) for tensor, result in zip(layout.tensors, measured, strict=True)
     )
     return Fingerprint(
         parameters=parameters,
@@ -78,6 +78,21 @@ def fingerprint(
         findings=tuple((finding.code, finding.message) for finding in checkpoint.findings),
         claims=dict(checkpoint.metadata),
     )
+
+
+def with_turned_digests(fingerprinted: Fingerprint, checkpoint: Checkpoint, positions: Iterable[int]) -> Fingerprint:
+    """The same fingerprint with the digests of the transposes of the matrices at those positions, read again.
+
+    ``checkpoint`` must be the one that was measured. Raises ``InputError``.
+    """
+    layout = lay_out(checkpoint.tensors, checkpoint.metadata)
+    records = list(fingerprinted.tensors)
+    for position in positions:
+        view = layout.tensors[position].view
+        if len(view.shape) == 2 and not records[position].turned_digest:
+            digest = measure_digest(Transposed(view, view.name), fingerprinted.parameters)
+            records[position] = replace(records[position], turned_digest=digest)
+    return replace(fingerprinted, tensors=tuple(records))
 
 
 def _may_be_projection(tensor: CanonicalTensor, layout: Layout) -> bool:
@@ -119,7 +134,7 @@ def _sample(
     return sample_neurons(layout.tensors, mlp, norms, count, parameters)
 
 
-def _record(tensor: CanonicalTensor, result: TensorMeasurement, parameters: Parameters) -> TensorRecord:
+def _record(tensor: CanonicalTensor, result: TensorMeasurement) -> TensorRecord:
     return TensorRecord(
         name=tensor.name,
         role=tensor.role,
@@ -133,15 +148,11 @@ def _record(tensor: CanonicalTensor, result: TensorMeasurement, parameters: Para
         casts=result.casts,
         statistics=result.statistics,
         sketch=None if result.sketch is None else result.sketch.whole,
-        axes=_axis_samples(tensor, result, parameters),
+        axes=_axis_samples(tensor, result),
     )
 
 
-def _axis_samples(tensor: CanonicalTensor, result: TensorMeasurement, parameters: Parameters) -> tuple[AxisSample, ...]:
-    if result.content is Content.VECTOR and result.vector is not None:
-        size = element_count(tensor.view.shape)
-        indices = sample_indices(parameters.seed, Stream.AXIS_SAMPLE, size, parameters.axis_samples)
-        return (AxisSample(tensor.axes[0], 0, size, indices, result.vector),)
+def _axis_samples(tensor: CanonicalTensor, result: TensorMeasurement) -> tuple[AxisSample, ...]:
     if result.sketch is None:
         return ()
     rows, columns = matrix_shape(tensor.view.shape)

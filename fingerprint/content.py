@@ -19,6 +19,7 @@ _PEAK_SHARE: Final = 0.97
 _SLICES_SHARE: Final = 0.95
 _MAX_BITS: Final = 8
 _GRID_TOLERANCE: Final = 0.04
+_AGREEMENT: Final = 0.7
 
 
 def is_analytic(rows: Float32, columns: Float32) -> bool:
@@ -79,7 +80,7 @@ def lattice_bits(tiles: list[Float32]) -> int:
 
 def _agreed(per_tile: list[int | None]) -> int:
     known = [bits for bits in per_tile if bits is not None]
-    if not known or sum(bits > 0 for bits in known) < 0.9 * len(known):
+    if not known or sum(bits > 0 for bits in known) < _AGREEMENT * len(known):
         return 0
     return int(np.median([bits for bits in known if bits > 0]))
 
@@ -102,9 +103,9 @@ def _tile_bits(tile: NDArray[Any]) -> int | None:
         levels.append(count)
     if not levels:
         return None
-    if np.mean([count > 0 for count in levels]) < 0.9:
+    if np.mean([count > 0 for count in levels]) < _AGREEMENT:
         return 0
-    return max(1, int(np.ceil(np.log2(np.median(levels)))))
+    return max(1, int(np.ceil(np.log2(np.median([count for count in levels if count > 0])))))
 
 
 def _grid_levels(run: NDArray[np.float64]) -> int | None:
@@ -119,11 +120,13 @@ def _grid_levels(run: NDArray[np.float64]) -> int | None:
         if distinct.size < 2:
             return None
         gaps = np.diff(distinct)
-        step = float(gaps.min())
-        if step * (1 << _MAX_BITS) < float(distinct[-1] - distinct[0]):
-            continue
-        ratio = gaps / step
+        span = float(distinct[-1] - distinct[0])
         collisions = np.count_nonzero(part) >= 2 * distinct.size
-        if (gaps.size >= 7 or collisions) and np.all(np.abs(ratio - np.rint(ratio)) < _GRID_TOLERANCE):
-            return round(float(distinct[-1] - distinct[0]) / step) + 1
+        if gaps.size < 7 and not collisions:
+            continue
+        # Neighbouring levels may be absent from a short run: the smallest gap may be two or three steps.
+        for step in (float(gaps.min()) / steps for steps in (1, 2, 3)):
+            ratio = gaps / step
+            if span <= step * (1 << _MAX_BITS) and np.all(np.abs(ratio - np.rint(ratio)) < _GRID_TOLERANCE):
+                return round(span / step) + 1
     return 0

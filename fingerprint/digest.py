@@ -75,7 +75,7 @@ class TensorDigester:
 def block_digest(values: Array) -> bytes:
     """32-byte digest of one block of elements (1-D)."""
     if _kind(values.dtype) != b"float":
-        return blake3(np.ascontiguousarray(values).view(np.uint8)).digest()
+        return blake3(values.tobytes()).digest()
     tag, payload = narrowest(values)
     return blake3(_TAGS[tag] + payload.tobytes()).digest()
 
@@ -116,10 +116,10 @@ def _normal(values: Array, bits: type[np.unsignedinteger[Any]]) -> Array:
     unknown = np.isnan(clean)
     if unknown.any():
         clean[unknown] = np.nan
-        word = clean.view(bits)
+        word: Array = clean.view(bits)
         word[unknown] = _QUIET_NAN[clean.dtype.name]
         return word
-    return clean.view(bits)
+    return np.asarray(clean.view(bits))
 
 
 def _normal_bfloat16(word: Array) -> Array:

@@ -48,8 +48,7 @@ CASTS: Final = {
 class TensorMeasurement:
     """What one pass found out.
 
-    ``sketch`` is None for anything but a matrix of weights; ``vector`` (m, 1) are sampled elements of a vector less its
-    mean; the norms are there if they were asked for.
+    ``sketch`` is None for anything but a matrix of weights; the norms are there if they were asked for.
     """
 
     content: Content
@@ -57,7 +56,6 @@ class TensorMeasurement:
     casts: dict[str, bytes]
     statistics: TensorStatistics
     sketch: MatrixSketch | None
-    vector: Float32 | None = None
     row_norms: Float32 | None = None
     column_norms: Float32 | None = None
 
@@ -84,12 +82,7 @@ def measure_tensor(view: TensorView, parameters: Parameters, *, casts: bool, nor
     moments = _Moments()
     probe = _Probe(rows, columns, parameters) if wants_sketch else None
     slice_norms = _SliceNorms(rows, columns) if norms and wants_sketch else None
-    vector = (
-        _VectorSample(element_count(view.shape), parameters)
-        if is_float and rows * columns and min(rows, columns) == 1
-        else None
-    )
-    position = 0
+    roughness = _Roughness()
 
     for start, native in row_blocks(view):
         flat = native.reshape(-1)
@@ -107,13 +100,12 @@ def measure_tensor(view: TensorView, parameters: Parameters, *, casts: bool, nor
             probe.add(start, block)
         if slice_norms is not None:
             slice_norms.add(start, block)
-        if vector is not None:
-            vector.add(position, block.reshape(-1))
-        position += flat.size
+        if not wants_sketch:
+            roughness.add(block.reshape(-1))
 
     statistics = moments.finish(probe.lattice_bits() if probe else 0)
     content = _content(view, statistics, probe, moments.constant, wants_sketch)
-    if content is Content.VECTOR and vector is not None and vector.is_smooth(statistics.deviation):
+    if content is Content.VECTOR and roughness.is_smooth(statistics.deviation):
         content = Content.ANALYTIC
     return TensorMeasurement(
         content=content,
@@ -121,10 +113,17 @@ def measure_tensor(view: TensorView, parameters: Parameters, *, casts: bool, nor
         casts={name: one.digest() for name, one in cast_digesters.items()},
         statistics=statistics,
         sketch=sketcher.finish() if sketcher is not None and content is Content.WEIGHTS else None,
-        vector=vector.finish(statistics.mean) if vector is not None and content is Content.VECTOR else None,
         row_norms=slice_norms.rows if slice_norms is not None else None,
         column_norms=slice_norms.columns if slice_norms is not None else None,
     )
+
+
+def measure_digest(view: TensorView, parameters: Parameters) -> bytes:
+    """The content digest alone. Raises ``InputError`` if bytes cannot be read."""
+    digester = TensorDigester(parameters.digest_block)
+    for _, native in row_blocks(view):
+        digester.update(native.reshape(-1))
+    return digester.digest()
 
 
 def row_blocks(view: TensorView) -> Iterator[tuple[int, Array]]:
@@ -269,19 +268,16 @@ class _SliceNorms:
         return np.sqrt(self._squares).astype(np.float32)
 
 
-class _VectorSample:
-    """Sampled elements of a vector."""
+class _Roughness:
+    """How much neighbouring elements of a vector differ."""
 
-    def __init__(self, size: int, parameters: Parameters) -> None:
-        self._indices = sample_indices(parameters.seed, Stream.AXIS_SAMPLE, size, parameters.axis_samples)
-        self._values = np.zeros((self._indices.size, 1), np.float32)
+    def __init__(self) -> None:
         self._steps = 0.0
-        self._size = size
+        self._size = 0
 
-    def add(self, start: int, flat: Float32) -> None:
-        """Keep what is wanted of elements ``start`` onwards."""
-        low, high = np.searchsorted(self._indices, (start, start + flat.size))
-        self._values[low:high, 0] = flat[self._indices[low:high] - start]
+    def add(self, flat: Float32) -> None:
+        """Add the next elements."""
+        self._size += flat.size
         self._steps += float(np.sum(np.diff(flat.astype(np.float64)) ** 2))
 
     def is_smooth(self, deviation: float) -> bool:
@@ -290,10 +286,6 @@ class _VectorSample:
         The mean squared step is twice the variance for unrelated neighbours.
         """
         return self._size >= 8 and self._steps < _SMOOTH * 2.0 * deviation**2 * self._size
-
-    def finish(self, mean: float) -> Float32:
-        """The samples less the vector's mean."""
-        return self._values - np.float32(mean)
 
 
 class _Probe:

@@ -162,4 +162,5 @@ def _slices(view: TensorView, indices: NDArray[np.int64], *, columns: bool) -> F
 def _coordinates(slices: Float32, frame: Float32) -> Float32:
     centred = slices - slices.mean(axis=1, keepdims=True)
     scale = np.float32(1.0 / np.sqrt(frame.shape[1]))
-    return (centred @ frame) * scale
+    coordinates: Float32 = (centred @ frame) * scale
+    return coordinates

@@ -16,15 +16,17 @@ class Parameters:
     """What two fingerprints must share to be comparable.
 
     ``seed`` keys the generator of signs and of hashed samples; ``sketch_width`` is k of the tensor sketch (k x k
-    numbers) and of the slices sampled along an axis (k numbers each); ``axis_samples`` slices are kept of each axis;
-    ``frame_width`` is the number of directions of a frame, ``neuron_samples`` the neurons kept of each MLP; ``digest_block`` is the number of
+    numbers), ``index_width`` that of its corner which is searched by vector; ``axis_samples`` slices are kept of each
+    axis, ``axis_width`` numbers each; ``frame_width`` is the number of directions of a frame, ``neuron_samples`` the neurons kept of each MLP; ``digest_block`` is the number of
     elements under one block digest; ``minimum_elements`` the size below which a matrix gets no sketch.
     """
 
     version: int = 1
     seed: int = 0x77656967687470
-    sketch_width: int = 16
+    sketch_width: int = 32
+    index_width: int = 16
     axis_samples: int = 64
+    axis_width: int = 16
     frame_width: int = 64
     neuron_samples: int = 128
     digest_block: int = 65536

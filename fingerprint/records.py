@@ -41,7 +41,7 @@ class AxisSample:
     """Sketches of sampled slices along one axis of a matrix.
 
     ``dimension`` 0 samples rows, 1 samples columns; ``size`` is the length of that axis; ``indices`` (m,) int64,
-    ascending, are a function of ``size`` and the parameters alone; ``values`` (m, sketch_width) float32 are the
+    ascending, are a function of ``size`` and the parameters alone; ``values`` (m, axis_width) float32 are the
     doubly centred slices times random signs.
     """
 
@@ -60,7 +60,8 @@ class TensorRecord:
     ``digest`` is the 32-byte content digest, ``casts`` the digests that the tensor has after rounding to narrower
     float types, by type name; ``sketch`` is the doubly centred linear sketch (k, k) in the units of the values (its
     squared Frobenius norm estimates that of the centred matrix), absent for vectors, common content and tensors left
-    out by the budget.
+    out by the budget; ``turned_digest`` is that of the transpose, known only of a suspect's matrix that was seen to
+    resemble the transpose of a registered one.
     """
 
     name: str
@@ -76,6 +77,7 @@ class TensorRecord:
     statistics: TensorStatistics
     sketch: Float32 | None
     axes: tuple[AxisSample, ...]
+    turned_digest: bytes = b""
 
     @property
     def elements(self) -> int:

@@ -29,6 +29,7 @@ class Stream(IntEnum):
     NEURON_SAMPLE = 3
     PROBE = 4
     SHUFFLE = 5
+    SLICE = 6
 
 
 def bits(seed: int, stream: Stream, start: int, stop: int) -> NDArray[np.uint64]:

@@ -30,7 +30,8 @@ class MatrixSketch:
     """Sketches of one matrix, all doubly centred, in the units of its values.
 
     ``whole`` (k, k); ``rows`` (m, w) of the rows ``row_indices``; ``columns`` (l, w) of the columns
-    ``column_indices``; the slices are divided by the root of w, so that their squared norms estimate the slices'.
+    ``column_indices``, with w signs of their own and divided by the root of w, so that their squared norms estimate the
+    slices'.
     """
 
     whole: Float32
@@ -48,14 +49,20 @@ class MatrixSketcher:
         seed = parameters.seed
         self._shape = (rows, columns)
         self._width = parameters.sketch_width
+        self._axis_width = parameters.axis_width
         self._row_signs = sign_matrix(seed, Stream.SKETCH, rows, parameters.sketch_width)
         self._column_signs = sign_matrix(seed, Stream.SKETCH, columns, parameters.sketch_width)
         ones = np.ones((columns, 1), np.float32)
         self._right = np.concatenate([self._column_signs, ones], axis=1)
         self.row_indices = sample_indices(seed, Stream.AXIS_SAMPLE, rows, parameters.axis_samples)
         self.column_indices = sample_indices(seed, Stream.AXIS_SAMPLE, columns, parameters.axis_samples)
+        # Slices get signs of their own, so that their errors are independent of those of the whole sketch.
+        self._slice_signs_in = sign_matrix(seed, Stream.SLICE, columns, parameters.axis_width)
+        self._slice_signs_out = sign_matrix(seed, Stream.SLICE, rows, parameters.axis_width)
+        self._row_part = np.zeros((self.row_indices.size, self._axis_width), np.float64)
         self._products = np.empty((rows, self._width + 1), np.float32)
-        self._column_part = np.zeros((self._width + 1, self.column_indices.size), np.float64)
+        self._column_part = np.zeros((self._axis_width, self.column_indices.size), np.float64)
+        self._column_sums = np.zeros(columns, np.float64)
         self._trace = 0.0
 
     def update(self, start: int, block: Float32) -> None:
@@ -63,9 +70,11 @@ class MatrixSketcher:
         stop = start + len(block)
         np.matmul(block, self._right, out=self._products[start:stop])
         sampled = block[:, self.column_indices]
-        left = self._row_signs[start:stop]
-        self._column_part[:-1] += left.T @ sampled
-        self._column_part[-1] += sampled.sum(axis=0, dtype=np.float64)
+        low, high = np.searchsorted(self.row_indices, (start, stop))
+        self._row_part[low:high] = block[self.row_indices[low:high] - start] @ self._slice_signs_in
+        left = self._slice_signs_out[start:stop]
+        self._column_part += left.T @ sampled
+        self._column_sums += block.sum(axis=0, dtype=np.float64)
         if self._shape[0] == self._shape[1]:
             self._trace += float(np.trace(block[:, start:stop], dtype=np.float64))
 
@@ -84,18 +93,20 @@ class MatrixSketcher:
 
         whole = left.T @ products - np.outer(row_mean_part, right_sum) - np.outer(left_sum, column_mean_part)
         whole += mean * np.outer(left_sum, right_sum)
-        rows_part = products[self.row_indices] - np.outer(row_means[self.row_indices], right_sum)
-        rows_part += mean * right_sum - column_mean_part
-        column_means = self._column_part[-1] / rows
-        columns_part = self._column_part[:-1].T - np.outer(column_means, left_sum)
-        columns_part += mean * left_sum - row_mean_part
+        signs_in, signs_out = self._slice_signs_in.astype(np.float64), self._slice_signs_out.astype(np.float64)
+        in_sum, out_sum = signs_in.sum(axis=0), signs_out.sum(axis=0)
+        column_means = self._column_sums / rows
+        rows_part = self._row_part - np.outer(row_means[self.row_indices], in_sum)
+        rows_part += mean * in_sum - column_means @ signs_in
+        columns_part = self._column_part.T - np.outer(column_means[self.column_indices], out_sum)
+        columns_part += mean * out_sum - row_means @ signs_out
         if rows == columns:
             # The centred identity I - 11'/n, in the amount that leaves no trace.
             amount = (self._trace - rows * mean) / max(rows - 1, 1)
             whole -= amount * (left.T @ right - np.outer(left_sum, right_sum) / rows)
-            rows_part -= amount * (right[self.row_indices] - right_sum / rows)
-            columns_part -= amount * (left[self.column_indices] - left_sum / rows)
-        scale = 1.0 / np.sqrt(k)
+            rows_part -= amount * (signs_in[self.row_indices] - in_sum / rows)
+            columns_part -= amount * (signs_out[self.column_indices] - out_sum / rows)
+        scale = 1.0 / np.sqrt(self._axis_width)
         return MatrixSketch(
             whole=(whole / k).astype(np.float32),
             rows=(rows_part * scale).astype(np.float32),

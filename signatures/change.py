@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fingerprint.measure import matrix_shape
 from fingerprint.vocabulary import Content, Role
 
 if TYPE_CHECKING:
@@ -61,8 +62,20 @@ class Change:
 
     @cached_property
     def amount(self) -> float:
-        """Relative change of the matched matrices: root of the weighted mean of squares."""
-        return float(np.sqrt(self.mean([match.change**2 for match in self.matrices])))
+        """Relative change of the matched matrices of equal size: root of the weighted mean of squares."""
+        same = [self.ours[match.registered].elements == self.theirs[match.suspect].elements for match in self.matrices]
+        share = self.mean([float(one) for one in same])
+        total = self.mean([match.change**2 * one for match, one in zip(self.matrices, same, strict=True)])
+        return float(np.sqrt(total / share)) if share else 0.0
+
+    @cached_property
+    def changed(self) -> int:
+        """Number of matched matrices of equal size that differ at all."""
+        return sum(
+            match.change > _FLOOR
+            and self.ours[match.registered].elements == self.theirs[match.suspect].elements
+            for match in self.matrices
+        )
 
     @cached_property
     def scale(self) -> float:
@@ -113,19 +126,14 @@ class Change:
 
     @cached_property
     def whiteness(self) -> float:
-        """Participation ratio (1 to 16) of the singular values of the differences' sketches, mean over matrices.
-
-        Independent noise spreads over all directions (7.1 measured on 16 x 16 sketches), training concentrates
-        (5.0 to 6.2 measured on small trained models).
-        """
+        """Mean of ``whiteness`` over the differences of the matched matrices; 0 without any difference."""
         ratios = []
         for match in self.matrices:
             ours, theirs = self.ours[match.registered].sketch, self.theirs[match.suspect].sketch
             if ours is None or theirs is None or match.change < _FLOOR:
                 continue
             difference = (theirs.T if match.transposed else theirs).astype(np.float64) - ours.astype(np.float64)
-            squares = np.linalg.svd(difference, compute_uv=False) ** 2
-            ratios.append(float(squares.sum() ** 2 / np.sum(squares**2)))
+            ratios.append(whiteness(difference, self.ours[match.registered].shape))
         return float(np.mean(ratios)) if ratios else 0.0
 
     @cached_property
@@ -173,3 +181,15 @@ class Change:
             for sample in (self.comparison.registered.neurons[match.registered],)
         ]
         return max(float(np.mean(shares)), 0.0) if shares else 0.0
+
+
+def whiteness(sketch: Float64, shape: tuple[int, ...]) -> float:
+    """How evenly a matrix of ``shape`` spreads over directions, from its (k, k) sketch: 1 for independent noise.
+
+    The participation ratio of the sketch's singular values over 1 / (2/k + 1/n + 1/m), which an (n, m) matrix of
+    independent entries has. On small trained models the differences that noise, rounding and zeroing make came out at
+    .93 to 1.03, those of training at .4 to .8.
+    """
+    squares = np.linalg.svd(sketch, compute_uv=False) ** 2
+    rows, columns = matrix_shape(shape)
+    return float(squares.sum() ** 2 / np.sum(squares**2)) * (2.0 / len(sketch) + 1.0 / rows + 1.0 / columns)

@@ -102,14 +102,15 @@ def decode_fingerprint(
 
 
 def decode_vectors(data: bytes | memoryview, *, path: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """What the index holds of a signature: positions (m,) and unit vectors (m, k * k) of its sketched weights.
+    """What the index holds of a signature: positions (m,) and unit vectors (m, w * w) of its sketched weights: the
+    corner of each sketch that is searched, w by w (``index_width``).
 
     Raises as ``decode_fingerprint``, but looks at the table and the sketches alone.
     """
     envelope = unpack(data, path=path)
     header = _Header(envelope.header, path)
     known = {section.kind: section.data for section in envelope.sections}
-    width = header.parameters().sketch_width
+    width = header.parameters().index_width
     if "TENS" not in known:
         raise MalformedSignatureError(f"{path}: section TENS is absent")
     rows = parts.read_table(known["TENS"], header.tensors(), header.words(), path)
@@ -117,7 +118,7 @@ def decode_vectors(data: bytes | memoryview, *, path: str) -> tuple[NDArray[np.i
     chosen = [at for at, sketch in found.items() if rows[at].content is Content.WEIGHTS and np.any(sketch)]
     if not chosen:
         return np.zeros(0, np.int64), np.zeros((0, width * width), np.float32)
-    return np.array(chosen, np.int64), unit_vectors(np.stack([found[at] for at in chosen]))
+    return np.array(chosen, np.int64), unit_vectors(np.stack([found[at][:width, :width] for at in chosen]))
 
 
 def _sections(fingerprint: Fingerprint, words: parts.Vocabulary) -> list[Section]:
@@ -267,7 +268,7 @@ class _Header:
             if not isinstance(value, dict):
                 self._fail("parameters")
             found = Parameters.from_mapping(value)
-            if not all(0 < width <= MAX_WIDTH for width in (found.sketch_width, found.frame_width)):
+            if not all(0 < width <= MAX_WIDTH for width in (found.sketch_width, found.index_width, found.axis_width, found.frame_width)):
                 self._fail("parameters")
             self._parameters = found
         return self._parameters

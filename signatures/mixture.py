@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from signatures.change import whiteness
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -31,6 +33,9 @@ LEAST_RESIDUAL: Final = 1e-3
 """Relative residual (not squared) below which nothing is left to explain."""
 LEAST_COEFFICIENT: Final = 0.02
 MOST_MODELS: Final = 8
+_PASSTHROUGH: Final = 0.1
+_PARTLY_EXPLAINS: Final = 0.2
+_WHITE_REMAINDER: Final = 0.82
 
 _Place = tuple["Role", int | None, int | None, tuple[int, ...]]
 
@@ -60,12 +65,30 @@ def gather(suspect: Fingerprint, candidates: Sequence[Comparison]) -> Cover | No
     design = _Design(suspect, candidates)
     if not design.targets:
         return None
-    coefficients, residual = _greedy(design, list(design.targets))
-    residual = design.of_whole(residual)
-    groups = {}
-    for label, members in design.groups().items():
-        groups[label] = _greedy(design, members)[0]
-    return Cover(coefficients, residual, groups)
+    members = list(design.targets)
+    coefficients, residual = _greedy(design, members)
+    groups, squares = {}, 0.0
+    for label, part in design.groups().items():
+        groups[label], rest = _greedy(design, part)
+        squares += rest**2 * design.energy(part)
+    apart = float(np.sqrt(squares / design.energy(members)))
+    needed = set(coefficients).union(*groups.values())
+    if len(needed) == 1:
+        needed |= _minor_partner(design, members, next(iter(needed)))
+    if len(needed) > 1:
+        coefficients, residual = _fit(design, members, sorted(needed))
+        if residual > apart + _PASSTHROUGH:
+            # Layers come whole from different models: their shares describe that, one fit over all of them does not.
+            total = design.energy(members)
+            coefficients = {
+                index: sum(
+                    groups[label].get(index, 0.0) * design.energy(part) / total
+                    for label, part in design.groups().items()
+                )
+                for index in needed
+            }
+            residual = apart
+    return Cover(coefficients, design.of_whole(residual), groups)
 
 
 class _Design:
@@ -77,6 +100,8 @@ class _Design:
         self.columns: dict[int, dict[int, Float64]] = {}
         self.layer_of: dict[int, int | None] = {}
         self.number = len(candidates)
+        self.shapes: dict[int, tuple[int, ...]] = {}
+        self.shape = (suspect.parameters.sketch_width, suspect.parameters.sketch_width)
         for candidate in candidates:
             for match in candidate.matches:
                 sketch = suspect.tensors[match.suspect].sketch
@@ -85,6 +110,7 @@ class _Design:
                     continue
                 self.targets[match.suspect] = sketch.astype(np.float64).reshape(-1)
                 self.layer_of[match.suspect] = ours.layer
+                self.shapes[match.suspect] = suspect.tensors[match.suspect].shape
                 self.columns[match.suspect] = self._counterparts(ours, match.transposed, candidates, match.suspect)
 
     def _counterparts(
@@ -104,12 +130,30 @@ class _Design:
                 found[index] = (sketch.T if turned else sketch).reshape(-1)
         return found
 
+    def column(self, index: int, members: list[int]) -> Float64:
+        """The counterparts in candidate ``index`` of those tensors, flattened; zeros where it has none."""
+        return np.concatenate([self.columns[i].get(index, np.zeros(self.targets[i].size)) for i in members])
+
+    def combined(self, member: int, coefficients: dict[int, float]) -> Float64:
+        """The weighted sum of the candidates' counterparts of one tensor, flattened."""
+        total = np.zeros_like(self.targets[member])
+        for index, weight in coefficients.items():
+            column = self.columns[member].get(index)
+            if column is not None:
+                total += weight * column
+        return total
+
+    def energy(self, members: list[int]) -> float:
+        """Sum of the squared norms of those of the suspect's sketches."""
+        return sum(float(self.targets[i] @ self.targets[i]) for i in members)
+
     def of_whole(self, residual: float) -> float:
         """The relative residual on the matched tensors turned into that on all sketched tensors of the suspect."""
-        matched = sum(float(target @ target) for target in self.targets.values())
+        matched = self.energy(list(self.targets))
         sketches = [tensor.sketch for tensor in self._suspect.tensors if tensor.sketch is not None]
         everything = sum(float(np.sum(sketch.astype(np.float64) ** 2)) for sketch in sketches)
-        return float(np.sqrt((residual**2 * matched + everything - matched) / everything)) if everything else 0.0
+        rest = max(everything - matched, 0.0)
+        return float(np.sqrt((residual**2 * matched + rest) / everything)) if everything else 0.0
 
     def groups(self) -> dict[str, list[int]]:
         """Tensors by layer of the suspect; by registered layer where the suspect's own numbers are not known."""
@@ -128,28 +172,51 @@ def _at_place(registered: Fingerprint, like: TensorRecord) -> TensorRecord | Non
     return None
 
 
-def _greedy(design: _Design, members: list[int]) -> tuple[dict[int, float], float]:
+def _minor_partner(design: _Design, members: list[int], major: int) -> set[int]:
+    """A second model that explains part of what the first leaves, if only noise is left then.
+
+    A sibling explains some of a further training too, since independent trainings of one parent have related
+    differences; but what is left then is training, which concentrates in few directions. Merging with trimming (TIES)
+    leaves something white.
+    """
+    before = _fit(design, members, [major])[1]
+    if before <= LEAST_RESIDUAL:
+        return set()
+    options = [index for index in range(design.number) if index != major and np.any(design.column(index, members))]
+    fits = {index: _fit(design, members, [major, index]) for index in options}
+    if not fits:
+        return set()
+    partner = min(fits, key=lambda index: fits[index][1])
+    coefficients, after = fits[partner]
+    explained = 1.0 - (after / before) ** 2
+    if explained < _PARTLY_EXPLAINS or min(coefficients.values()) < LEAST_COEFFICIENT:
+        return set()
+    left = [
+        whiteness((design.targets[i] - design.combined(i, coefficients)).reshape(design.shape), design.shapes[i])
+        for i in members
+    ]
+    return {partner} if float(np.mean(left)) >= _WHITE_REMAINDER else set()
+
+
+def _fit(design: _Design, members: list[int], chosen: list[int]) -> tuple[dict[int, float], float]:
+    """Non-negative least squares on the given candidates: coefficients and relative residual."""
     target = np.concatenate([design.targets[i] for i in members])
-    size = float(np.linalg.norm(target))
-    if not size:
-        return {}, 0.0
-    columns = {
-        index: np.concatenate([design.columns[i].get(index, np.zeros(design.targets[i].size)) for i in members])
-        for index in range(design.number)
-    }
-    columns = {index: column for index, column in columns.items() if np.any(column)}
-    chosen: list[int] = []
-    weights: Float64 = np.zeros(0)
-    left = size
-    while columns and len(chosen) < min(MOST_MODELS, len(columns)) and left > LEAST_RESIDUAL * size:
-        trials = []
-        for index in columns.keys() - set(chosen):
-            solution, rest = nnls(np.stack([columns[i] for i in [*chosen, index]], axis=1), target)
-            trials.append((rest, index, solution))
-        rest, index, solution = min(trials, key=lambda trial: (trial[0], trial[1]))
-        needed = chosen and rest**2 > (1 - MUST_EXPLAIN) * left**2
-        if needed or solution.min() < LEAST_COEFFICIENT:
+    weights, left = nnls(np.stack([design.column(index, members) for index in chosen], axis=1), target)
+    return {index: float(weight) for index, weight in zip(chosen, weights, strict=True)}, left / float(
+        np.linalg.norm(target)
+    )
+
+
+def _greedy(design: _Design, members: list[int]) -> tuple[dict[int, float], float]:
+    """Take candidates one by one while each explains most of what is left; coefficients and relative residual."""
+    options = {index for index in range(design.number) if np.any(design.column(index, members))}
+    chosen: dict[int, float] = {}
+    left = 1.0
+    while options - set(chosen) and len(chosen) < MOST_MODELS and left > LEAST_RESIDUAL:
+        trials = [_fit(design, members, [*chosen, index]) for index in sorted(options - set(chosen))]
+        solution, rest = min(trials, key=lambda trial: trial[1])
+        too_little = bool(chosen) and rest**2 > (1 - MUST_EXPLAIN) * left**2
+        if too_little or min(solution.values()) < LEAST_COEFFICIENT:
             break
-        chosen.append(index)
-        weights, left = solution, rest
-    return {index: float(weight) for index, weight in zip(chosen, weights, strict=True)}, left / size
+        chosen, left = solution, rest
+    return chosen, left

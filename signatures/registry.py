@@ -322,7 +322,7 @@ class Registry:
         status = self.index_status()
         models = self._store.model_ids()
         rows = {model: found for model in models if (found := self._rows(model)) is not None}
-        count, problems = check(self._fresh_index(), rows, queries, self._parameters.sketch_width**2)
+        count, problems = check(self._fresh_index(), rows, queries, self._parameters.index_width**2)
         return IndexCheck(status, count, tuple(problems))
 
     def check(self) -> tuple[str, ...]:
@@ -439,7 +439,7 @@ class Registry:
     def _fresh_index(self) -> IndexFolder:
         from signatures.index_folder import IndexFolder
 
-        return IndexFolder(self.folder / "index", self._store.key, self._parameters.sketch_width**2)
+        return IndexFolder(self.folder / "index", self._store.key, self._parameters.index_width**2)
 
     def _index_if_possible(self) -> None:
         """Keep the index on disk close to the registry; a search makes up for whatever fails here."""

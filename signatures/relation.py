@@ -20,8 +20,9 @@ SMALL_CHANGE: Final = 0.33
 """Relative change (a cosine of .95) that separates fine-tuning from continued training."""
 NO_CHANGE: Final = 1e-5
 _ADDED_ZEROS: Final = 0.15
+_ZEROS_OF_A_GRID: Final = 0.45
 _ON_GRID: Final = 0.6
-_WHITE: Final = 6.65
+_WHITE: Final = 0.92
 _EVEN: Final = 0.2
 _FEWER_NEURONS: Final = 0.05
 _MOVED: Final = 0.3
@@ -44,9 +45,9 @@ def describe(change: Change, *, merged: bool) -> Description:
         (Relation.DEPTH_UPSCALED, _repeated(change)),
         (Relation.PRUNED, _pruned_depth(change)),
         (Relation.PARTIAL, _partial(change)),
-        (Relation.PRUNED, change.narrowed >= _FEWER_NEURONS or change.added_zeros >= _ADDED_ZEROS),
-        (Relation.QUANTISED, change.grid_share >= _ON_GRID),
         (Relation.DTYPE_CAST, change.cast_share > 0.5),
+        (Relation.PRUNED, change.narrowed >= _FEWER_NEURONS or _sparsified(change)),
+        (Relation.QUANTISED, change.grid_share >= _ON_GRID),
         (Relation.NOISED, _noised(change)),
         (Relation.CONTINUED_TRAINING, change.amount >= SMALL_CHANGE),
         (Relation.EXTENDED, _extended(change)),
@@ -80,9 +81,9 @@ def _undone(change: Change) -> list[str]:
         found.append("neurons-permuted")
     if change.narrowed >= _FEWER_NEURONS:
         found.append(f"neurons-pruned-{change.narrowed:.0%}")
-    if change.added_zeros >= _ADDED_ZEROS:
+    if _sparsified(change):
         found.append(f"zeroed-{change.added_zeros:.0%}")
-    if change.grid_share >= _ON_GRID:
+    if change.grid_share >= _ON_GRID and change.cast_share <= 0.5:
         found.append(f"quantised-{change.grid_bits}-bit")
     found += [f"cast-to-{kind.lower()}" for kind in change.cast_types[:1]]
     if _extended(change):
@@ -90,10 +91,15 @@ def _undone(change: Change) -> list[str]:
     return found
 
 
+def _sparsified(change: Change) -> bool:
+    """More zeros than a coarse grid alone rounds to."""
+    return change.added_zeros >= (_ZEROS_OF_A_GRID if change.grid_share >= _ON_GRID else _ADDED_ZEROS)
+
+
 def _noised(change: Change) -> bool:
     """Differences as white and as even as independent noise leaves them, over enough matrices to tell."""
     white = change.whiteness >= _WHITE and change.evenness <= _EVEN
-    return white and len(change.matrices) >= 4 and change.amount > NO_CHANGE
+    return white and change.changed >= 4 and change.amount > NO_CHANGE
 
 
 def _upcycled(change: Change) -> bool:

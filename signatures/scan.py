@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
-from fingerprint.assemble import SUSPECT_NEURONS, fingerprint
-from fingerprint.checkpoint import open_checkpoint
 from fingerprint.compare.comparison import compare_fingerprints
 from fingerprint.compare.matching import layer_map
-from fingerprint.errors import UsageError, WeightprintError
+from fingerprint.errors import InputError, SignatureError, UsageError
 from fingerprint.vocabulary import Content
 from signatures.mixture import gather
+from signatures.records import anonymous_model
 from signatures.relation import WHOLE, describe, matches_by_component
 from signatures.report import (
     Component,
@@ -32,17 +30,17 @@ from signatures.report import (
     Verdict,
 )
 from signatures.search import find_candidates
-from signatures.signature import is_signature, read_signature
+from signatures.suspect import open_suspect
 from signatures.verdict import Finding, assess, decide_links
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
-    from fingerprint.checkpoint import Checkpoint
     from fingerprint.records import Fingerprint
     from signatures.mixture import Cover
     from signatures.registry import Registry
+    from signatures.suspect import Suspect
 
 LEAST_CANDIDATES: Final = 20
 DEPTHS: Final = ("auto", "full")
@@ -79,67 +77,51 @@ def scan_path(
     started = time.perf_counter()
     options = options or ScanOptions()
     try:
-        suspect = measure_suspect(path, options, progress)
-    except WeightprintError as error:
-        return Report(
-            suspect=SuspectSummary(path=str(path)),
-            verdict=Verdict.ERROR,
-            error=str(error),
-            matches=(),
-            mixture=None,
-            power=Power((), ("everything: the suspect could not be read",), "nothing"),
-            notes=(),
-            registry=RegistrySummary(len(registry.models()), registry.digest),
-            seconds=time.perf_counter() - started,
-        )
-    report = scan_fingerprint(registry, suspect, path=str(path), options=options)
+        with open_suspect(path, include=options.include, exclude=options.exclude, progress=progress) as suspect:
+            report = scan_suspect(registry, suspect, path=str(path), options=options)
+    except (InputError, SignatureError) as error:
+        return _error_report(registry, str(path), error, time.perf_counter() - started)
     return replace(report, seconds=time.perf_counter() - started)
 
 
-def measure_suspect(
-    path: str | os.PathLike[str], options: ScanOptions, progress: Callable[[int], None] | None = None
-) -> Fingerprint:
-    """The fingerprint of a suspect, from its weights or from a signature file of them. Raises ``InputError``,
-    ``SignatureError``."""
-    if is_signature(path):
-        return read_signature(path).fingerprint
-    with open_checkpoint(path) as checkpoint:
-        chosen = _chosen(checkpoint, options)
-        return fingerprint(chosen, casts=False, neurons=SUSPECT_NEURONS, progress=progress)
-
-
-def _chosen(checkpoint: Checkpoint, options: ScanOptions) -> Checkpoint:
-    if not options.include and not options.exclude:
-        return checkpoint
-    tensors = tuple(
-        tensor
-        for tensor in checkpoint.tensors
-        if (not options.include or any(fnmatchcase(tensor.name, glob) for glob in options.include))
-        and not any(fnmatchcase(tensor.name, glob) for glob in options.exclude)
+def _error_report(registry: Registry, path: str, error: Exception, seconds: float) -> Report:
+    return Report(
+        suspect=SuspectSummary(path=path),
+        verdict=Verdict.ERROR,
+        error=str(error),
+        matches=(),
+        mixture=None,
+        power=Power((), ("everything: the suspect could not be read",), "nothing"),
+        notes=(),
+        registry=RegistrySummary(len(registry.models()), registry.digest),
+        seconds=seconds,
     )
-    return replace(checkpoint, tensors=tensors, complete=False)
 
 
-def scan_fingerprint(
-    registry: Registry, suspect: Fingerprint, *, path: str, options: ScanOptions | None = None
-) -> Report:
-    """Match a suspect's fingerprint against every registered model. Raises ``RegistryError``."""
+def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: ScanOptions | None = None) -> Report:
+    """Match a suspect against every registered model. Raises ``RegistryError``, and ``InputError`` if the suspect's
+    weights cannot be read a second time."""
     started = time.perf_counter()
     options = options or ScanOptions()
     models = registry.models()
-    for name in options.base:
-        registry.get(name)
-    findings: list[Finding] = []
-    for candidate in find_candidates(registry, suspect, max(LEAST_CANDIDATES, 2 * options.top_k)):
-        comparison = compare_fingerprints(registry.load_signature(candidate.model).fingerprint, suspect)
-        finding = assess(candidate.model, comparison, len(models))
-        if finding is not None:
-            findings.append(finding)
+    declared = [registry.get(name).name for name in options.base]
+    candidates = find_candidates(registry, suspect.fingerprint, max(LEAST_CANDIDATES, 2 * options.top_k))
+    known = [(one.model, registry.load_signature(one.model).fingerprint) for one in candidates]
+    comparisons = [compare_fingerprints(ours, suspect.fingerprint) for _, ours in known]
+    # A list, not a generator: every candidate may ask for something.
+    if any([suspect.look_again(comparison) for comparison in comparisons]):  # noqa: C419
+        comparisons = [compare_fingerprints(ours, suspect.fingerprint) for _, ours in known]
+    findings = [
+        finding
+        for (model, _), comparison in zip(known, comparisons, strict=True)
+        if (finding := assess(model, comparison, len(models))) is not None
+    ]
     return build_report(
-        suspect,
+        suspect.fingerprint,
         findings,
         path=path,
-        options=options,
+        bases=declared,
+        top_k=options.top_k,
         registry=RegistrySummary(len(models), registry.digest),
         seconds=time.perf_counter() - started,
     )
@@ -150,14 +132,15 @@ def build_report(
     findings: Sequence[Finding],
     *,
     path: str,
-    options: ScanOptions,
     registry: RegistrySummary,
     seconds: float,
+    bases: Sequence[str] = (),
+    top_k: int = 10,
 ) -> Report:
     """The report of a suspect with the candidates that reached ``possible``."""
     ordered = sorted(findings, key=lambda one: (-one.confidence.rank, one.distance, one.model.id))
     cover = gather(suspect, [finding.comparison for finding in ordered]) if ordered else None
-    decide_links(ordered, cover, options.base)
+    decide_links(ordered, cover, bases)
     merged = cover.models if cover is not None and len(cover.models) > 1 else set()
     matches = [_match(finding, merged=index in merged) for index, finding in enumerate(ordered)]
     matches.sort(key=lambda match: (match.link is not Link.LINEAGE, -match.confidence.rank))
@@ -165,7 +148,7 @@ def build_report(
         suspect=_summary(suspect, path),
         verdict=_verdict(suspect, matches, registry),
         error=None,
-        matches=tuple(matches[: options.top_k]),
+        matches=tuple(matches[:top_k]),
         mixture=_mixture(cover, ordered),
         power=_power(suspect),
         notes=_notes(suspect, matches, registry),
@@ -239,7 +222,7 @@ def _layers(finding: Finding) -> dict[str, int]:
         layer = comparison.registered.tensors[position].layer
         if layer is not None:
             copies[layer].append(number)
-    labels = {}
+    labels: dict[str, int] = {}
     for layer, numbers in sorted(copies.items()):
         times = max(1, round(sum(numbers) / len(numbers)))
         labels |= {f"unnamed copy {i + 1} of {layer}" if times > 1 else f"unnamed {layer}": layer for i in range(times)}
@@ -322,30 +305,22 @@ def compare_paths(
 
     Raises ``InputError``, ``SignatureError``, ``IncompatibleParametersError``.
     """
-    from signatures.records import anonymous_model
-
     started = time.perf_counter()
     options = options or ScanOptions()
-    theirs = measure_suspect(suspect, options, progress)
-    ours = measure_registered(registered, options, progress)
-    finding = assess(anonymous_model(str(registered)), compare_fingerprints(ours, theirs), 1)
+    include, exclude = options.include, options.exclude
+    with (
+        open_suspect(suspect, include=include, exclude=exclude, progress=progress) as theirs,
+        open_suspect(registered, include=include, exclude=exclude, registered=True, progress=progress) as ours,
+    ):
+        comparison = compare_fingerprints(ours.fingerprint, theirs.fingerprint)
+        if theirs.look_again(comparison):
+            comparison = compare_fingerprints(ours.fingerprint, theirs.fingerprint)
+        finding = assess(anonymous_model(str(registered)), comparison, 1)
     report = build_report(
-        theirs,
+        theirs.fingerprint,
         [finding] if finding is not None else [],
         path=str(suspect),
-        options=options,
         registry=RegistrySummary(1, ""),
         seconds=0.0,
     )
     return replace(report, seconds=time.perf_counter() - started)
-
-
-def measure_registered(
-    path: str | os.PathLike[str], options: ScanOptions, progress: Callable[[int], None] | None = None
-) -> Fingerprint:
-    """The fingerprint of weights that take the registered side: with the digests after rounding. Raises ``InputError``,
-    ``SignatureError``."""
-    if is_signature(path):
-        return read_signature(path).fingerprint
-    with open_checkpoint(path) as checkpoint:
-        return fingerprint(_chosen(checkpoint, options), progress=progress)

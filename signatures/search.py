@@ -6,8 +6,6 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from fingerprint.compare.matching import SketchTable, is_distinctive
 
 if TYPE_CHECKING:
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 NEIGHBOURS: Final = 16
 """Models that are asked for per sketch and orientation."""
 _CHANCE: Final = 3.0
-"""Standardised cosine (in 1/16) below which a neighbour is no vote: the largest of some hundred unrelated ones."""
+"""Standardised cosine (in units of its spread by chance) below which a neighbour is no vote: the largest of some hundred unrelated ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +36,16 @@ def find_candidates(registry: Registry, suspect: Fingerprint, limit: int) -> lis
     models = {model.id: model for model in registry.models()}
     votes: dict[int, float] = defaultdict(float)
     for hit in registry.lookup_digests({tensor.digest for tensor in suspect.tensors if is_distinctive(tensor)}):
-        votes[hit.model] += 2.0 * 16.0**2
-    table = SketchTable(suspect.tensors)
+        votes[hit.model] += 2.0 * suspect.parameters.index_width**2
+    table = SketchTable(suspect.tensors, corner=suspect.parameters.index_width)
     if len(table):
-        width = float(np.sqrt(table.units[0].size))
         nearest: dict[tuple[int, int], float] = {}
         for transposed in (False, True):
             hits = registry.search(table.flat(transposed=transposed), NEIGHBOURS)
             for row in range(len(table)):
                 for score, model in zip(hits.scores[row].tolist(), hits.models[row].tolist(), strict=True):
                     if model >= 0:
-                        nearest[row, model] = max(nearest.get((row, model), 0.0), width * score)
+                        nearest[row, model] = max(nearest.get((row, model), 0.0), table.width * score)
         for (_, model), score in nearest.items():
             votes[model] += max(score - _CHANCE, 0.0) ** 2
     ranked = sorted((item for item in votes.items() if item[0] in models and item[1] > 0), key=lambda v: (-v[1], v[0]))

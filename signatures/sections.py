@@ -137,7 +137,7 @@ def axes_section(tensors: Sequence[TensorRecord], words: Vocabulary, parameters:
     samples = [(position, sample) for position, record in enumerate(tensors) for sample in record.axes]
     lists = _IndexLists()
     numbers = [lists.number(sample.indices) for _, sample in samples]
-    slices = [_rows(sample.values, len(sample.indices), parameters.sketch_width, "slices") for _, sample in samples]
+    slices = [_rows(sample.values, len(sample.indices), parameters.axis_width, "slices") for _, sample in samples]
     return b"".join(
         [
             lists.columns(),
@@ -147,7 +147,7 @@ def axes_section(tensors: Sequence[TensorRecord], words: Vocabulary, parameters:
             column("<u8", (sample.size for _, sample in samples), what="a size is"),
             words.axes.column(sample.axis for _, sample in samples),
             column("u1", (sample.dimension for _, sample in samples), what="a dimension is"),
-            _quantised_columns(slices, parameters.sketch_width),
+            _quantised_columns(slices, parameters.axis_width),
         ]
     )
 
@@ -301,7 +301,7 @@ def read_axes(
     axes = _members(reader, number, members_of(Axis, words, path=path))
     dimensions = reader.array("u1", number).tolist()
     _require_inside(reader, chosen, sizes)
-    values = _read_quantised(reader, sum(map(len, chosen)), parameters.sketch_width)
+    values = _read_quantised(reader, sum(map(len, chosen)), parameters.axis_width)
     reader.end()
     if any(position >= count for position in positions) or positions != sorted(positions):
         reader.fail("the positions of the samples are not those of tensors, in order")

@@ -81,4 +81,5 @@ def log10_p_landed(landed: int) -> float:
 def _unit_rows(rows: Float64) -> Float64:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     floor = 1e-9 * float(norms.max(initial=0.0))
-    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > floor)
+    units: Float64 = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > floor)
+    return units

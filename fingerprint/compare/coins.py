@@ -246,4 +246,5 @@ def log10_p_signed_sum(total: int, weights: Int64) -> float:
 def _unit(rows: NDArray[np.float32]) -> Float64:
     wide = rows.astype(np.float64)
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
-    return np.divide(wide, norms, out=np.zeros_like(wide), where=norms > 0)
+    units: Float64 = np.divide(wide, norms, out=np.zeros_like(wide), where=norms > 0)
+    return units

@@ -88,7 +88,9 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint) -> Compa
 
 def _digest_evidence(registered: Fingerprint, suspect: Fingerprint, matches: Sequence[TensorMatch]) -> Evidence | None:
     equal = [match for match in matches if match.digest]
-    if not equal:
+    has_matrices = any(tensor.content is Content.WEIGHTS for tensor in suspect.tensors)
+    if not any(suspect.tensors[match.suspect].content is Content.WEIGHTS or not has_matrices for match in equal):
+        # Equal gains and biases beside matrices that differ are common content: recipes may leave them where they began.
         return None
     elements = sum(suspect.tensors[match.suspect].elements for match in equal)
     pairs = sum(map(is_distinctive, registered.tensors)) * sum(map(is_distinctive, suspect.tensors))
@@ -170,8 +172,7 @@ def _coin_evidence(registered: Fingerprint, suspect: Fingerprint, neurons: Seque
 def _sketch_evidence(cosines: SketchCosines) -> Evidence | None:
     if not cosines.cosines.size:
         return None
-    width = math.sqrt(cosines.registered.units[0].size)
-    largest = width * float(np.abs(cosines.cosines).max())
+    largest = cosines.registered.width * float(np.abs(cosines.cosines).max())
     trials = 4 * cosines.cosines.size
     return Evidence(
         test=Test.SKETCH,

@@ -1,8 +1,8 @@
 """Which tensor of the suspect corresponds to which registered tensor, and how much has changed.
 
-Equal digests first; then the linear sketches, in both orientations, independent of names and order. A sketch has 256
-numbers, so its cosine for unrelated matrices has a standard deviation of 1/16; that null is only approximate, so a match
-here is a lead for the exact tests and for the description, never evidence by itself.
+Equal digests first; then the linear sketches, in both orientations, independent of names and order. The cosine of two
+k x k sketches of unrelated matrices has a standard deviation of about 1/k; that null is only approximate, so a match here
+is a lead for the exact tests and for the description, never evidence by itself.
 """
 
 from __future__ import annotations
@@ -51,15 +51,18 @@ class TensorMatch:
 
 
 class SketchTable:
-    """The sketches of one fingerprint as a matrix of unit rows, with their norms; ``positions`` says whose they are."""
+    """The sketches of one fingerprint as a matrix of unit rows, with their norms; ``positions`` says whose they are.
 
-    def __init__(self, tensors: Sequence[TensorRecord]) -> None:
+    ``corner`` takes only that many of a sketch's rows and columns: what the index searches.
+    """
+
+    def __init__(self, tensors: Sequence[TensorRecord], corner: int | None = None) -> None:
         held = [i for i, tensor in enumerate(tensors) if tensor.sketch is not None]
         self.positions = np.array(held, np.int64)
         if held:
-            stack = np.stack([np.asarray(tensors[i].sketch, np.float32) for i in held])
+            stack = np.stack([np.asarray(tensors[i].sketch, np.float32)[:corner, :corner] for i in held])
         else:
-            stack = np.zeros((0, 16, 16), np.float32)
+            stack = np.zeros((0, corner or 1, corner or 1), np.float32)
         norms = np.linalg.norm(stack, axis=(1, 2))
         self.norms = np.maximum(norms, np.float32(1e-30))
         self.units: Float32 = (stack / self.norms[:, None, None]).astype(np.float32)
@@ -67,10 +70,15 @@ class SketchTable:
     def __len__(self) -> int:
         return len(self.positions)
 
+    @property
+    def width(self) -> int:
+        """Rows (and columns) of each sketch: the reciprocal of the cosines' standard deviation by chance."""
+        return int(self.units.shape[1])
+
     def flat(self, *, transposed: bool = False) -> Float32:
         """(n, k * k) unit rows, of the matrices or of their transposes."""
         units = self.units.transpose(0, 2, 1) if transposed else self.units
-        return np.ascontiguousarray(units).reshape(len(units), -1)
+        return np.ascontiguousarray(units).reshape(len(units), units.shape[1] * units.shape[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +94,9 @@ class SketchCosines:
     def of(cls, registered: Sequence[TensorRecord], suspect: Sequence[TensorRecord]) -> SketchCosines:
         """Compare every sketch with every sketch."""
         ours, theirs = SketchTable(registered), SketchTable(suspect)
+        if not len(ours) or not len(theirs):
+            nothing = np.zeros((len(theirs), len(ours)), np.float32)
+            return cls(theirs, ours, nothing, nothing.astype(np.bool_))
         upright = theirs.flat() @ ours.flat().T
         turned = theirs.flat(transposed=True) @ ours.flat().T
         flip = np.abs(turned) > np.abs(upright)
@@ -123,16 +134,19 @@ def _by_digest(
     column_of = {int(position): column for column, position in enumerate(cosines.registered.positions)}
     found = {}
     for position, tensor in enumerate(suspect):
-        options = owners.get(tensor.digest) if is_distinctive(tensor) else None
+        if not is_distinctive(tensor):
+            continue
+        turned = tensor.digest not in owners
+        options = owners.get(tensor.turned_digest if turned else tensor.digest)
         if not options:
             continue
         ours, kind = min(options, key=lambda one: _digest_preference(registered[one[0]], tensor, one[1]))
         row, column = row_of.get(position), column_of.get(ours)
         if row is None or column is None:
-            found[position] = TensorMatch(ours, position, False, kind, 1.0, 0.0, 1.0)
+            found[position] = TensorMatch(ours, position, turned, kind, 1.0, 0.0, 1.0)
         else:
-            cosine, change, scale = _difference(cosines, row, column, transposed=False)
-            found[position] = TensorMatch(ours, position, False, kind, cosine, change, scale)
+            cosine, change, scale = _difference(cosines, row, column, transposed=turned)
+            found[position] = TensorMatch(ours, position, turned, kind, cosine, change, scale)
     return found
 
 
@@ -141,12 +155,12 @@ def _digest_preference(ours: TensorRecord, theirs: TensorRecord, kind: str) -> t
 
 
 def _by_sketch(found: dict[int, TensorMatch], cosines: SketchCosines) -> None:
-    if not len(cosines.registered) or not len(cosines.suspect):
+    if not cosines.cosines.size:
         return
     pairs = 2 * cosines.cosines.size
     least = max(_ACCEPT, _NULL_SPREAD * math.sqrt(2 * math.log(pairs)) + 1.0)
     best = np.abs(cosines.cosines).argmax(axis=1)
-    width = math.sqrt(cosines.registered.units[0].size)
+    width = cosines.registered.width
     for row, position in enumerate(cosines.suspect.positions.tolist()):
         column = int(best[row])
         if position in found or abs(float(cosines.cosines[row, column])) * width < least:
@@ -161,8 +175,10 @@ def _by_place(
     cosines: SketchCosines,
 ) -> None:
     """Weaker matches where the suspect's layers have already found theirs: the same role at the expected place."""
+    if not found or not cosines.cosines.size:
+        return
     layers = layer_map(found.values(), registered, suspect)
-    width = 16.0
+    width = cosines.registered.width
     places = {
         (tensor.role, tensor.layer, tensor.expert): column
         for column, tensor in ((c, registered[int(p)]) for c, p in enumerate(cosines.registered.positions))
@@ -174,7 +190,7 @@ def _by_place(
             continue
         layer = None if tensor.layer is None else layers[tensor.layer]
         column = places.get((tensor.role, layer, tensor.expert))
-        if column is None or not found:
+        if column is None:
             continue
         if abs(float(cosines.cosines[row, column])) * width >= _ACCEPT_AT_EXPECTED_PLACE:
             found[position] = _match(cosines, row, column)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cli import options
-from cli.exits import Exit, of_report
+from cli.exits import Exit, of_report, strongest
 from signatures.report import COMPARE_SCHEMA, Confidence
 
 
@@ -40,7 +40,7 @@ def command(
     from cli.output import refuse_overwriting
     from cli.progress import reading
     from cli.render.report import report_view
-    from cli.render.write import write_all
+    from cli.render.write import keeping, write_all
     from signatures.scan import ScanOptions, compare_paths
 
     console = options.console(ctx)
@@ -48,5 +48,7 @@ def command(
     refuse_overwriting(output, (registered, suspect))
     with reading(console, registered, suspect) as progress:
         report = compare_paths(registered, suspect, options=ScanOptions(**chosen), progress=progress)
-    write_all(report_view(COMPARE_SCHEMA), [report], format, output, console)
-    return of_report(report, Confidence(fail_on))
+    statuses = [of_report(report, Confidence(fail_on))]
+    with keeping(statuses, console):
+        write_all(report_view(COMPARE_SCHEMA), [report], format, output, console)
+    return strongest(statuses)

@@ -43,17 +43,22 @@ def command(
     from cli.messages import route
     from cli.registry import open_for_writing
     from cli.render.models import model_view
-    from cli.render.write import writing
+    from cli.render.write import keeping, writing
     from cli.text import counted
     from fingerprint.errors import InputError, NameTakenError, SignatureError, UsageError
 
     console = options.console(ctx)
     route(console)
     statuses = [Exit.OK]
-    with open_for_writing(registry) as opened, writing(model_view(), format, output, console) as writer:
+    with (
+        keeping(statuses, console),
+        open_for_writing(registry) as opened,
+        writing(model_view(), format, output, console) as writer,
+    ):
         for path in files:
             source = origin if origin is not None else _origin_of(path)
             try:
+                _require_bundle(path)
                 records = opened.import_(path, source)
             except (InputError, SignatureError, NameTakenError, UsageError) as error:
                 console.error(str(error))
@@ -64,6 +69,20 @@ def command(
             for record in records:
                 writer.write(record)
     return strongest(statuses)
+
+
+def _require_bundle(path: str) -> None:
+    """Raise ``UsageError`` where there is something else than a bundle; what is absent is told when it is read."""
+    from pathlib import Path
+
+    from fingerprint.errors import UsageError
+    from signatures.bundle import is_bundle
+    from signatures.signature import is_signature
+
+    if is_signature(path):
+        raise UsageError(f"{path}: is a single signature; `fp register {path} --name ORG/MODEL` takes it in")
+    if os.path.exists(path) and not is_bundle(Path(path)):
+        raise UsageError(f"{path}: is no bundle of models, as `fp export` writes them")
 
 
 def _origin_of(path: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cli import options
-from cli.exits import Exit
+from cli.exits import Exit, strongest
 
 
 @click.group("index")
@@ -76,10 +76,12 @@ def _show(
     output: str | None,
 ) -> Exit:
     from cli.render.index import INDEX_VIEW, IndexState
-    from cli.render.write import write_all
+    from cli.render.write import keeping, write_all
 
     console = options.console(ctx)
-    write_all(INDEX_VIEW, [IndexState(action, found, tuple(problems), queries)], format, output, console)
+    statuses = [Exit.ERROR if problems else Exit.OK]
     for problem in problems:
         console.error(problem)
-    return Exit.ERROR if problems else Exit.OK
+    with keeping(statuses, console):
+        write_all(INDEX_VIEW, [IndexState(action, found, tuple(problems), queries)], format, output, console)
+    return strongest(statuses)

@@ -36,14 +36,14 @@ def command(
     from cli.output import refuse_overwriting
     from cli.paths import expanded
     from cli.render.inspection import inspection_view
-    from cli.render.write import writing
+    from cli.render.write import keeping, writing
     from fingerprint.errors import WeightprintError
 
     console = options.console(ctx)
     route(console)
     refuse_overwriting(output, paths)
     statuses = [Exit.OK]
-    with writing(inspection_view(tensors=tensors), format, output, console) as writer:
+    with keeping(statuses, console), writing(inspection_view(tensors=tensors), format, output, console) as writer:
         for path in expanded(paths, null=False):
             try:
                 found = _inspected(path)

@@ -8,6 +8,7 @@ import click
 
 from cli import options
 from cli.exits import Exit, of_report, strongest
+from cli.paths import STANDARD
 from signatures.report import (
     Confidence,
     Power,
@@ -18,6 +19,8 @@ from signatures.report import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cli.console import Console
     from cli.render.write import Writer
     from signatures.registry import Registry
@@ -71,54 +74,54 @@ def command(
     from cli.output import refuse_overwriting
     from cli.registry import open_if_any
     from cli.render.report import report_view
-    from cli.render.write import writing
+    from cli.render.write import keeping, writing
     from signatures.scan import ScanOptions
 
     console = options.console(ctx)
     route(console)
     refuse_overwriting(output, paths)
     wanted = ScanOptions(top_k=top_k, **chosen)
-    with open_if_any(registry) as opened:
+    told_on_terminal = format == options.Format.TEXT and output is None and console.on_terminal
+    statuses: list[Exit] = []
+    with keeping(statuses, console), open_if_any(registry) as opened:
         if opened is not None:
-            for name in wanted.base:
-                opened.get(name)
+            _require_models(opened, wanted.base)
         with writing(report_view(), format, output, console) as writer:
-            return _scan_all(opened, paths, wanted, Confidence(fail_on), null=null, writer=writer, console=console)
+            for report in _reports(opened, paths, wanted, console, null=null):
+                statuses.append(of_report(report, Confidence(fail_on)))
+                if report.error is not None and not told_on_terminal:
+                    console.error(report.error)
+                _hand_out(report, writer, statuses, last=len(statuses) == len(paths) and STANDARD not in paths)
+    if not statuses:
+        console.warning("the list of paths is empty: nothing was scanned")
+    return strongest(statuses)
 
 
-def _scan_all(
-    registry: Registry | None,
-    paths: tuple[str, ...],
-    wanted: ScanOptions,
-    fail_on: Confidence,
-    *,
-    null: bool,
-    writer: Writer[Report],
-    console: Console,
-) -> Exit:
-    """Scan one after another and hand each report out at once; the strongest status wins."""
-    from cli.output import OutputClosedError, OutputFailedError
+def _require_models(registry: Registry, names: tuple[str, ...]) -> None:
+    """Raise ``UnknownModelError`` before anything is read if one is not registered."""
+    for name in names:
+        registry.get(name)
+
+
+def _reports(
+    registry: Registry | None, paths: tuple[str, ...], wanted: ScanOptions, console: Console, *, null: bool
+) -> Iterator[Report]:
     from cli.paths import expanded
 
-    status: list[Exit] = []
     for path in expanded(paths, null=null):
-        report = _scan_one(registry, path, wanted, console)
-        status.append(of_report(report, fail_on))
-        if report.error is not None:
-            console.error(report.error)
-        try:
-            writer.write(report)
-        except OutputClosedError:
-            status.append(Exit.INCONCLUSIVE)  # the rest is not scanned
-            break
-        except OutputFailedError as error:
-            if Exit.MATCH not in status:
-                raise
-            console.error(str(error))
-            break
-    if not status:
-        console.warning("the list of paths is empty: nothing was scanned")
-    return strongest(status)
+        yield _scan_one(registry, path, wanted, console)
+
+
+def _hand_out(report: Report, writer: Writer[Report], statuses: list[Exit], *, last: bool) -> None:
+    """Write a report; if nobody reads the results any more, the rest stays unscanned, which the status says."""
+    from cli.output import OutputClosedError
+
+    try:
+        writer.write(report)
+    except OutputClosedError:
+        if not last:
+            statuses.append(Exit.INCONCLUSIVE)
+        raise
 
 
 def _scan_one(registry: Registry | None, path: str, wanted: ScanOptions, console: Console) -> Report:

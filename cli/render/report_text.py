@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from cli.render.layer_text import layer_lines, layer_mixture_lines
 from cli.render.layout import INDENT, LABEL, fields, table
-from cli.text import counted, duration, file_size, magnitude, odds, percent, printable, probability
+from cli.text import clipped_middle, counted, duration, file_size, magnitude, odds, percent, printable, probability
 from signatures.report import Confidence, Link, Relation, Verdict
 
 if TYPE_CHECKING:
@@ -46,11 +46,13 @@ _SHORT_LINK: Final = {
 _TEST_WORDS: Final = {
     "digest": "equal contents",
     "align": "rows in place",
-    "rows": "signs of neurons",
-    "sketch": "sketches (a lead)",
+    "rows": "neuron signs",
+    "sketch": "a lead only",
     "gauge": "signs, undone",
     "even": "concordance",
 }
+_CERTAIN_P: Final = -12.0
+_NAME_WIDTH: Final = 44
 _SHOWN_COMPONENTS: Final = 5
 _SHOWN_PARTS: Final = 8
 
@@ -79,7 +81,7 @@ def _headline(report: Report, look: Look) -> str:
     parts = [f"{symbol if look.symbols else plain} {word}"]
     best = report.matches[0] if report.matches else None
     if best is not None:
-        parts.append(printable(best.model))
+        parts.append(_short(best.model))
         parts.append(_SHORT_LINK[best.link] or best.relation.value)
         parts.append(best.confidence.value)
     head = look.styled(parts[0], fg=_colour(report), bold=True)
@@ -96,14 +98,10 @@ def _colour(report: Report) -> str:
 
 
 def _match_lines(match: Match, report: Report, look: Look) -> list[str]:
-    sure = (
-        f"{match.confidence.value}: chance of such agreement by accident {odds(match.log10_p)} "
-        f"(p = {probability(match.log10_p)}, corrected for everything tried); similarity {match.similarity:.3f}"
-    )
     lines = fields(
         [
             ("Why", _why(match)),
-            ("How sure", sure),
+            ("How sure", _how_sure(match)),
             ("What it is not", _what_it_is_not(match)),
             ("Also named", ", ".join(match.aliases)),
             ("Undone", ", ".join(match.undone)),
@@ -115,9 +113,29 @@ def _match_lines(match: Match, report: Report, look: Look) -> list[str]:
     return lines + _component_lines(match, report, look)
 
 
+def _how_sure(match: Match) -> str:
+    sure = (
+        f"{match.confidence.value}: the chance of such agreement by accident is {odds(match.log10_p)} "
+        f"(p = {probability(match.log10_p)}, corrected for everything tried); similarity {_cosine(match.similarity)}"
+    )
+    if match.confidence is not Confidence.CERTAIN and match.log10_p <= _CERTAIN_P:
+        sure += ". Not certain in spite of that p: what it rests on covers too little, or is too cheap to forge"
+    return f"{sure}."
+
+
+def _cosine(value: float) -> str:
+    """Three decimals, and no 1.000 for what is not 1."""
+    return ">0.999" if 0.9995 <= value < 1.0 else f"{value:.3f}"
+
+
+def _short(model: str) -> str:
+    """A name that leaves room for something beside it: in comparisons, names are paths."""
+    return clipped_middle(printable(model), _NAME_WIDTH)
+
+
 def _why(match: Match) -> str:
     suspect, registered = percent(match.coverage.suspect), percent(match.coverage.registered)
-    share = f"{suspect} of the suspect's weights correspond to {registered} of those of {match.model}"
+    share = f"{suspect} of the suspect's weights correspond to {registered} of those of {_short(match.model)}"
     if match.link is Link.LINEAGE:
         return f"{share}: {_LOOKS_LIKE[match.relation]}."
     if match.link is Link.SIBLING:
@@ -166,7 +184,7 @@ def _component_lines(match: Match, report: Report, look: Look) -> list[str]:
     if not match.components or not (look.details or match.link is Link.SHARED_COMPONENT):
         return []
     shown = match.components if look.details else match.components[:_SHOWN_COMPONENTS]
-    rows = [[one.suspect, one.registered, f"{one.similarity:.3f}"] for one in shown]
+    rows = [[one.suspect, one.registered, _cosine(one.similarity)] for one in shown]
     lines = ["", *table(["Part of suspect", "registered part", "similarity"], rows, look, right=(2,), indent=INDENT)]
     if len(shown) < len(match.components):
         lines += fields([("", f"{len(match.components) - len(shown)} more with -v")], look)
@@ -183,7 +201,7 @@ def _other_matches(report: Report, look: Look) -> list[str]:
             match.relation.value,
             match.confidence.value,
             probability(match.log10_p),
-            f"{match.similarity:.3f}",
+            _cosine(match.similarity),
         ]
         for match in report.matches[1:]
     ]
@@ -215,12 +233,16 @@ def _why_not(report: Report) -> str:
     models = report.registry.models
     if report.verdict is Verdict.NO_MATCH:
         return (
-            f"none of the {counted(models, 'registered model')} shares weights with the suspect, as far as these "
-            "tests see; models that are not registered were not looked for."
+            f"no weights are shared with {_registered(models)}, as far as these tests see; models that are not "
+            "registered were not looked for."
         )
     if not models:
         return "the registry is empty: nothing was compared. Register models with `fp register`, then scan again."
-    return f"nothing matched among {counted(models, 'registered model')}, but that clears nothing: see the notes."
+    return f"nothing matched {_registered(models)}, but that clears nothing: see the notes."
+
+
+def _registered(models: int) -> str:
+    return "the one registered model" if models == 1 else f"any of the {models:,} registered models"
 
 
 def _notes(report: Report) -> list[tuple[str, str]]:

@@ -1,0 +1,54 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Each makes its own virtual environment.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+CACHE  := .cache
+
+.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-hostile docs clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+venv: $(STAMP) ## make the virtual environment
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP) ## fetch real weights, register two models, scan four suspects
+	$(BIN)/python -m benchmarks.demo --cache $(CACHE)
+
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: $(STAMP) ## lint, types, import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench-lineage: $(STAMP) ## train models, derive suspects, scan them, write the tables
+	$(BIN)/python -m benchmarks.zoo --family a --out $(CACHE)/zoo
+	$(BIN)/python -m benchmarks.lineage.run --family a --zoo $(CACHE)/zoo --out docs/benchmarks
+
+bench-errors: $(STAMP) ## error rates of every test on unrelated models
+	$(BIN)/python -m benchmarks.error_rates --zoo $(CACHE)/zoo --corpus $(CACHE)/corpus --out docs/benchmarks
+
+bench-retrieval: $(STAMP) ## a registry of 1,000 models: time of a search, and what the index misses
+	$(BIN)/python -m benchmarks.retrieval --zoo $(CACHE)/zoo --out docs/benchmarks
+
+bench-sizes: $(STAMP) ## sizes of signatures of large models
+	$(BIN)/python -m benchmarks.signature_size
+
+bench-crash: $(STAMP) ## kill -9 at random moments of register and import, 200 times
+	$(BIN)/python -m benchmarks.crash_safety
+
+bench-hostile: $(STAMP) ## memory and time on the hostile corpus
+	$(BIN)/python -m benchmarks.hostile
+
+clean: ## remove the virtual environment and what the benchmarks cached
+	rm -rf $(VENV) $(CACHE) build *.egg-info

@@ -1,0 +1,1 @@
+"""Benchmarks and demonstrations; nothing here is installed with the package."""

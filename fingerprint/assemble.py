@@ -61,9 +61,7 @@ def fingerprint(
         mlps = _projections(layout, measured)
         count = neurons or parameters.neuron_samples
         samples = list(pool.map(lambda mlp: _sample(layout, measured, mlp, count, parameters), mlps))
-    records = tuple(
-        _record(tensor, result) for tensor, result in zip(layout.tensors, measured, strict=True)
-    )
+    records = tuple(_record(tensor, result) for tensor, result in zip(layout.tensors, measured, strict=True))
     return Fingerprint(
         parameters=parameters,
         depth="full",

@@ -26,8 +26,8 @@ _BF16 = np.dtype(ml_dtypes.bfloat16)
 class TensorDigester:
     """Digest of one tensor from pieces that arrive in order.
 
-    ``float`` pieces are 1-D arrays of a float dtype (numpy's or ml_dtypes'); integer pieces keep their dtype. Pieces may
-    have any length.
+    ``float`` pieces are 1-D arrays of a float dtype (numpy's or ml_dtypes'); integer pieces keep their dtype. Pieces
+    may have any length.
     """
 
     def __init__(self, block: int) -> None:

@@ -1,4 +1,4 @@
-"""Coordinates of sampled MLP neurons in a frame of the residual stream, and the pairing of projections without names."""
+"""Coordinates of sampled MLP neurons in a frame of the residual stream; pairing of projections without names."""
 
 from __future__ import annotations
 

@@ -17,8 +17,9 @@ class Parameters:
 
     ``seed`` keys the generator of signs and of hashed samples; ``sketch_width`` is k of the tensor sketch (k x k
     numbers), ``index_width`` that of its corner which is searched by vector; ``axis_samples`` slices are kept of each
-    axis, ``axis_width`` numbers each; ``frame_width`` is the number of directions of a frame, ``neuron_samples`` the neurons kept of each MLP; ``digest_block`` is the number of
-    elements under one block digest; ``minimum_elements`` the size below which a matrix gets no sketch.
+    axis, ``axis_width`` numbers each; ``frame_width`` is the number of directions of a frame, ``neuron_samples`` the
+    neurons kept of each MLP; ``digest_block`` is the number of elements under one block digest; ``minimum_elements``
+    the size below which a matrix gets no sketch.
     """
 
     version: int = 1

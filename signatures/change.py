@@ -72,8 +72,7 @@ class Change:
     def changed(self) -> int:
         """Number of matched matrices of equal size that differ at all."""
         return sum(
-            match.change > _FLOOR
-            and self.ours[match.registered].elements == self.theirs[match.suspect].elements
+            match.change > _FLOOR and self.ours[match.registered].elements == self.theirs[match.suspect].elements
             for match in self.matrices
         )
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NEIGHBOURS: Final = 16
 """Models that are asked for per sketch and orientation."""
 _CHANCE: Final = 3.0
-"""Standardised cosine (in units of its spread by chance) below which a neighbour is no vote: the largest of some hundred unrelated ones."""
+"""Standardised cosine (in units of its spread by chance) below which a neighbour is no vote."""
 
 
 @dataclass(frozen=True, slots=True)

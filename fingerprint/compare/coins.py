@@ -1,9 +1,9 @@
 """Neuron coins: signs that initialisation tosses for every neuron of a gated MLP, and that descent keeps.
 
 In ``down_i (act(gate_i x) * (up_i x))`` flipping up_i and down_i together changes nothing, and symmetric
-initialisation, SGD, Adam and weight decay commute with the flip. The signs of a registered model's neurons are therefore
-fair coins, independent of any suspect that does not descend from the same root. Neurons are matched by what does not
-see the coin; then the coins are looked at. Negating all pairs is free, so the test is two-sided.
+initialisation, SGD, Adam and weight decay commute with the flip. The signs of a registered model's neurons are
+therefore fair coins, independent of any suspect that does not descend from the same root. Neurons are matched by what
+does not see the coin; then the coins are looked at. Negating all pairs is free, so the test is two-sided.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ def usable_coins(registered: Sequence[NeuronSample]) -> list[NDArray[np.bool_]]:
 class CoinToss:
     """The coins of all MLPs together.
 
-    ``coins`` were tossed in ``groups`` MLPs; ``agreement`` is the mean over MLPs of the absolute weighted mean coin (1 if
-    every coin of an MLP agrees or every one disagrees); ``largest`` the largest standardised sum of one MLP;
+    ``coins`` were tossed in ``groups`` MLPs; ``agreement`` is the mean over MLPs of the absolute weighted mean coin (1
+    if every coin of an MLP agrees or every one disagrees); ``largest`` the largest standardised sum of one MLP;
     ``log10_p`` is two-sided in every MLP, combined by Fisher's method, and not corrected for anything else.
     """
 

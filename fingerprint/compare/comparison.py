@@ -29,9 +29,9 @@ _MATCHED_SCORE: Final = 0.5
 class Comparison:
     """What was found between one registered fingerprint and one suspect.
 
-    ``matches`` pair tensors, ``neurons`` pair MLPs whose neurons agree; ``evidence`` is corrected for all that was tried
-    within this comparison, strongest first; the coverages are shares of the weight elements (matrices) of either side
-    that the matches explain; ``similarity`` is their mean cosine, weighted by elements.
+    ``matches`` pair tensors, ``neurons`` pair MLPs whose neurons agree; ``evidence`` is corrected for all that was
+    tried within this comparison, strongest first; the coverages are shares of the weight elements (matrices) of either
+    side that the matches explain; ``similarity`` is their mean cosine, weighted by elements.
     """
 
     registered: Fingerprint
@@ -53,7 +53,8 @@ class Comparison:
 def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint) -> Comparison:
     """Run every test that both fingerprints support. Raises ``IncompatibleParametersError``.
 
-    The two cannot change places: p-values are exact because the registered model is independent of an unrelated suspect.
+    The two cannot change places: p-values are exact because the registered model is independent of an unrelated
+    suspect.
     """
     registered.parameters.require_equal(suspect.parameters)
     cosines = SketchCosines.of(registered.tensors, suspect.tensors)
@@ -90,7 +91,7 @@ def _digest_evidence(registered: Fingerprint, suspect: Fingerprint, matches: Seq
     equal = [match for match in matches if match.digest]
     has_matrices = any(tensor.content is Content.WEIGHTS for tensor in suspect.tensors)
     if not any(suspect.tensors[match.suspect].content is Content.WEIGHTS or not has_matrices for match in equal):
-        # Equal gains and biases beside matrices that differ are common content: recipes may leave them where they began.
+        # Equal gains and biases beside matrices that differ are common content: training may leave them as they began.
         return None
     elements = sum(suspect.tensors[match.suspect].elements for match in equal)
     pairs = sum(map(is_distinctive, registered.tensors)) * sum(map(is_distinctive, suspect.tensors))

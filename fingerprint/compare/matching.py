@@ -1,8 +1,8 @@
 """Which tensor of the suspect corresponds to which registered tensor, and how much has changed.
 
 Equal digests first; then the linear sketches, in both orientations, independent of names and order. The cosine of two
-k x k sketches of unrelated matrices has a standard deviation of about 1/k; that null is only approximate, so a match here
-is a lead for the exact tests and for the description, never evidence by itself.
+k x k sketches of unrelated matrices has a standard deviation of about 1/k; that null is only approximate, so a match
+here is a lead for the exact tests and for the description, never evidence by itself.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ sums afterwards, since everything is linear.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -114,3 +115,12 @@ class MatrixSketcher:
             row_indices=self.row_indices,
             column_indices=self.column_indices,
         )
+
+
+def chance_spread(shape: tuple[int, ...], width: int) -> float:
+    """Standard deviation of the cosine between sketches of unrelated matrices of ``shape`` with ``width`` signs a side.
+
+    ``sqrt((1/k + 1/n) (1/k + 1/m))`` for independent entries: near 1/k for matrices that are large beside k.
+    """
+    rows, columns = shape[0], math.prod(shape[1:])
+    return math.sqrt((1.0 / width + 1.0 / rows) * (1.0 / width + 1.0 / columns))

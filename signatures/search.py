@@ -45,7 +45,7 @@ def find_candidates(registry: Registry, suspect: Fingerprint, limit: int) -> lis
             for row in range(len(table)):
                 for score, model in zip(hits.scores[row].tolist(), hits.models[row].tolist(), strict=True):
                     if model >= 0:
-                        nearest[row, model] = max(nearest.get((row, model), 0.0), table.width * score)
+                        nearest[row, model] = max(nearest.get((row, model), 0.0), score / float(table.spreads[row]))
         for (_, model), score in nearest.items():
             votes[model] += max(score - _CHANCE, 0.0) ** 2
     ranked = sorted((item for item in votes.items() if item[0] in models and item[1] > 0), key=lambda v: (-v[1], v[0]))

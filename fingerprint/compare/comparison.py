@@ -120,7 +120,7 @@ def _align_evidence(
     if not trials:
         return None
     best: tuple[Alignment, int, int] | None = None
-    leads = np.argsort(-np.abs(cosines.cosines), axis=0)[:_LEADS_PER_TENSOR]
+    leads = np.argsort(-cosines.scores, axis=0)[:_LEADS_PER_TENSOR]
     for column, position in enumerate(cosines.registered.positions.tolist()):
         for row in leads[:, column].tolist():
             theirs = int(cosines.suspect.positions[row])
@@ -173,7 +173,7 @@ def _coin_evidence(registered: Fingerprint, suspect: Fingerprint, neurons: Seque
 def _sketch_evidence(cosines: SketchCosines) -> Evidence | None:
     if not cosines.cosines.size:
         return None
-    largest = cosines.registered.width * float(np.abs(cosines.cosines).max())
+    largest = float(cosines.scores.max())
     trials = 4 * cosines.cosines.size
     return Evidence(
         test=Test.SKETCH,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fingerprint.sketch import chance_spread
 from fingerprint.vocabulary import Content, Role
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class TensorMatch:
 class SketchTable:
     """The sketches of one fingerprint as a matrix of unit rows, with their norms; ``positions`` says whose they are.
 
+    ``spreads`` are the standard deviations of their cosines with unrelated matrices of the same shape.
+
     ``corner`` takes only that many of a sketch's rows and columns: what the index searches.
     """
 
@@ -64,16 +67,13 @@ class SketchTable:
         else:
             stack = np.zeros((0, corner or 1, corner or 1), np.float32)
         norms = np.linalg.norm(stack, axis=(1, 2))
+        width = int(stack.shape[1])
+        self.spreads: Float32 = np.array([chance_spread(tensors[i].shape, width) for i in held], np.float32)
         self.norms = np.maximum(norms, np.float32(1e-30))
         self.units: Float32 = (stack / self.norms[:, None, None]).astype(np.float32)
 
     def __len__(self) -> int:
         return len(self.positions)
-
-    @property
-    def width(self) -> int:
-        """Rows (and columns) of each sketch: the reciprocal of the cosines' standard deviation by chance."""
-        return int(self.units.shape[1])
 
     def flat(self, *, transposed: bool = False) -> Float32:
         """(n, k * k) unit rows, of the matrices or of their transposes."""
@@ -83,11 +83,15 @@ class SketchTable:
 
 @dataclass(frozen=True, slots=True)
 class SketchCosines:
-    """Cosines (suspect x registered) of all pairs of sketches: of the larger magnitude of the two orientations."""
+    """Cosines (suspect x registered) of all pairs of sketches: of the larger magnitude of the two orientations.
+
+    ``scores`` are their magnitudes over the spread by chance.
+    """
 
     suspect: SketchTable
     registered: SketchTable
     cosines: Float32
+    scores: Float32
     transposed: NDArray[np.bool_]
 
     @classmethod
@@ -96,11 +100,13 @@ class SketchCosines:
         ours, theirs = SketchTable(registered), SketchTable(suspect)
         if not len(ours) or not len(theirs):
             nothing = np.zeros((len(theirs), len(ours)), np.float32)
-            return cls(theirs, ours, nothing, nothing.astype(np.bool_))
+            return cls(theirs, ours, nothing, nothing, nothing.astype(np.bool_))
         upright = theirs.flat() @ ours.flat().T
         turned = theirs.flat(transposed=True) @ ours.flat().T
         flip = np.abs(turned) > np.abs(upright)
-        return cls(theirs, ours, np.where(flip, turned, upright), flip)
+        cosines: Float32 = np.where(flip, turned, upright)
+        scores: Float32 = np.abs(cosines) / np.maximum(theirs.spreads[:, None], ours.spreads[None, :])
+        return cls(theirs, ours, cosines, scores, flip)
 
 
 def match_tensors(
@@ -159,11 +165,10 @@ def _by_sketch(found: dict[int, TensorMatch], cosines: SketchCosines) -> None:
         return
     pairs = 2 * cosines.cosines.size
     least = max(_ACCEPT, _NULL_SPREAD * math.sqrt(2 * math.log(pairs)) + 1.0)
-    best = np.abs(cosines.cosines).argmax(axis=1)
-    width = cosines.registered.width
+    best = cosines.scores.argmax(axis=1)
     for row, position in enumerate(cosines.suspect.positions.tolist()):
         column = int(best[row])
-        if position in found or abs(float(cosines.cosines[row, column])) * width < least:
+        if position in found or cosines.scores[row, column] < least:
             continue
         found[position] = _match(cosines, row, column)
 
@@ -178,7 +183,6 @@ def _by_place(
     if not found or not cosines.cosines.size:
         return
     layers = layer_map(found.values(), registered, suspect)
-    width = cosines.registered.width
     places = {
         (tensor.role, tensor.layer, tensor.expert): column
         for column, tensor in ((c, registered[int(p)]) for c, p in enumerate(cosines.registered.positions))
@@ -192,7 +196,7 @@ def _by_place(
         column = places.get((tensor.role, layer, tensor.expert))
         if column is None:
             continue
-        if abs(float(cosines.cosines[row, column])) * width >= _ACCEPT_AT_EXPECTED_PLACE:
+        if cosines.scores[row, column] >= _ACCEPT_AT_EXPECTED_PLACE:
             found[position] = _match(cosines, row, column)
 
 

@@ -8,7 +8,7 @@ from typing import Final
 from fingerprint.compare.evidence import LN10
 
 TAIL_SCALE: Final = 1.0
-"""Decay length of the exponential tail, in standard units (1/16 of a cosine): placeholder until calibrated."""
+"""Decay length of the exponential tail, in units of the cosine's spread by chance: placeholder until calibrated."""
 TAIL_START: Final = 2.0
 FLOOR: Final = -9.0
 """No calibrated p-value is believed below this (log10), before correction for the number of registered models."""

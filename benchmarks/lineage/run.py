@@ -1,0 +1,139 @@
+"""Command: derive the suspects of a family, scan them in another process, and write what came out as a table.
+
+Writes ``lineage-FAMILY.md``, ``lineage-FAMILY.json`` and the plots to OUT. Exit status 1 if a case fails, 2 if the
+command cannot do its work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.lineage.derive import derive_all
+from benchmarks.lineage.registries import Builder, plan
+from benchmarks.lineage.score import Outcome, score
+from benchmarks.lineage.table import summary, to_json, to_markdown
+from benchmarks.zoo.recipes import family
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+ROOT = Path(__file__).parents[2]
+
+
+def scan(derived: Path, zoo: Path, work: Path, report: Callable[[str], None]) -> tuple[list[dict[str, Any]], Path]:
+    """Build the registries, scan every suspect in a process of its own; the reports, and the path of the scores."""
+    truth = json.loads((derived / "truth" / "truth.json").read_text())
+    plans = plan(truth, zoo)
+    registries = Builder(zoo, derived, work, family(truth["family"], quick=truth["quick"])).build(plans, report)
+    report(f"scanning {len(truth['suspects'])} suspects against {len(plans)} registries")
+    jobs, reports, scores = work / "jobs.json", work / "reports.jsonl", work / "scores.jsonl"
+    jobs.write_text(
+        json.dumps(
+            [
+                {"registry": str(folder), "suspects": [str(derived / path) for path in sorted(one.suspects)]}
+                for folder, one in zip(registries, plans, strict=True)
+            ]
+        )
+    )
+    command = [sys.executable, "-m", "benchmarks.lineage.scan", str(jobs), str(reports), str(scores)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    return [json.loads(line) for line in reports.read_text().splitlines()], scores
+
+
+def outcomes(derived: Path, reports: Sequence[dict[str, Any]]) -> list[Outcome]:
+    """Join reports with the truth, in the order of the truth; raises KeyError if a suspect was not scanned."""
+    truth = json.loads((derived / "truth" / "truth.json").read_text())
+    said = {str(Path(report["suspect"]["path"]).relative_to(derived)): report for report in reports}
+    return [score(suspect, said[path]) for path, suspect in truth["suspects"].items()]
+
+
+def run(
+    *,
+    family_name: str,
+    zoo: Path,
+    out: Path,
+    work: Path,
+    quick: bool = False,
+    derived: Path | None = None,
+    models: Sequence[str] = ("*",),
+    only: Sequence[str] = ("*",),
+    report: Callable[[str], None] = lambda _: None,
+) -> list[Outcome]:
+    """Do everything; ``derived`` is a folder of suspects that are there already."""
+    if derived is None:
+        derived = work / "derived"
+        report("deriving suspects")
+        derive_all(zoo, family_name, derived, quick=quick, models=models, only=only)
+    reports, _ = scan(derived, zoo, work, report)
+    found = outcomes(derived, reports)
+    out.mkdir(parents=True, exist_ok=True)
+    name = f"lineage-{'quick-' if quick else ''}{family_name}"
+    about = {"family": family_name, "quick": quick, "registered": max(r["registry"]["models"] for r in reports)}
+    (out / f"{name}.json").write_text(to_json(found, about))
+    (out / f"{name}.md").write_text(to_markdown(found, about))
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(prog="python -m benchmarks.lineage run", description=__doc__)
+    options.add_argument("--family", choices=("a", "b"), default="a")
+    options.add_argument("--zoo", type=Path, default=ROOT / ".cache" / "zoo")
+    options.add_argument("--out", type=Path, required=True, help="folder for the table and the plots")
+    options.add_argument("--work", type=Path, help="keep suspects, registries and reports in this folder, made anew")
+    options.add_argument("--derived", type=Path, help="scan the suspects in this folder instead of deriving them")
+    options.add_argument("--models", action="append", metavar="GLOB", help="shapes, such as 'a-llama-*'")
+    options.add_argument("--only", action="append", metavar="GLOB", help="cases")
+    options.add_argument("--quick", action="store_true", help="the tiny models of the quick zoo")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    options = parser().parse_args(arguments)
+    started = time.monotonic()
+
+    def report(line: str) -> None:
+        print(f"{time.monotonic() - started:7.1f}s {line}", file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        if options.work is not None:
+            work = options.work.resolve()
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+        # One thread for each library: the suspects are small, and a shared machine stays usable.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        try:
+            found = run(
+                family_name=options.family,
+                zoo=options.zoo,
+                out=options.out,
+                work=work,
+                quick=options.quick,
+                derived=None if options.derived is None else options.derived.resolve(),
+                models=options.models or ["*"],
+                only=options.only or ["*"],
+                report=report,
+            )
+        except (FileExistsError, FileNotFoundError, ValueError, subprocess.CalledProcessError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    for line in summary(found):
+        print(line)
+    for one in found:
+        if not one.right:
+            print(f"{one.stem} {one.case}: {'; '.join(one.problems)}")
+    return 0 if all(one.right for one in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

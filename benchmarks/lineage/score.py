@@ -1,0 +1,205 @@
+"""The scorer: joins the reports of the scanning process with the truth about the suspects."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.lineage.derive_cases import Link, Names, Verdict
+from signatures.report import Confidence
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+TOLERANCE = 0.02
+"""Largest difference of a mixture coefficient from least squares on the full weights."""
+EMPTY_CASES = frozenset({"zeros", "constants"})
+"""Cases in which there is too little to say no: inconclusive is as right as no-match."""
+_ORDER_OF_LAYERS = ("layers-", "frankenmerge")
+"""Cases that ask for the layer map begin so; elsewhere it is told, and asked of nobody."""
+_WHOLE = "outside layers"
+
+FOUND = "Found at likely or better"
+NAMED = "Named, not accused"
+NEVER = "Never found"
+GROUPS = {
+    Verdict.MATCH: FOUND,
+    Verdict.SIBLING: NAMED,
+    Verdict.SAME_INITIALISATION: NAMED,
+    Verdict.SHARED_COMPONENT: NAMED,
+    Verdict.NO_MATCH: NEVER,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was said about one suspect, and whether it is right.
+
+    The marks are None where the truth asks nothing: ``model`` (the first match is a parent), ``links`` (of every
+    registered model), ``relation``, ``layers``, ``mixture``, ``mixture_layers``. ``asked_layers`` says whether a wrong
+    layer map fails the case. ``others``: models that were matched and share nothing with the suspect.
+    ``problems`` is empty if the case is right.
+    """
+
+    stem: str
+    case: str
+    done: str
+    group: str
+    verdict: str
+    first: str
+    confidence: str
+    link: str
+    relation_said: str
+    log10_p: float | None
+    similarity: float | None
+    model: bool | None
+    links: bool | None
+    relation: bool | None
+    layers: bool | None
+    asked_layers: bool
+    mixture: bool | None
+    mixture_layers: bool | None
+    coefficients: Mapping[str, float]
+    least_squares: Mapping[str, float]
+    others: tuple[str, ...]
+    seconds: float
+    problems: tuple[str, ...]
+
+    @property
+    def right(self) -> bool:
+        return not self.problems
+
+
+def score(truth: Mapping[str, Any], report: Mapping[str, Any]) -> Outcome:
+    """Compare one report (``fp.scan/1``) with the truth about its suspect."""
+    matches: Sequence[Mapping[str, Any]] = report["matches"]
+    first = matches[0] if matches else None
+    parents = truth["parents"]
+    wanted = Verdict(truth["verdict"])
+    problems: list[str] = []
+    others = tuple(m["model"] for m in matches if truth["links"].get(m["model"], Link.NONE) == Link.NONE)
+    problems += [f"{model} is matched and shares nothing" for model in others]
+    problems += _verdict_problems(truth, report)
+    link_problems = _link_problems(truth, matches)
+    problems += link_problems
+    model = relation = layers = None
+    if parents:
+        model = first is not None and first["model"] in parents
+        if not model:
+            problems.append(f"the first match is {first['model'] if first else 'nothing'}, not a parent")
+        relation = first is not None and first["relation"] in truth["relations"]
+        if not relation:
+            said = first["relation"] if first else "none"
+            problems.append(f"the relation is {said}, not {' or '.join(truth['relations'])}")
+        layers = all(_layers_right(truth, parent, matches) for parent in parents)
+    asked_layers = truth["case"].startswith(_ORDER_OF_LAYERS)
+    if asked_layers and not layers:
+        problems.append(f"the layer map is wrong: {_told_layers(matches, parents)}")
+    mixture, least_squares, mixture_problems = _mixture_right(truth, report["mixture"])
+    mixture_layers = None
+    if wanted is Verdict.MATCH and len(parents) > 1 and truth["case"].startswith("frankenmerge"):
+        mixture_layers = _mixture_layers_right(truth, report["mixture"])
+        if not mixture_layers:
+            mixture_problems.append(f"the mixture of layers is wrong: {(report['mixture'] or {}).get('layers')}")
+    problems += mixture_problems
+    return Outcome(
+        stem=truth["stem"],
+        case=truth["case"],
+        done=truth["done"],
+        group=GROUPS[wanted],
+        verdict=report["verdict"],
+        first="" if first is None else first["model"],
+        confidence="" if first is None else first["confidence"],
+        link="" if first is None else first["link"],
+        relation_said="" if first is None else first["relation"],
+        log10_p=None if first is None else first["log10_p"],
+        similarity=None if first is None else first["similarity"],
+        model=model,
+        links=not link_problems if truth["links"] else None,
+        relation=relation,
+        layers=layers,
+        asked_layers=asked_layers,
+        mixture=mixture,
+        mixture_layers=mixture_layers,
+        coefficients={} if report["mixture"] is None else report["mixture"]["coefficients"],
+        least_squares=least_squares,
+        others=others,
+        seconds=report["seconds"],
+        problems=tuple(problems),
+    )
+
+
+def _verdict_problems(truth: Mapping[str, Any], report: Mapping[str, Any]) -> list[str]:
+    """The verdict, and the confidence of what must be found or must not be accused."""
+    wanted, said = Verdict(truth["verdict"]), report["verdict"]
+    if wanted is Verdict.NO_MATCH:
+        right = {"no-match", "inconclusive"} if truth["case"] in EMPTY_CASES else {"no-match"}
+    elif wanted in {Verdict.MATCH, Verdict.SIBLING}:
+        # A sibling's base is registered, and the suspect does descend from it.
+        right = {"match"}
+    else:
+        right = {"possible"}
+    return [] if said in right else [f"the verdict is {said}, not {' or '.join(sorted(right))}"]
+
+
+def _link_problems(truth: Mapping[str, Any], matches: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is wrong in the links to the registered models that the truth names."""
+    said = {match["model"]: match for match in matches}
+    problems = []
+    for model, link in truth["links"].items():
+        match = said.get(model)
+        if link == Link.NONE:
+            continue  # told with the others that share nothing
+        right = Link.LINEAGE.value if link == Link.ANCESTOR else link
+        if match is None or match["link"] != right:
+            problems.append(f"{model} is {'not matched' if match is None else match['link']}, not {right}")
+        elif model in truth["parents"] and match["confidence"] == Confidence.POSSIBLE:
+            problems.append(f"{model} is only possible")
+        elif right in {Link.SHARED_COMPONENT, Link.SAME_INITIALISATION} and match["confidence"] != Confidence.POSSIBLE:
+            problems.append(f"{model} is {match['confidence']}: more than possible")
+    return problems
+
+
+def _layers_right(truth: Mapping[str, Any], parent: str, matches: Sequence[Mapping[str, Any]]) -> bool:
+    """Layer by layer where the suspect's names number its layers, else as often as each registered layer occurs."""
+    told = next((match["layers"] for match in matches if match["model"] == parent), {})
+    wanted = {str(one["suspect"]): one["layer"] for one in truth["layers"] if one["model"] == parent}
+    if truth["names"] == Names.SCRAMBLED:
+        return Counter(told.values()) == Counter(wanted.values())
+    return dict(told) == wanted
+
+
+def _told_layers(matches: Sequence[Mapping[str, Any]], parents: Sequence[str]) -> str:
+    return "; ".join(f"{match['model']}: {match['layers']}" for match in matches if match["model"] in parents) or "none"
+
+
+def _mixture_right(
+    truth: Mapping[str, Any], mixture: Mapping[str, Any] | None
+) -> tuple[bool | None, Mapping[str, float], list[str]]:
+    """Whether the coefficients are those of least squares over the same models (or over the parents, if it took others)."""
+    if not truth["mixtures"]:
+        return None, {}, []
+    told = {} if mixture is None else mixture["coefficients"]
+    solved = next((one for one in truth["mixtures"] if set(one["coefficients"]) == set(told)), truth["mixtures"][0])
+    wanted = solved["coefficients"]
+    worst = max(abs(told.get(model, 0.0) - wanted.get(model, 0.0)) for model in {*told, *wanted})
+    if worst <= TOLERANCE:
+        return True, wanted, []
+    return False, wanted, [f"a mixture coefficient is off by {worst:.3f}: {_shown(told)}, not {_shown(wanted)}"]
+
+
+def _mixture_layers_right(truth: Mapping[str, Any], mixture: Mapping[str, Any] | None) -> bool:
+    """Whether each layer of a frankenmerge is said to be its source's, whole, and nobody else's."""
+    told = {} if mixture is None else mixture["layers"]
+    for one in truth["layers"]:
+        weights = told.get(str(one["suspect"]), {})
+        if abs(weights.get(one["model"], 0.0) - 1.0) > TOLERANCE:
+            return False
+        if any(weight > TOLERANCE for model, weight in weights.items() if model != one["model"]):
+            return False
+    return {label for label in told if label != _WHOLE} == {str(one["suspect"]) for one in truth["layers"]}
+
+
+def _shown(weights: Mapping[str, float]) -> str:
+    return " + ".join(f"{weight:.3f} {model}" for model, weight in sorted(weights.items())) or "nothing"

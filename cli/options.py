@@ -16,6 +16,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 REGISTRY_VARIABLE: Final = "FP_REGISTRY"
 
 
+PATH: Final = click.Path()
+"""Any path: what is wrong with one is said by the readers. The type lets the shell complete file names."""
+
+FOLDER: Final = click.Path(file_okay=False)
+
+
 class Format(StrEnum):
     """Formats of results."""
 
@@ -57,6 +63,7 @@ def registry(command: Command) -> Command:
         "--registry",
         cls=RegistryOption,
         metavar="DIR",
+        type=FOLDER,
         help=f"Folder of the registry (default: {REGISTRY_VARIABLE}, else the user's data folder).",
     )(command)
 
@@ -67,6 +74,7 @@ def output(command: Command) -> Command:
         "-o",
         "--output",
         metavar="FILE",
+        type=PATH,
         help="Write the result to FILE, whole or not at all, instead of standard output.",
     )(command)
     return click.option(

@@ -48,7 +48,11 @@ class StandardOutput:
     def write(self, text: str) -> None:
         """See ``Sink.write``."""
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        self.write_bytes(text.encode(encoding, "backslashreplace"))
+        try:
+            data = text.encode(encoding)
+        except UnicodeEncodeError:
+            data = text.replace("…", "...").encode(encoding, "backslashreplace")
+        self.write_bytes(data)
 
     def write_bytes(self, data: bytes) -> None:
         """Hand ``data`` on at once."""

@@ -101,7 +101,7 @@ def odds(log10_p: float) -> str:
         return "less than one in a thousand trillion"
     power = -log10_p
     if power < math.log10(2):
-        return "likely"
+        return "more than 1 in 2"
     for exponent, name in _NAMED_POWERS:
         if power >= exponent:
             value = 10 ** (power - exponent)

@@ -12,8 +12,8 @@ from signatures.report import COMPARE_SCHEMA, Confidence
 
 
 @click.command("compare")
-@click.argument("registered", metavar="A")
-@click.argument("suspect", metavar="B")
+@click.argument("registered", metavar="A", type=options.PATH)
+@click.argument("suspect", metavar="B", type=options.PATH)
 @options.fail_on
 @options.globs
 @options.depth

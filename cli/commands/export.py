@@ -11,7 +11,7 @@ from cli.exits import Exit
 @click.command("export")
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=options.model_names)
 @click.option("--all", "everything", is_flag=True, help="Export all models with all their names.")
-@click.option("-o", "--output", required=True, metavar="FILE", help="The bundle to be written.")
+@click.option("-o", "--output", required=True, metavar="FILE", type=options.PATH, help="The bundle to be written.")
 @options.registry
 @options.messages
 @click.pass_context

@@ -15,7 +15,7 @@ _NOT_IN_ORIGINS: Final = re.compile(r"[^A-Za-z0-9._:/@+-]+")
 
 
 @click.command("import")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=options.PATH)
 @click.option(
     "--origin",
     metavar="ORIGIN",

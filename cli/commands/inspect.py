@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command("inspect")
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=options.PATH)
 @click.option("--tensors", is_flag=True, help="Show all tensors: name, shape, type, role, layer.")
 @options.output
 @options.messages

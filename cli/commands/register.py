@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("register")
-@click.argument("path", metavar="PATH")
+@click.argument("path", metavar="PATH", type=options.PATH)
 @click.option("--name", required=True, metavar="ORG/MODEL", help="Name of the model in the registry.")
 @click.option("--owner", metavar="TEXT", help="Who owns the weights.")
 @click.option("--license", metavar="TEXT", help="Their license.")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @click.command("scan")
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=options.PATH)
 @options.registry
 @options.fail_on
 @click.option(

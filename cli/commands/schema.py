@@ -16,7 +16,7 @@ def _names(_ctx: click.Context, _parameter: click.Parameter, incomplete: str) ->
 
 @click.command("schema")
 @click.argument("name", required=False, metavar="[NAME]", shell_complete=_names)
-@click.option("-o", "--output", metavar="FILE", help="Write to FILE instead of standard output.")
+@click.option("-o", "--output", metavar="FILE", type=options.PATH, help="Write to FILE instead of standard output.")
 @options.messages
 def command(name: str | None, output: str | None) -> Exit:
     """List the JSON Schemas, or print the one called NAME (such as fp.scan/1).

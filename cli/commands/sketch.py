@@ -9,8 +9,15 @@ from cli.exits import Exit
 
 
 @click.command("sketch")
-@click.argument("path", metavar="PATH")
-@click.option("-o", "--output", required=True, metavar="FILE", help="The signature file to be written (.fpsig).")
+@click.argument("path", metavar="PATH", type=options.PATH)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    type=options.PATH,
+    help="The signature file to be written (.fpsig).",
+)
 @click.option("--force", is_flag=True, help="Replace FILE even if it exists and is no signature.")
 @options.messages
 @click.pass_context

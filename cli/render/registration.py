@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
@@ -75,7 +76,7 @@ def _text(done: Registered, look: Look) -> str:
     }[done.step]
     if done.step is Step.ALIAS and record.name == done.name:
         head = f"registered {done.name}, now the first name of weights that are known as {', '.join(record.aliases)}"
-    lines = [look.styled(printable(head), bold=True)]
+    lines = [look.styled(line, bold=True) for line in textwrap.wrap(printable(head), look.width)]
     lines += fields(
         [
             ("Weights", f"{magnitude(record.parameters)} parameters in {counted(record.tensors, 'tensor')}"),

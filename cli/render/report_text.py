@@ -39,9 +39,15 @@ _LOOKS_LIKE: Final = {
 }
 _SHORT_LINK: Final = {
     Link.LINEAGE: "",
-    Link.SIBLING: "sibling",
-    Link.SHARED_COMPONENT: "shared component only",
-    Link.SAME_INITIALISATION: "same initialisation only",
+    Link.SIBLING: "sibling (no accusation)",
+    Link.SHARED_COMPONENT: "only a shared component",
+    Link.SAME_INITIALISATION: "only the same initialisation",
+}
+_HELD_BACK: Final = {
+    Link.LINEAGE: "what it rests on covers too little, or is too cheap to forge",
+    Link.SIBLING: "what it rests on covers too little, or is too cheap to forge",
+    Link.SHARED_COMPONENT: "a shared component is never more than possible",
+    Link.SAME_INITIALISATION: "a common initialisation is never more than possible",
 }
 _TEST_WORDS: Final = {
     "digest": "equal contents",
@@ -52,6 +58,7 @@ _TEST_WORDS: Final = {
     "even": "concordance",
 }
 _CERTAIN_P: Final = -12.0
+_LIKELY_P: Final = -6.0
 _NAME_WIDTH: Final = 44
 _SHOWN_COMPONENTS: Final = 5
 _SHOWN_PARTS: Final = 8
@@ -78,14 +85,13 @@ def report_text(report: Report, look: Look) -> str:
 
 def _headline(report: Report, look: Look) -> str:
     word, symbol, plain = _WORDS[report.verdict]
-    parts = [f"{symbol if look.symbols else plain} {word}"]
-    best = report.matches[0] if report.matches else None
-    if best is not None:
-        parts.append(_short(best.model))
-        parts.append(_SHORT_LINK[best.link] or best.relation.value)
-        parts.append(best.confidence.value)
-    head = look.styled(parts[0], fg=_colour(report), bold=True)
-    return "  ".join([head, *parts[1:]])
+    head = look.styled(f"{symbol if look.symbols else plain} {word}", fg=_colour(report), bold=True)
+    if not report.matches:
+        return head
+    best = report.matches[0]
+    what = _SHORT_LINK[best.link] or best.relation.value
+    sure = "" if best.confidence.value == report.verdict.value else f", {best.confidence.value}"
+    return f"{head}  {_short(best.model)}: {what}{sure}"
 
 
 def _colour(report: Report) -> str:
@@ -119,7 +125,7 @@ def _how_sure(match: Match) -> str:
         f"(p = {probability(match.log10_p)}, corrected for everything tried); similarity {_cosine(match.similarity)}"
     )
     if match.confidence is not Confidence.CERTAIN and match.log10_p <= _CERTAIN_P:
-        sure += ". Not certain in spite of that p: what it rests on covers too little, or is too cheap to forge"
+        sure += f". Not certain in spite of that p: {_HELD_BACK[match.link]}"
     return f"{sure}."
 
 
@@ -135,7 +141,8 @@ def _short(model: str) -> str:
 
 def _why(match: Match) -> str:
     suspect, registered = percent(match.coverage.suspect), percent(match.coverage.registered)
-    share = f"{suspect} of the suspect's weights correspond to {registered} of those of {_short(match.model)}"
+    verb = "correspond" if match.log10_p <= _LIKELY_P else "may correspond"
+    share = f"{suspect} of the suspect's weights {verb} to {registered} of those of {_short(match.model)}"
     if match.link is Link.LINEAGE:
         return f"{share}: {_LOOKS_LIKE[match.relation]}."
     if match.link is Link.SIBLING:

@@ -172,11 +172,11 @@ def _attention(
 ) -> Fused | None:
     """(h + 2 kv, h) with one (h, h) for each and no keys elsewhere: query, key and value in one.
 
-    One or two squares more (a pooler, a head's transform) are allowed where there are several layers.
+    A square or two more (a pooler, a table of positions) are allowed where there are several layers.
     """
     shared, rest = divmod(rows - width, 2)
     separate = (width, shared) if flipped else (shared, width)
-    spare = 2 if count > 2 else 0
+    spare = 2 if count > 2 else count - 1
     if rest or shared <= 0 or width % shared or not count <= squares <= count + spare:
         return None
     if shared != width and stored[separate]:

@@ -32,7 +32,7 @@ class Maker:
 
     def axis(self, axis: Axis, dimension: int, size: int) -> AxisSample:
         indices = self.indices(size, self.parameters.axis_samples)
-        return AxisSample(axis, dimension, size, indices, self.normal(len(indices), self.parameters.sketch_width))
+        return AxisSample(axis, dimension, size, indices, self.normal(len(indices), self.parameters.axis_width))
 
     def vector(self, name: str, size: int, layer: int | None, role: Role = Role.NORM_GAIN) -> TensorRecord:
         return replace(

@@ -102,8 +102,9 @@ def decode_fingerprint(
 
 
 def decode_vectors(data: bytes | memoryview, *, path: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """What the index holds of a signature: positions (m,) and unit vectors (m, w * w) of its sketched weights: the
-    corner of each sketch that is searched, w by w (``index_width``).
+    """What the index holds of a signature: positions (m,) and unit vectors (m, w * w) of its sketched weights.
+
+    A vector is the corner, w by w (``index_width``), of a sketch.
 
     Raises as ``decode_fingerprint``, but looks at the table and the sketches alone.
     """
@@ -115,10 +116,11 @@ def decode_vectors(data: bytes | memoryview, *, path: str) -> tuple[NDArray[np.i
         raise MalformedSignatureError(f"{path}: section TENS is absent")
     rows = parts.read_table(known["TENS"], header.tensors(), header.words(), path)
     found = parts.read_sketches(known["SKET"], len(rows), header.parameters(), path) if "SKET" in known else {}
-    chosen = [at for at, sketch in found.items() if rows[at].content is Content.WEIGHTS and np.any(sketch)]
+    corners = {at: found[at][:width, :width] for at in found if rows[at].content is Content.WEIGHTS}
+    chosen = [at for at, corner in corners.items() if np.any(corner)]
     if not chosen:
         return np.zeros(0, np.int64), np.zeros((0, width * width), np.float32)
-    return np.array(chosen, np.int64), unit_vectors(np.stack([found[at][:width, :width] for at in chosen]))
+    return np.array(chosen, np.int64), unit_vectors(np.stack([corners[at] for at in chosen]))
 
 
 def _sections(fingerprint: Fingerprint, words: parts.Vocabulary) -> list[Section]:
@@ -268,7 +270,8 @@ class _Header:
             if not isinstance(value, dict):
                 self._fail("parameters")
             found = Parameters.from_mapping(value)
-            if not all(0 < width <= MAX_WIDTH for width in (found.sketch_width, found.index_width, found.axis_width, found.frame_width)):
+            widths = (found.sketch_width, found.index_width, found.axis_width, found.frame_width)
+            if not all(0 < width <= MAX_WIDTH for width in widths) or found.index_width > found.sketch_width:
                 self._fail("parameters")
             self._parameters = found
         return self._parameters

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from threadpoolctl import threadpool_limits
 
-from fingerprint.canonical import lay_out
+from fingerprint.canonical import lay_out, with_fixed_residual
 from fingerprint.measure import TensorMeasurement, matrix_shape, measure_digest, measure_tensor
 from fingerprint.neurons import Projections, SliceNorms, pair_projections, sample_neurons
 from fingerprint.parameters import DEFAULT_PARAMETERS
@@ -18,7 +18,7 @@ from fingerprint.tensors import Transposed, element_count
 from fingerprint.vocabulary import Content
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from fingerprint.canonical import CanonicalTensor, Layout
     from fingerprint.checkpoint import Checkpoint
@@ -58,6 +58,8 @@ def fingerprint(
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         measured = list(pool.map(measure, range(len(layout.tensors))))
+        if _has_sinusoidal_positions(layout, measured):
+            layout = with_fixed_residual(layout)
         mlps = _projections(layout, measured)
         count = neurons or parameters.neuron_samples
         samples = list(pool.map(lambda mlp: _sample(layout, measured, mlp, count, parameters), mlps))
@@ -91,6 +93,14 @@ def with_turned_digests(fingerprinted: Fingerprint, checkpoint: Checkpoint, posi
             digest = measure_digest(Transposed(view, view.name), fingerprinted.parameters)
             records[position] = replace(records[position], turned_digest=digest)
     return replace(fingerprinted, tensors=tuple(records))
+
+
+def _has_sinusoidal_positions(layout: Layout, measured: Sequence[TensorMeasurement]) -> bool:
+    """Whether an analytic table as wide as the residual stream is added to it: its channels then have fixed meanings."""
+    return any(
+        result.content is Content.ANALYTIC and len(tensor.view.shape) >= 2 and tensor.view.shape[-1] == layout.width
+        for tensor, result in zip(layout.tensors, measured, strict=True)
+    )
 
 
 def _may_be_projection(tensor: CanonicalTensor, layout: Layout) -> bool:

@@ -120,6 +120,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
         suspect.fingerprint,
         findings,
         path=path,
+        weights_at_hand=suspect.checkpoint is not None,
         bases=declared,
         top_k=options.top_k,
         registry=RegistrySummary(len(models), registry.digest),
@@ -134,10 +135,14 @@ def build_report(
     path: str,
     registry: RegistrySummary,
     seconds: float,
+    weights_at_hand: bool = True,
     bases: Sequence[str] = (),
     top_k: int = 10,
 ) -> Report:
-    """The report of a suspect with the candidates that reached ``possible``."""
+    """The report of a suspect with the candidates that reached ``possible``.
+
+    ``weights_at_hand`` is false where only a signature of the suspect was compared; ``bases`` are declared bases.
+    """
     ordered = sorted(findings, key=lambda one: (-one.confidence.rank, one.distance, one.model.id))
     cover = gather(suspect, [finding.comparison for finding in ordered]) if ordered else None
     decide_links(ordered, cover, bases)
@@ -150,7 +155,7 @@ def build_report(
         error=None,
         matches=tuple(matches[:top_k]),
         mixture=_mixture(cover, ordered),
-        power=_power(suspect),
+        power=_power(suspect, weights_at_hand=weights_at_hand),
         notes=_notes(suspect, matches, registry),
         registry=registry,
         seconds=seconds,
@@ -256,17 +261,22 @@ def _summary(suspect: Fingerprint, path: str) -> SuspectSummary:
     )
 
 
-def _power(suspect: Fingerprint) -> Power:
+def _power(suspect: Fingerprint, *, weights_at_hand: bool) -> Power:
     matrices = [tensor for tensor in suspect.tensors if tensor.sketch is not None]
     tested, missing = ["digest"], []
     if matrices:
         tested += ["align", "sketch"]
     else:
         missing += ["align: no weight matrix large enough", "sketch: no weight matrix large enough"]
-    if suspect.neurons:
+    if any(sample.up is not None for sample in suspect.neurons):
         tested.append("rows")
+    elif suspect.neurons:
+        missing.append("rows: MLPs without a gate have no coins")
     else:
         missing.append("rows: no MLP was recognised")
+    if not weights_at_hand:
+        missing.append("digests of transposed matrices: only a signature is at hand")
+        missing.append("rows of neurons that the signature does not sample")
     missing.append("gauge: rotated residual streams are not undone at this depth")
     smallest = min((tensor.elements for tensor in matrices), default=0)
     detectable = (
@@ -320,6 +330,7 @@ def compare_paths(
         theirs.fingerprint,
         [finding] if finding is not None else [],
         path=str(suspect),
+        weights_at_hand=theirs.checkpoint is not None,
         registry=RegistrySummary(1, ""),
         seconds=0.0,
     )

@@ -1,0 +1,294 @@
+"""Scans end to end, on small models of known descent: what is found, what it is called, and what is never accused."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from fingerprint.assemble import fingerprint
+from fingerprint.checkpoint import open_checkpoint
+from signatures.registry import Registry
+from signatures.report import Confidence, Link, Relation, Report, Verdict
+from signatures.scan import ScanOptions, compare_paths, scan_path
+from signatures.signature import sign, write_signature
+from tests.small_models import Weights, blend, disguised, low_rank_change, model, save
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """The base A, a fine-tune of it, and two unrelated models, registered in that order."""
+    folder = tmp_path_factory.mktemp("registry")
+    tuned = low_rank_change(model(1), 7, 0.05)
+    with Registry.open(folder / "registry", create=True) as opened:
+        for name, weights in (("a/base", model(1)), ("a/tuned", tuned), ("b/base", model(2)), ("c/base", model(3))):
+            path = save(weights, folder / "model.safetensors")
+            with open_checkpoint(path) as checkpoint:
+                opened.register(sign(fingerprint(checkpoint)), name=name)
+        yield opened
+
+
+def scan(registry: Registry, weights: Weights, folder: Path, **options: object) -> Report:
+    report = scan_path(registry, save(weights, folder / "suspect.safetensors"), options=ScanOptions(**options))  # type: ignore[arg-type]
+    json.dumps(report.to_json(), allow_nan=False)
+    return report
+
+
+def links(report: Report) -> dict[str, Link]:
+    return {match.model: match.link for match in report.matches}
+
+
+def test_a_copy_is_identical(registry: Registry, tmp_path: Path) -> None:
+    report = scan(registry, model(1), tmp_path)
+    first = report.matches[0]
+    assert report.verdict is Verdict.MATCH
+    assert (first.model, first.relation, first.confidence) == ("a/base", Relation.IDENTICAL, Confidence.CERTAIN)
+    assert first.coverage.suspect == first.coverage.registered == 1.0
+    assert first.log10_p < -50
+
+
+def test_disguised_copies_are_reformatted(registry: Registry, tmp_path: Path) -> None:
+    turned = {name: value.T for name, value in disguised(model(2)).items()}
+    for weights in (disguised(model(2)), turned):
+        report = scan(registry, weights, tmp_path)
+        assert links(report) == {"b/base": Link.LINEAGE}
+        assert report.matches[0].relation is Relation.REFORMATTED
+        assert "renamed" in report.matches[0].undone
+    assert "transposed" in report.matches[0].undone
+
+
+def test_fused_blocks_without_names_are_split(registry: Registry, tmp_path: Path) -> None:
+    weights = model(2)
+    for layer in range(3):
+        prefix = f"model.layers.{layer}."
+        attention = [weights.pop(f"{prefix}self_attn.{part}_proj.weight") for part in "qkv"]
+        weights[f"{prefix}qkv"] = np.concatenate(attention)
+        gate_up = [weights.pop(f"{prefix}mlp.{part}_proj.weight") for part in ("gate", "up")]
+        weights[f"{prefix}gu"] = np.concatenate(gate_up)
+    report = scan(registry, disguised(weights), tmp_path)
+    assert report.matches[0].model == "b/base"
+    assert report.matches[0].relation is Relation.REFORMATTED
+    assert "fused" in report.matches[0].undone
+    assert report.matches[0].coverage.suspect == 1.0
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2])
+def test_casts_are_known_by_digest(registry: Registry, tmp_path: Path, dtype: type) -> None:
+    cast = {name: value.astype(dtype).astype(np.float32) for name, value in disguised(model(2)).items()}
+    report = scan(registry, cast, tmp_path)
+    first = report.matches[0]
+    assert (first.model, first.relation) == ("b/base", Relation.DTYPE_CAST)
+    assert any(one.test == "digest" for one in first.evidence)
+
+
+def test_quantised_pruned_and_noised_copies_are_told_apart(registry: Registry, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def four_bits(value: np.ndarray) -> np.ndarray:
+        groups = value.reshape(-1, 32) if value.ndim == 2 else value.reshape(1, -1)
+        scale = np.abs(groups).max(axis=1, keepdims=True) / 7
+        return (np.rint(groups / scale) * scale).reshape(value.shape).astype(np.float32)
+
+    def sparse(value: np.ndarray) -> np.ndarray:
+        return np.where(np.abs(value) >= np.median(np.abs(value)), value, 0) if value.ndim == 2 else value
+
+    def noisy(value: np.ndarray) -> np.ndarray:
+        return (value + 0.2 * value.std() * rng.normal(size=value.shape)).astype(np.float32)
+
+    for change, relation in (
+        (four_bits, Relation.QUANTISED),
+        (sparse, Relation.PRUNED),
+        (noisy, Relation.NOISED),
+    ):
+        report = scan(registry, {name: change(v) for name, v in disguised(model(2)).items()}, tmp_path)
+        assert links(report) == {"b/base": Link.LINEAGE}
+        assert report.matches[0].relation is relation
+
+
+def test_a_fine_tune_of_a_registered_fine_tune_is_nearest_to_it(registry: Registry, tmp_path: Path) -> None:
+    tuned = low_rank_change(model(1), 7, 0.05)
+    report = scan(registry, disguised(low_rank_change(tuned, 8, 0.05)), tmp_path)
+    assert report.matches[0].model == "a/tuned"
+    assert report.matches[0].relation is Relation.FINE_TUNED
+    assert links(report)["a/base"] is Link.LINEAGE
+
+
+def test_another_fine_tune_of_a_registered_base_is_a_sibling(registry: Registry, tmp_path: Path) -> None:
+    report = scan(registry, disguised(low_rank_change(model(1), 9, 0.05)), tmp_path)
+    assert links(report) == {"a/base": Link.LINEAGE, "a/tuned": Link.SIBLING}
+    assert next(match for match in report.matches if match.model == "a/tuned").explained_by == "a/base"
+
+
+def test_a_merge_names_both_parents_and_their_shares(registry: Registry, tmp_path: Path) -> None:
+    report = scan(registry, disguised(blend({0.7: model(2), 0.3: model(3)})), tmp_path)
+    assert links(report) == {"b/base": Link.LINEAGE, "c/base": Link.LINEAGE}
+    assert report.matches[0].relation is Relation.MERGED
+    assert report.mixture is not None
+    assert report.mixture.coefficients == pytest.approx({"b/base": 0.7, "c/base": 0.3}, abs=0.02)
+    assert report.mixture.residual < 0.02
+
+
+def test_a_frankenmerge_says_which_layer_is_whose(registry: Registry, tmp_path: Path) -> None:
+    b, c = model(2), model(3)
+    weights = {name: c[name] if ".layers.1." in name else b[name] for name in b}
+    report = scan(registry, weights, tmp_path)
+    assert links(report) == {"b/base": Link.LINEAGE, "c/base": Link.LINEAGE}
+    assert report.mixture is not None
+    assert set(report.mixture.layers["1"]) == {"c/base"}
+    assert set(report.mixture.layers["0"]) == set(report.mixture.layers["2"]) == {"b/base"}
+
+
+def test_layers_dropped_repeated_and_swapped_are_mapped(registry: Registry, tmp_path: Path) -> None:
+    weights = model(2)
+
+    def with_layers(order: list[int]) -> Weights:
+        kept = {name: value for name, value in weights.items() if ".layers." not in name}
+        for new, old in enumerate(order):
+            prefix = f"model.layers.{old}."
+            kept |= {
+                name.replace(prefix, f"model.layers.{new}."): value
+                for name, value in weights.items()
+                if name.startswith(prefix)
+            }
+        return kept
+
+    for order, relation in (
+        ([0, 2], Relation.PRUNED),
+        ([0, 1, 1, 2], Relation.DEPTH_UPSCALED),
+        ([1, 0, 2], Relation.MERGED),
+    ):
+        report = scan(registry, with_layers(order), tmp_path)
+        assert report.matches[0].relation is relation
+        assert report.matches[0].layers == {str(new): old for new, old in enumerate(order)}
+        nameless = scan(registry, disguised(with_layers(order)), tmp_path)
+        assert sorted(nameless.matches[0].layers.values()) == sorted(order)
+
+
+def test_permuted_neurons_are_found_and_said(registry: Registry, tmp_path: Path) -> None:
+    weights, rng = model(2), np.random.default_rng(0)
+    for layer in range(3):
+        order = rng.permutation(160)
+        for part in ("gate", "up"):
+            weights[f"model.layers.{layer}.mlp.{part}_proj.weight"] = weights[
+                f"model.layers.{layer}.mlp.{part}_proj.weight"
+            ][order]
+        name = f"model.layers.{layer}.mlp.down_proj.weight"
+        weights[name] = weights[name][:, order]
+    report = scan(registry, weights, tmp_path)
+    first = report.matches[0]
+    assert (first.model, first.relation) == ("b/base", Relation.REWRITTEN)
+    assert "neurons-permuted" in first.undone
+    assert first.coverage.suspect > 0.95
+
+
+def test_one_layer_and_one_matrix_alone_are_found(registry: Registry, tmp_path: Path) -> None:
+    layer = {name: value for name, value in model(2).items() if ".layers.1." in name}
+    matrix = {"x": model(2)["model.embed_tokens.weight"]}
+    for weights in (disguised(layer), matrix):
+        report = scan(registry, weights, tmp_path)
+        assert links(report) == {"b/base": Link.LINEAGE}
+        assert report.matches[0].relation is Relation.PARTIAL
+        assert report.matches[0].confidence is Confidence.CERTAIN
+
+
+def test_copied_embeddings_are_a_shared_component_and_no_accusation(registry: Registry, tmp_path: Path) -> None:
+    weights = model(50, layers=12)
+    weights["model.embed_tokens.weight"] = model(2)["model.embed_tokens.weight"]
+    report = scan(registry, disguised(weights), tmp_path)
+    assert links(report) == {"b/base": Link.SHARED_COMPONENT}
+    assert report.matches[0].confidence is Confidence.POSSIBLE
+    assert report.strongest_accusation is None
+
+
+def test_a_common_initialisation_is_named_and_not_accused(registry: Registry, tmp_path: Path) -> None:
+    other = low_rank_change(blend({0.5: model(2)}), 77, 1.7, rank=40)
+    report = scan(registry, disguised(other), tmp_path)
+    assert links(report) == {"b/base": Link.SAME_INITIALISATION}
+    assert report.verdict is Verdict.POSSIBLE
+    assert report.strongest_accusation is None
+
+
+def _with_moments_of(weights: Weights) -> Weights:
+    rng = np.random.default_rng(5)
+    return {n: (v.mean() + v.std() * rng.normal(size=v.shape)).astype(np.float32) for n, v in weights.items()}
+
+
+def _shuffled(weights: Weights) -> Weights:
+    rng = np.random.default_rng(6)
+    return {name: rng.permutation(value.ravel()).reshape(value.shape) for name, value in weights.items()}
+
+
+def _with_gains_of(weights: Weights) -> Weights:
+    return {name: weights[name] if value.ndim == 1 else value for name, value in model(60).items()}
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [model(51), _with_moments_of(model(2)), _shuffled(model(2)), _with_gains_of(model(2))],
+    ids=["unrelated", "same moments", "shuffled", "same gains"],
+)
+def test_look_alikes_are_never_matched(registry: Registry, tmp_path: Path, weights: Weights) -> None:
+    report = scan(registry, weights, tmp_path)
+    assert report.matches == ()
+    assert report.verdict is Verdict.NO_MATCH
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, math.nan, math.inf])
+def test_files_without_trained_numbers_are_inconclusive(registry: Registry, tmp_path: Path, value: float) -> None:
+    report = scan(registry, {name: np.full_like(one, value) for name, one in model(2).items()}, tmp_path)
+    assert report.matches == ()
+    assert report.verdict is Verdict.INCONCLUSIVE
+
+
+def test_some_nans_do_not_hide_a_copy(registry: Registry, tmp_path: Path) -> None:
+    weights = model(2)
+    for value in weights.values():
+        value.flat[0] = np.nan
+    assert scan(registry, weights, tmp_path).matches[0].model == "b/base"
+
+
+def test_p_values_are_corrected_for_the_number_of_models(registry: Registry, tmp_path: Path) -> None:
+    path = save(model(2), tmp_path / "b.safetensors")
+    alone = compare_paths(path, path).matches[0]
+    among = scan(registry, model(2), tmp_path).matches[0]
+    assert among.log10_p == pytest.approx(alone.log10_p + math.log10(len(registry.models())), abs=0.1)
+
+
+def test_a_signature_stands_in_for_a_suspect(registry: Registry, tmp_path: Path) -> None:
+    with open_checkpoint(save(disguised(model(2)), tmp_path / "m.safetensors")) as checkpoint:
+        write_signature(tmp_path / "m.fpsig", sign(fingerprint(checkpoint)))
+    report = scan_path(registry, tmp_path / "m.fpsig")
+    assert links(report) == {"b/base": Link.LINEAGE}
+    assert any("signature" in reason for reason in report.power.not_tested)
+
+
+def test_an_empty_registry_proves_nothing(tmp_path: Path) -> None:
+    with Registry.open(tmp_path / "empty", create=True) as empty:
+        assert scan(empty, model(2), tmp_path).verdict is Verdict.INCONCLUSIVE
+
+
+def test_an_unreadable_suspect_is_a_report_of_an_error(registry: Registry, tmp_path: Path) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{broken}")
+    report = scan_path(registry, tmp_path / "bad.safetensors")
+    assert report.verdict is Verdict.ERROR
+    assert report.error
+    assert "bad.safetensors" in report.error
+
+
+def test_included_and_excluded_tensors(registry: Registry, tmp_path: Path) -> None:
+    report = scan(registry, model(2), tmp_path, include=("*.mlp.*",), exclude=("*down*",))
+    assert report.suspect.tensors == 6
+    assert report.matches[0].model == "b/base"
+
+
+def test_top_k_bounds_the_report_only(registry: Registry, tmp_path: Path) -> None:
+    report = scan(registry, low_rank_change(model(1), 9, 0.05), tmp_path, top_k=1)
+    assert [match.model for match in report.matches] == ["a/base"]

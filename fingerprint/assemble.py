@@ -96,7 +96,7 @@ def with_turned_digests(fingerprinted: Fingerprint, checkpoint: Checkpoint, posi
 
 
 def _has_sinusoidal_positions(layout: Layout, measured: Sequence[TensorMeasurement]) -> bool:
-    """Whether an analytic table as wide as the residual stream is added to it: its channels then have fixed meanings."""
+    """Whether an analytic table as wide as the residual stream is added to it, giving its channels fixed meanings."""
     return any(
         result.content is Content.ANALYTIC and len(tensor.view.shape) >= 2 and tensor.view.shape[-1] == layout.width
         for tensor, result in zip(layout.tensors, measured, strict=True)

@@ -104,7 +104,7 @@ class SketchCosines:
         upright = theirs.flat() @ ours.flat().T
         turned = theirs.flat(transposed=True) @ ours.flat().T
         flip = np.abs(turned) > np.abs(upright)
-        cosines: Float32 = np.where(flip, turned, upright)
+        cosines = np.where(flip, turned, upright).astype(np.float32)
         scores: Float32 = np.abs(cosines) / np.maximum(theirs.spreads[:, None], ours.spreads[None, :])
         return cls(theirs, ours, cosines, scores, flip)
 

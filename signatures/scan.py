@@ -7,6 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from threadpoolctl import threadpool_limits
+
 from fingerprint.compare.comparison import compare_fingerprints
 from fingerprint.compare.matching import layer_map
 from fingerprint.errors import InputError, SignatureError, UsageError
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Sequence
 
+    from fingerprint.compare.comparison import Comparison
     from fingerprint.records import Fingerprint
     from signatures.mixture import Cover
     from signatures.registry import Registry
@@ -107,10 +110,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
     declared = [registry.get(name).name for name in options.base]
     candidates = find_candidates(registry, suspect.fingerprint, max(LEAST_CANDIDATES, 2 * options.top_k))
     known = [(one.model, registry.load_signature(one.model).fingerprint) for one in candidates]
-    comparisons = [compare_fingerprints(ours, suspect.fingerprint) for _, ours in known]
-    # A list, not a generator: every candidate may ask for something.
-    if any([suspect.look_again(comparison) for comparison in comparisons]):  # noqa: C419
-        comparisons = [compare_fingerprints(ours, suspect.fingerprint) for _, ours in known]
+    comparisons = compare_all(suspect, [ours for _, ours in known])
     findings = [
         finding
         for (model, _), comparison in zip(known, comparisons, strict=True)
@@ -126,6 +126,17 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
         registry=RegistrySummary(len(models), registry.digest),
         seconds=time.perf_counter() - started,
     )
+
+
+def compare_all(suspect: Suspect, registered: Sequence[Fingerprint]) -> list[Comparison]:
+    """Compare a suspect with every registered fingerprint; again, if a comparison asks for a second look."""
+    # The matrices are small: threads inside BLAS would only wait for each other.
+    with threadpool_limits(1, "blas"):
+        comparisons = [compare_fingerprints(ours, suspect.fingerprint) for ours in registered]
+        # A list, not a generator: every candidate may ask for something.
+        if any([suspect.look_again(comparison) for comparison in comparisons]):  # noqa: C419
+            comparisons = [compare_fingerprints(ours, suspect.fingerprint) for ours in registered]
+    return comparisons
 
 
 def build_report(
@@ -322,9 +333,7 @@ def compare_paths(
         open_suspect(suspect, include=include, exclude=exclude, progress=progress) as theirs,
         open_suspect(registered, include=include, exclude=exclude, registered=True, progress=progress) as ours,
     ):
-        comparison = compare_fingerprints(ours.fingerprint, theirs.fingerprint)
-        if theirs.look_again(comparison):
-            comparison = compare_fingerprints(ours.fingerprint, theirs.fingerprint)
+        (comparison,) = compare_all(theirs, [ours.fingerprint])
         finding = assess(anonymous_model(str(registered)), comparison, 1)
     report = build_report(
         theirs.fingerprint,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from fingerprint.records import NeuronSample
 
+Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
@@ -105,8 +106,8 @@ def _joined(
     ours: NeuronSample,
     index: int,
     theirs: NeuronSample,
-    by_gate: Float64,
-    by_rest: Float64,
+    by_gate: Float32,
+    by_rest: Float32,
     *,
     signed: bool,
 ) -> NeuronMatch:
@@ -115,7 +116,7 @@ def _joined(
     partners = total.argmax(axis=1)
     rows = np.arange(len(total))
     scale = 3.0 if signed else 2.0
-    scores = np.clip(total[rows, partners] / scale, 0.0, 1.0)
+    scores = np.clip(total[rows, partners].astype(np.float64) / scale, 0.0, 1.0)
     concordant = by_gate.argmax(axis=1) == rest.argmax(axis=1)
     good = scores > 0.5
     moved = ours.indices[good] != theirs.indices[partners[good]]
@@ -124,7 +125,7 @@ def _joined(
         suspect=index,
         partners=partners.astype(np.int64),
         scores=scores,
-        coins=np.sign(by_rest[rows, partners]) if signed else np.zeros(len(total)),
+        coins=np.sign(by_rest[rows, partners]).astype(np.float64) if signed else np.zeros(len(total)),
         concordant=concordant,
         moved=float(moved.mean()) if good.any() else 0.0,
     )
@@ -243,8 +244,7 @@ def log10_p_signed_sum(total: int, weights: Int64) -> float:
     return min(0.0, (float(best.fun) + math.log(2.0)) / LN10)
 
 
-def _unit(rows: NDArray[np.float32]) -> Float64:
-    wide = rows.astype(np.float64)
-    norms = np.linalg.norm(wide, axis=1, keepdims=True)
-    units: Float64 = np.divide(wide, norms, out=np.zeros_like(wide), where=norms > 0)
+def _unit(rows: Float32) -> Float32:
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    units: Float32 = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
     return units

@@ -105,8 +105,8 @@ class SketchCosines:
         turned = theirs.flat(transposed=True) @ ours.flat().T
         flip = np.abs(turned) > np.abs(upright)
         cosines = np.where(flip, turned, upright).astype(np.float32)
-        scores: Float32 = np.abs(cosines) / np.maximum(theirs.spreads[:, None], ours.spreads[None, :])
-        return cls(theirs, ours, cosines, scores, flip)
+        scores = np.abs(cosines) / np.maximum(theirs.spreads[:, None], ours.spreads[None, :])
+        return cls(theirs, ours, cosines, scores.astype(np.float32), flip)
 
 
 def match_tensors(

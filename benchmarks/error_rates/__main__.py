@@ -1,0 +1,97 @@
+"""``python -m benchmarks.error_rates``: how often each test is wrong between unrelated models.
+
+Exit status 1 if, for any test and stratum, "the share of p <= alpha is at most alpha" is refuted, or if after
+correction an unrelated pair reaches ``possible``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.error_rates.comparisons import collect, pairs_of
+from benchmarks.error_rates.corrected import smallest_corrected
+from benchmarks.error_rates.population import load_corpus, load_zoo, lookalikes, tied, upcycled
+from benchmarks.error_rates.procedures import BROKEN, TRUE
+from benchmarks.error_rates.rates import table
+from benchmarks.error_rates.replicates import replicate
+from benchmarks.error_rates.report import as_mapping, markdown, plot
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.error_rates.comparisons import Samples
+    from benchmarks.error_rates.population import Model
+
+POSSIBLE = -3.0
+ABOUT = (
+    "Uncorrected p-values of each test between models that share no training. A cell is the share of comparisons with "
+    "p at most alpha, and its 95% interval by bootstrap over models. Written by `python -m benchmarks.error_rates`."
+)
+
+
+def run(
+    models: Sequence[Model], relatives: Sequence[tuple[str, Model, Model]], broken: str | None, *, scale: float = 1.0
+) -> tuple[Samples, dict[str, Any]]:
+    """All samples, and what goes beside the table. ``scale`` shrinks the numbers of replicates."""
+    procedures = BROKEN[broken] if broken else TRUE
+    pairs = pairs_of(models)
+    samples = collect(pairs, procedures)
+    samples |= replicate(
+        relatives, procedures, flips=max(1, round(500 * scale)), permutations=max(1, round(40 * scale))
+    )
+    extra: dict[str, Any] = {"about": ABOUT, "models": len(models), "broken": broken or ""}
+    if broken is None:
+        extra |= smallest_corrected(pairs)
+    return samples, extra
+
+
+def relatives_of(models: Sequence[Model], most: int = 12) -> list[tuple[str, Model, Model]]:
+    """Pairs for the replicates: models with their fine-tunes, and unrelated ones of one recipe."""
+    trained = [one for one in models if one.trained]
+    related = [(a, b) for a in trained for b in trained if a.root == b.root and a.id != b.id]
+    foreign = [(a, b) for a in trained for b in trained if a.root != b.root and a.recipe == b.recipe]
+    step = max(1, len(related) // most), max(1, len(foreign) // most)
+    chosen = [("relatives", *pair) for pair in related[:: step[0]][:most]]
+    return chosen + [("unrelated", *pair) for pair in foreign[:: step[1]][:most]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.error_rates", description=__doc__)
+    parser.add_argument("--zoo", type=Path, required=True)
+    parser.add_argument("--corpus", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--break", dest="broken", choices=sorted(BROKEN), help="run a deliberately broken test")
+    parser.add_argument("--quick", action="store_true", help="few replicates")
+    options = parser.parse_args(argv)
+    started = time.monotonic()
+    trained = load_zoo(options.zoo)
+    bases = [one for one in trained if "-pop-" in one.id and one.id == one.root]
+    models = [*trained, *(load_corpus(options.corpus) if options.corpus else [])]
+    models += lookalikes(options.zoo, bases[::4]) + tied(options.zoo, bases[1::4]) + upcycled(bases)
+    print(f"{len(models)} models measured after {time.monotonic() - started:.0f} s", flush=True)
+    scale = 0.05 if options.quick else 1.0
+    samples, extra = run(models, relatives_of(models), options.broken, scale=scale)
+    found = table(samples)
+    options.out.mkdir(parents=True, exist_ok=True)
+    stem = "error-rates" if options.broken is None else f"error-rates-broken-{options.broken}"
+    (options.out / f"{stem}.json").write_text(json.dumps(as_mapping(found, extra), indent=1) + "\n")
+    text = markdown(found, extra)
+    (options.out / f"{stem}.md").write_text(text)
+    for test in dict.fromkeys(test for test, _ in samples):
+        name = test.replace(", ", "-").replace(" ", "-")
+        plot({k: v for k, v in samples.items() if k[0] == test}, options.out / f"{stem}-{name}.png", test)
+    print(text)
+    failures = [f"{test}, {stratum}" for (test, stratum), rows in found.items() if any(one.rejected for one in rows)]
+    failures += [f"{test}: {one[0]:.2f} after correction" for test, one in extra.get("smallest", {}).items()
+                 if one[0] <= POSSIBLE]  # fmt: skip
+    print(f"{time.monotonic() - started:.0f} s; " + ("failed: " + "; ".join(failures) if failures else "passed"))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

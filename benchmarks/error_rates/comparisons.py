@@ -1,0 +1,212 @@
+"""Uncorrected p-values of every test between two unrelated models, and the strata that pairs of models belong to."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.error_rates.population import LOOKALIKE, MINILM, PROTEIN, TIED, UPCYCLED
+from benchmarks.error_rates.rates import Sample
+from fingerprint.compare.matching import SketchCosines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from benchmarks.error_rates.population import Model
+    from benchmarks.error_rates.procedures import Procedures
+    from fingerprint.records import TensorRecord
+
+ALIGN = "align"
+COIN = "rows, one MLP"
+FISHER = "rows, Fisher over MLPs"
+SKETCH = "sketch, same place"
+SKETCH_ALL = "sketch, all tensor pairs"
+SKETCH_MAX = "sketch, largest of a model"
+
+OTHER = "other recipes"
+OTHER_PAIRS = 4000
+_STEP = 0.001
+Samples = dict[tuple[str, str], Sample]
+
+
+def one_recipe(stratum: str) -> bool:
+    """Whether a stratum holds pairs of trained models of one recipe."""
+    return stratum.startswith("one recipe")
+
+
+def stratum_of(registered: Model, suspect: Model) -> str | None:
+    """The stratum of a pair, None if it is related or not one of the benchmark's."""
+    if registered.root == suspect.root:
+        return None
+    kinds = {registered.kind, suspect.kind}
+    if UPCYCLED in kinds:
+        return UPCYCLED if suspect.kind == "" and registered.recipe == suspect.recipe else None
+    for kind in (TIED, LOOKALIKE):
+        if kind in kinds:
+            return kind if registered.recipe == suspect.recipe and kinds <= {"", kind} else None
+    if MINILM in kinds:
+        return MINILM
+    if kinds == {PROTEIN}:
+        return PROTEIN
+    if PROTEIN in kinds or registered.recipe != suspect.recipe:
+        return OTHER
+    style, _, width = registered.recipe.partition("/")[0].partition("-")
+    return f"one recipe, {style} {width}"
+
+
+def pairs_of(models: Sequence[Model], most_other: int = OTHER_PAIRS) -> list[tuple[str, Model, Model]]:
+    """All directed pairs (stratum, registered, suspect); of different recipes a fixed random part."""
+    found = []
+    other = []
+    for registered in models:
+        for suspect in models:
+            if suspect.kind == UPCYCLED:
+                continue
+            stratum = stratum_of(registered, suspect)
+            if stratum == OTHER:
+                other.append((stratum, registered, suspect))
+            elif stratum is not None:
+                found.append((stratum, registered, suspect))
+    other.sort(key=lambda one: hashlib.sha256(f"{one[1].id}|{one[2].id}".encode()).digest())
+    return found + other[:most_other]
+
+
+def collect(pairs: Iterable[tuple[str, Model, Model]], procedures: Procedures) -> Samples:
+    """The p-values of all tests, by test and stratum."""
+    samples: Samples = {}
+
+    def add(test: str, stratum: str, registered: Model, suspect: Model, log10_p: NDArray[np.float64]) -> None:
+        samples.setdefault((test, stratum), Sample()).add(registered.id, suspect.id, log10_p)
+
+    for stratum, registered, suspect in pairs:
+        coins, combined = coin_p(registered, suspect, procedures)
+        add(COIN, stratum, registered, suspect, coins)
+        add(FISHER, stratum, registered, suspect, combined)
+        if stratum == UPCYCLED:
+            continue
+        add(ALIGN, stratum, registered, suspect, align_p(registered, suspect, procedures))
+        if stratum == TIED:
+            continue  # matrices of four prototypes have few entries of their own: no case of a sketch of weights
+        same, every, largest = sketch_p(registered, suspect, procedures)
+        add(SKETCH_MAX, stratum, registered, suspect, largest)
+        if registered.id < suspect.id:  # the other way round is the same number
+            add(SKETCH, stratum, registered, suspect, same)
+            add(SKETCH_ALL, stratum, registered, suspect, every)
+    return samples
+
+
+def align_p(registered: Model, suspect: Model, procedures: Procedures) -> NDArray[np.float64]:
+    """log10 p of one alignment for each registered tensor at its place in the suspect, and each exchangeable axis."""
+    found = []
+    for ours, theirs in same_place(registered.registered.tensors, suspect.suspect.tensors):
+        others = {sample.dimension: sample for sample in theirs.axes}
+        found += [
+            procedures.align(sample, others[sample.dimension]).log10_p
+            for sample in ours.axes
+            if sample.axis in procedures.hidden and sample.values.shape[1] > 1 and sample.dimension in others
+        ]
+    return np.array(found)
+
+
+def same_place(
+    registered: Sequence[TensorRecord], suspect: Sequence[TensorRecord]
+) -> list[tuple[TensorRecord, TensorRecord]]:
+    """Each registered matrix with the suspect's of its name; failing that, with the one at the same part of the list.
+
+    Neither looks at the values, so each pair is one comparison, uncorrected.
+    """
+    theirs = [one for one in suspect if one.sketch is not None]
+    by_name = {one.name: one for one in theirs}
+    ours = [one for one in registered if one.sketch is not None]
+    if not theirs:
+        return []
+    return [(one, by_name.get(one.name, theirs[place * len(theirs) // len(ours)])) for place, one in enumerate(ours)]
+
+
+def coin_p(
+    registered: Model, suspect: Model, procedures: Procedures
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """log10 p of every registered MLP against every MLP of the suspect, and of Fisher's method over the MLPs.
+
+    Fisher's over the partners that the product chooses, and over each cyclic assignment of layers to layers.
+    """
+    ours, theirs = registered.registered.neurons, suspect.suspect.neurons
+    if not any(mask.any() for mask in _usable(registered, procedures)):
+        return np.zeros(0), np.zeros(0)
+    usable = _usable(registered, procedures)
+    chosen = procedures.match(ours, theirs)
+    if not chosen:
+        return np.zeros(0), np.zeros(0)
+    grid = {}
+    for i, sample in enumerate(ours):
+        for j, other in enumerate(theirs):
+            for match in procedures.match([sample], [other]):
+                grid[i, j] = replace(match, registered=i, suspect=j)
+    single = [procedures.toss([match], usable) for match in grid.values()]
+    rounds = [
+        [grid[i, (i + shift) % len(theirs)] for i in range(len(ours)) if (i, (i + shift) % len(theirs)) in grid]
+        for shift in range(len(theirs))
+    ]
+    combined = [procedures.toss(matches, usable) for matches in (chosen, *rounds)]
+    return (
+        np.array([one.log10_p for one in single if one.coins]),
+        np.array([one.log10_p for one in combined if one.coins]),
+    )
+
+
+_masks: dict[tuple[int, str], list[NDArray[np.bool_]]] = {}
+
+
+def _usable(model: Model, procedures: Procedures) -> list[NDArray[np.bool_]]:
+    key = (id(procedures.usable), model.id)
+    if key not in _masks:
+        _masks[key] = procedures.usable(model.registered.neurons)
+    return _masks[key]
+
+
+def sketch_p(
+    registered: Model, suspect: Model, procedures: Procedures
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """log10 p of the sketch statistic: of tensors at the same place, of all pairs of tensors, of the largest.
+
+    The largest is corrected by Bonferroni for the pairs that it is the largest of, as the product does.
+    """
+    cosines = SketchCosines.of(registered.registered.tensors, suspect.suspect.tensors)
+    if not cosines.scores.size:
+        return np.zeros(0), np.zeros(0), np.zeros(0)
+    scores = _by_name(cosines, registered.registered.tensors, suspect.suspect.tensors)
+    everything = cosines.scores.reshape(-1)
+    largest = procedures.sketch(float(everything.max()), 4 * everything.size)
+    return _many(scores, procedures), _many(everything, procedures), np.array([largest])
+
+
+def _by_name(
+    cosines: SketchCosines, registered: Sequence[TensorRecord], suspect: Sequence[TensorRecord]
+) -> NDArray[np.float32]:
+    columns = {registered[int(position)].name: column for column, position in enumerate(cosines.registered.positions)}
+    return np.array(
+        [
+            cosines.scores[row, columns[name]]
+            for row, position in enumerate(cosines.suspect.positions)
+            if (name := suspect[int(position)].name) in columns
+        ],
+        np.float32,
+    )
+
+
+def _many(scores: NDArray[np.float32], procedures: Procedures) -> NDArray[np.float64]:
+    """The p-value of each score alone, rounded towards significance: one evaluation for each step of .001."""
+    steps, inverse = np.unique(np.ceil(scores / _STEP).astype(np.int64), return_inverse=True)
+    values = [_single(procedures.sketch, int(step)) for step in steps]
+    return np.array(values)[inverse] if values else np.zeros(0)
+
+
+@lru_cache(maxsize=1 << 17)
+def _single(sketch, step: int) -> float:  # noqa: ANN001
+    return sketch(step * _STEP, 1)

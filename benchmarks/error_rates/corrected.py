@@ -1,0 +1,30 @@
+"""What is left after correction: the smallest p-value of each test among all unrelated pairs."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from fingerprint.compare.comparison import compare_fingerprints
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.error_rates.population import Model
+
+
+def smallest_corrected(pairs: Sequence[tuple[str, Model, Model]]) -> dict[str, Any]:
+    """Compare all pairs as the product does, correct for the number of registered models, keep each test's smallest."""
+    registered_models = len({registered.id for _, registered, _ in pairs})
+    smallest: dict[str, tuple[float, str, str]] = {}
+    for _, registered, suspect in pairs:
+        comparison = compare_fingerprints(registered.registered, suspect.suspect)
+        for one in comparison.evidence:
+            corrected = one.corrected(registered_models)
+            if corrected.log10_p < smallest.get(one.test.value, (math.inf,))[0]:
+                smallest[one.test.value] = (corrected.log10_p, registered.id, suspect.id)
+    return {
+        "corrected_pairs": len(pairs),
+        "registered_models": registered_models,
+        "smallest": dict(sorted(smallest.items())),
+    }

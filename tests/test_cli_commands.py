@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from cli.schemas import schema_names
-from tests.cli_support import HIDDEN, LAYERS, WIDTH, validate
+from tests.cli_support import HIDDEN, LAYERS, WIDTH, Typed, validate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,16 +26,6 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.cli_fixtures"]
 TENSORS = 1 + 8 * LAYERS
-
-
-class Typed:
-    """Standard input that gives ``data``."""
-
-    def __init__(self, data: bytes) -> None:
-        self.buffer = io.BufferedReader(io.BytesIO(data))  # type: ignore[arg-type]
-
-    def isatty(self) -> bool:
-        return False
 
 
 # scan

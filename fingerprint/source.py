@@ -190,11 +190,16 @@ def os_error(error: OSError | ValueError, path: str) -> InputError:
     return InputError(f"cannot be read: {reason}", path=path)
 
 
+_FLAGS = os.O_RDONLY
+for _flag in ("O_BINARY", "O_CLOEXEC", "O_NOCTTY", "O_NONBLOCK"):  # those that the platform has
+    _FLAGS |= getattr(os, _flag, 0)
+
+
 def _open_regular(path: str, shown: str) -> int:
     # Asked before opening, since opening a device can already do something; and again after, since it may be another.
     _refuse_irregular(stat_path(path, shown).st_mode, shown)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        descriptor = os.open(path, _FLAGS)
     except (OSError, ValueError) as error:
         raise os_error(error, shown) from error
     try:

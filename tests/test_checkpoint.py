@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors.numpy import save_file
 
 from fingerprint.checkpoint import Checkpoint, open_checkpoint
 from fingerprint.errors import InputError, InputNotFoundError
+from fingerprint.readers import base, folder, index, pickles, places, safetensors, torch_zip, zips
 from fingerprint.readers.base import MAX_FINDINGS, Finding, bounded
 from fingerprint.readers.index import is_plain_name
 
@@ -238,3 +240,25 @@ def test_findings_of_one_code_are_bounded() -> None:
     assert len([f for f in kept if f.code == "a"]) == MAX_FINDINGS + 1
     assert kept[-1] == Finding("a", f"{1_000 - MAX_FINDINGS} more of this kind")
     assert Finding("b", "one") in kept
+
+
+def test_every_finding_is_documented() -> None:
+    root = Path(__file__).parent.parent
+    sources = [*(root / "fingerprint" / "readers").glob("*.py"), root / "fingerprint" / "checkpoint.py"]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    codes = set(re.findall(r'(?<!decode)\("([a-z]+(?:-[a-z]+)+)",', text))
+    documented = (root / "docs" / "formats.md").read_text(encoding="utf-8")
+    assert len(codes) >= 20
+    assert [code for code in sorted(codes) if f"`{code}`" not in documented] == []
+
+
+def test_every_limit_is_documented_as_it_is() -> None:
+    documented = (Path(__file__).parent.parent / "docs" / "formats.md").read_text(encoding="utf-8")
+    limits = [
+        safetensors.MAX_HEADER, base.MAX_TENSORS, base.MAX_NAME, folder.MAX_SHARDS, places.MAX_ENTRIES,
+        pickles.MAX_OPCODES, zips.MAX_ENTRIES,
+    ]  # fmt: skip
+    assert [limit for limit in limits if f"{limit:,}" not in documented] == []
+    sizes = [base.MAX_CATALOGUE, index.MAX_INDEX, pickles.MAX_PICKLE, pickles.MAX_MEMORY, zips.MAX_DIRECTORY]
+    assert [size for size in sizes if f"{size >> 20} MiB" not in documented] == []
+    assert f"| {torch_zip.MAX_SHARING} times the file |" in documented

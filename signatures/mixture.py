@@ -8,7 +8,8 @@ number of sketch entries, and a sibling some of what its own training has in com
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -19,10 +20,10 @@ from scipy.optimize import nnls
 from signatures.change import whiteness
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from fingerprint.compare.comparison import Comparison
-    from fingerprint.records import Fingerprint, TensorRecord
+    from fingerprint.records import AxisSample, Fingerprint, TensorRecord
     from fingerprint.vocabulary import Role
 
 Float64 = NDArray[np.float64]
@@ -36,20 +37,33 @@ MOST_MODELS: Final = 8
 _PASSTHROUGH: Final = 0.1
 _PARTLY_EXPLAINS: Final = 0.2
 _WHITE_REMAINDER: Final = 0.82
+_SLICES_WEIGHT: Final = 0.25
+"""Weight of the slices of each axis among a tensor's features; the sketch has the rest."""
 
 _Place = tuple["Role", int | None, int | None, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Tensors of one layer of the suspect; of none, if ``layer`` is None.
+
+    Where the suspect's layers have no numbers, ``layer`` is that of the registered layer, and ``candidate`` whose.
+    """
+
+    layer: int | None
+    candidate: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Cover:
     """A greedy cover: positions among the candidates with their coefficients, and the relative residual left.
 
-    ``groups`` holds the cover of every group of the suspect's tensors (a layer), by label.
+    ``groups`` holds the cover of every group of the suspect's tensors (a layer).
     """
 
     coefficients: dict[int, float]
     residual: float
-    groups: dict[str, dict[int, float]]
+    groups: dict[Group, dict[int, float]]
 
     @property
     def models(self) -> set[int]:
@@ -92,43 +106,52 @@ def gather(suspect: Fingerprint, candidates: Sequence[Comparison]) -> Cover | No
 
 
 class _Design:
-    """For every matched tensor of the suspect, its sketch and the corresponding sketch of every candidate."""
+    """For every matched tensor of the suspect, its features and those of the corresponding tensor of every candidate.
+
+    A tensor's features are its sketch and its sampled slices, scaled so that inner products of features estimate inner
+    products of matrices: three estimates with errors of their own, of which the sketch counts half.
+    """
 
     def __init__(self, suspect: Fingerprint, candidates: Sequence[Comparison]) -> None:
-        self._suspect = suspect
+        self.suspect = suspect
         self.targets: dict[int, Float64] = {}
         self.columns: dict[int, dict[int, Float64]] = {}
-        self.layer_of: dict[int, int | None] = {}
+        self._group_of: dict[int, Group] = {}
         self.number = len(candidates)
-        self.shapes: dict[int, tuple[int, ...]] = {}
-        self.shape = (suspect.parameters.sketch_width, suspect.parameters.sketch_width)
-        for candidate in candidates:
-            for match in candidate.matches:
-                sketch = suspect.tensors[match.suspect].sketch
+        self.width = suspect.parameters.sketch_width
+        self._matches = [{match.suspect: match for match in candidate.matches} for candidate in candidates]
+        self._places = [_places(candidate.registered) for candidate in candidates]
+        for number, (candidate, matches) in enumerate(zip(candidates, self._matches, strict=True)):
+            for position, match in matches.items():
                 ours = candidate.registered.tensors[match.registered]
-                if sketch is None or ours.sketch is None or match.suspect in self.targets:
+                theirs = suspect.tensors[position]
+                if theirs.sketch is None or ours.sketch is None or position in self.targets:
                     continue
-                self.targets[match.suspect] = sketch.astype(np.float64).reshape(-1)
-                self.layer_of[match.suspect] = ours.layer
-                self.shapes[match.suspect] = suspect.tensors[match.suspect].shape
-                self.columns[match.suspect] = self._counterparts(ours, match.transposed, candidates, match.suspect)
+                axes = _common_axes(theirs, ours, turned=match.transposed)
+                self.targets[position] = _features(theirs, axes, turned=False)
+                own = theirs.layer is not None or ours.layer is None
+                self._group_of[position] = Group(theirs.layer, None) if own else Group(ours.layer, number)
+                self.columns[position] = {
+                    index: _features(record, axes, turned=turned)
+                    for index, (record, turned) in self._counterparts(position, ours, match.transposed, candidates)
+                }
 
     def _counterparts(
-        self, ours: TensorRecord, transposed: bool, candidates: Sequence[Comparison], suspect: int
-    ) -> dict[int, Float64]:
+        self, position: int, ours: TensorRecord, transposed: bool, candidates: Sequence[Comparison]
+    ) -> Iterator[tuple[int, tuple[TensorRecord, bool]]]:
         """Each candidate's own match of this tensor, or else its tensor at the same place of the same architecture."""
-        found = {}
         for index, candidate in enumerate(candidates):
-            own = next((match for match in candidate.matches if match.suspect == suspect), None)
-            record: TensorRecord | None
+            own = self._matches[index].get(position)
             if own is not None:
-                record, turned = candidate.registered.tensors[own.registered], own.transposed
-            else:
-                record, turned = _at_place(candidate.registered, ours), transposed
-            if record is not None and record.sketch is not None:
-                sketch = record.sketch.astype(np.float64)
-                found[index] = (sketch.T if turned else sketch).reshape(-1)
-        return found
+                record = candidate.registered.tensors[own.registered]
+                if record.sketch is not None:
+                    yield index, (record, own.transposed)
+            elif (place := self._places[index].get(_place(ours))) is not None:
+                yield index, (place, transposed)
+
+    def sketch_of(self, features: Float64) -> Float64:
+        """The (k, k) sketch among a tensor's features, up to scale."""
+        return features[: self.width**2].reshape(self.width, self.width)
 
     def column(self, index: int, members: list[int]) -> Float64:
         """The counterparts in candidate ``index`` of those tensors, flattened; zeros where it has none."""
@@ -150,26 +173,65 @@ class _Design:
     def of_whole(self, residual: float) -> float:
         """The relative residual on the matched tensors turned into that on all sketched tensors of the suspect."""
         matched = self.energy(list(self.targets))
-        sketches = [tensor.sketch for tensor in self._suspect.tensors if tensor.sketch is not None]
-        everything = sum(float(np.sum(sketch.astype(np.float64) ** 2)) for sketch in sketches)
-        rest = max(everything - matched, 0.0)
-        return float(np.sqrt((residual**2 * matched + rest) / everything)) if everything else 0.0
+        rest = sum(
+            float(np.sum(tensor.sketch.astype(np.float64) ** 2))
+            for position, tensor in enumerate(self.suspect.tensors)
+            if tensor.sketch is not None and position not in self.targets
+        )
+        return float(np.sqrt((residual**2 * matched + rest) / (matched + rest))) if matched + rest else 0.0
 
-    def groups(self) -> dict[str, list[int]]:
-        """Tensors by layer of the suspect; by registered layer where the suspect's own numbers are not known."""
-        groups: dict[str, list[int]] = defaultdict(list)
-        for position in self.targets:
-            own = self._suspect.tensors[position].layer
-            layer = own if own is not None else self.layer_of[position]
-            groups["outside layers" if layer is None else str(layer)].append(position)
+    def groups(self) -> dict[Group, list[int]]:
+        """Tensors by layer of the suspect."""
+        groups: dict[Group, list[int]] = defaultdict(list)
+        for position, group in self._group_of.items():
+            groups[group].append(position)
         return dict(groups)
 
 
-def _at_place(registered: Fingerprint, like: TensorRecord) -> TensorRecord | None:
-    for tensor in registered.tensors:
-        if (tensor.role, tensor.layer, tensor.expert, tensor.shape) == (like.role, like.layer, like.expert, like.shape):
-            return tensor
-    return None
+def _features(record: TensorRecord, axes: Sequence[AxisSample], *, turned: bool) -> Float64:
+    """The features of ``record``, turned if asked for, on the slices that ``axes`` sample; zeros for absent ones."""
+    if record.sketch is None:
+        raise ValueError("a tensor without a sketch has no features")
+    sketch = record.sketch.astype(np.float64)
+    parts = [math.sqrt(1.0 - _SLICES_WEIGHT * len(axes)) * (sketch.T if turned else sketch).reshape(-1)]
+    samples = _samples(record, turned=turned)
+    for wanted in axes:
+        sample = samples.get(wanted.dimension)
+        if sample is None or not np.array_equal(sample.indices, wanted.indices):
+            parts.append(np.zeros(wanted.values.size))
+        else:
+            scale = math.sqrt(_SLICES_WEIGHT * sample.size / len(sample.indices))
+            parts.append(scale * sample.values.astype(np.float64).reshape(-1))
+    return np.concatenate(parts)
+
+
+def _samples(record: TensorRecord, *, turned: bool) -> dict[int, AxisSample]:
+    """Samples of a tensor's axes by dimension, as they are after turning."""
+    return {1 - sample.dimension if turned else sample.dimension: sample for sample in record.axes}
+
+
+def _common_axes(theirs: TensorRecord, ours: TensorRecord, *, turned: bool) -> list[AxisSample]:
+    """The suspect's samples of those axes that the registered tensor samples at the same numbers: not of grown axes."""
+    samples = _samples(ours, turned=turned)
+    return [
+        sample
+        for sample in theirs.axes
+        if sample.dimension in samples and np.array_equal(samples[sample.dimension].indices, sample.indices)
+    ]
+
+
+def _place(tensor: TensorRecord) -> _Place:
+    return tensor.role, tensor.layer, tensor.expert, tensor.shape
+
+
+def _places(registered: Fingerprint) -> dict[_Place, TensorRecord]:
+    """Sketched tensors by place; a place that several share (two stacks of layers) belongs to none."""
+    counts = Counter(_place(tensor) for tensor in registered.tensors if tensor.sketch is not None)
+    return {
+        _place(tensor): tensor
+        for tensor in registered.tensors
+        if tensor.sketch is not None and counts[_place(tensor)] == 1
+    }
 
 
 def _minor_partner(design: _Design, members: list[int], major: int) -> set[int]:
@@ -192,7 +254,9 @@ def _minor_partner(design: _Design, members: list[int], major: int) -> set[int]:
     if explained < _PARTLY_EXPLAINS or min(coefficients.values()) < LEAST_COEFFICIENT:
         return set()
     left = [
-        whiteness((design.targets[i] - design.combined(i, coefficients)).reshape(design.shape), design.shapes[i])
+        whiteness(
+            design.sketch_of(design.targets[i] - design.combined(i, coefficients)), design.suspect.tensors[i].shape
+        )
         for i in members
     ]
     return {partner} if float(np.mean(left)) >= _WHITE_REMAINDER else set()

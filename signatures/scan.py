@@ -37,11 +37,11 @@ from signatures.verdict import Finding, assess, decide_links
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from fingerprint.compare.comparison import Comparison
     from fingerprint.records import Fingerprint
-    from signatures.mixture import Cover
+    from signatures.mixture import Cover, Group
     from signatures.registry import Registry
     from signatures.suspect import Suspect
 
@@ -253,9 +253,16 @@ def _mixture(cover: Cover | None, findings: Sequence[Finding]) -> Mixture | None
         coefficients={name[index]: weight for index, weight in cover.coefficients.items()},
         residual=cover.residual,
         layers={
-            label: {name[index]: weight for index, weight in weights.items()} for label, weights in cover.groups.items()
+            _label(group, name): {name[index]: weight for index, weight in weights.items()}
+            for group, weights in cover.groups.items()
         },
     )
+
+
+def _label(group: Group, name: Mapping[int, str]) -> str:
+    if group.layer is None:
+        return "outside layers"
+    return str(group.layer) if group.candidate is None else f"unnamed {group.layer} of {name[group.candidate]}"
 
 
 def _summary(suspect: Fingerprint, path: str) -> SuspectSummary:

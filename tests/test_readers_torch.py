@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fingerprint.checkpoint import Checkpoint, open_checkpoint
@@ -268,6 +268,9 @@ PLAIN = st.recursive(
 
 
 @given(PLAIN, st.integers(0, 5))
+@example(10**20, 0)
+@example(-(2**2000), 1)
+@example([True, False, "line\nend \U0001f600"], 0)
 def test_plain_values_come_out_of_a_pickle_as_they_went_in(value: object, protocol: int) -> None:
     raw = pickle.dumps(value, protocol)
     read = read_pickle(raw, "x")

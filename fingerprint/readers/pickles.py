@@ -84,7 +84,8 @@ class _Mark:
 
 
 _MARK: Final = _Mark()
-_DECIMAL: Final = re.compile(rb"[+-]?[0-9]{1,20}")
+_DECIMAL: Final = re.compile(rb"[+-]?[0-9]{1,614}")
+"""An integer in text, of no more digits than ``MAX_INTEGER`` bytes have."""
 
 
 def read_pickle(data: bytes, path: str, start: int = 0) -> Pickle:
@@ -199,13 +200,13 @@ class _Machine:
 
     def put(self, index: int) -> None:
         if not 0 <= index < 2**32:
-            self.fail(f"memo index {index}")
+            self.fail("a memo index of more than 32 bits, or below 0")
         self.charge(100)
         self.memo[index] = self.top()
 
     def get(self, index: int) -> None:
         if index not in self.memo:
-            self.fail(f"memo index {index} was never set")
+            self.fail("a memo entry that was never set")
         self.push(self.memo[index])
 
     # Values

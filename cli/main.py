@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -88,9 +89,9 @@ def fp() -> None:
     """Find out which registered model a set of weights descends from, how, and how sure that is."""
 
 
-def run(arguments: Sequence[str] | None = None) -> Exit:
+def run(arguments: Sequence[str] | None = None, console: Console | None = None) -> Exit:
     """Run the program with ``arguments`` (default: those of the process) and return its exit status."""
-    console = Console()
+    console = Console() if console is None else console
     streams = sys.stdout, sys.stderr
     try:
         status = fp.main(args=arguments, prog_name=PROGRAM, standalone_mode=False, obj=console)
@@ -129,7 +130,9 @@ def main() -> NoReturn:
     _reserve_streams()
     signal.signal(signal.SIGINT, _Ending())
     signal.signal(signal.SIGTERM, _Ending())
-    status = run()
+    console = Console()
+    warnings.showwarning = lambda message, category, *_, **__: console.detail(f"{category.__name__}: {message}")
+    status = run(console=console)
     _release(sys.stdout)
     _release(sys.stderr)
     sys.exit(status)

@@ -1,9 +1,8 @@
-"""Routes log messages and Python's warnings of the lower floors to standard error, as far as the user wants them."""
+"""Routes log messages of the lower floors to standard error, as far as the user wants them."""
 
 from __future__ import annotations
 
 import logging
-import warnings
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ class _ConsoleHandler(logging.Handler):
 
 
 def route(console: Console) -> None:
-    """Show warnings of this project's modules, with ``-v`` more, with ``-vv`` everything; Python's only with ``-v``."""
+    """Show warnings of this project's modules, with ``-v`` more, with ``-vv`` everything."""
     handler = _ConsoleHandler(console)
     level = {-1: logging.ERROR, 0: logging.WARNING, 1: logging.INFO}.get(console.verbosity, logging.DEBUG)
     for name in ("fingerprint", "signatures"):
@@ -35,5 +34,3 @@ def route(console: Console) -> None:
         logger.handlers = [handler]
         logger.setLevel(level)
         logger.propagate = False
-    if console.verbosity < 1:
-        warnings.simplefilter("ignore")

@@ -165,7 +165,9 @@ def test_csv_has_a_cell_for_each_column_and_no_formulas(kind: Kind) -> None:
                 float(cell)
 
 
-@by_kind
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind.name != "inspect --tensors"], ids=lambda kind: kind.name
+)
 @pytest.mark.parametrize("width", [80, 60])
 def test_text_keeps_to_the_width(kind: Kind, width: int) -> None:
     values = tuple(value for value in kind.values if value is not REPORTS["hostile"])
@@ -178,6 +180,17 @@ def test_text_keeps_to_the_width(kind: Kind, width: int) -> None:
 def test_numbers_that_are_not_finite_become_null(value: float) -> None:
     odd = report(replace(match(), similarity=value))
     assert json.loads(rendered(JsonRenderer(report_view()), (odd,)))[0]["matches"][0]["similarity"] is None
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_a_list_misses_columns_rather_than_parts_of_names(width: int) -> None:
+    name = "acme/" + "a" * 40
+    records = tuple(replace(RECORD, registrations=(replace(entry, name=name),)) for entry in RECORD.registrations)
+    head, *rows, total = rendered(model_view().to_text(Look(width=width)), records).splitlines()
+    assert [row.split()[0] for row in rows] == [name, name]
+    assert total == "2 models"
+    assert width < 60 or all(len(line) <= width for line in (head, *rows))
+    assert ("Tensors" in head) == (width == 100)
 
 
 def test_csv_has_a_row_a_match_or_one_for_the_suspect() -> None:

@@ -305,7 +305,7 @@ def _tensor_table(found: Inspection, look: Look) -> list[str]:
     header = ["Tensor", "shape", "type", "role", "layer", "expert"]
     if not found.experts:
         header, rows = header[:-1], [row[:-1] for row in rows]
-    return table(header, rows, look, right=(4, 5), indent=2)
+    return table(header, rows, look, right=(4, 5), whole=(0,), indent=2)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

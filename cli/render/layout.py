@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 LABEL: Final = 16
 INDENT: Final = 2
+_NARROWEST_COLUMN: Final = 8
 
 
 class EachText(Generic[Value]):
@@ -76,22 +77,39 @@ def field(label: str, text: str, look: Look) -> list[str]:
 
 
 def fields(pairs: Sequence[tuple[str, str]], look: Look) -> list[str]:
-    """Several labelled fields; those without text are left out. Text is made printable."""
-    return [line for label, text in pairs if text for line in field(label, printable(text), look)]
+    """Several labelled fields; those without text are left out, and a label is not repeated. Text is made printable."""
+    shown = [(label, text) for label, text in pairs if text]
+    labels = ["", *(label for label, _ in shown)]
+    return [
+        line
+        for (label, text), before in zip(shown, labels, strict=False)
+        for line in field("" if label == before else label, printable(text), look)
+    ]
 
 
 def table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], look: Look, *, right: Sequence[int] = (), indent: int = 0
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    look: Look,
+    *,
+    right: Sequence[int] = (),
+    whole: Sequence[int] = (),
+    indent: int = 0,
 ) -> list[str]:
     """Aligned columns; columns numbered in ``right`` are set to the right.
 
-    Cells are made printable. If the table is too wide, the widest columns are cut in the middle.
+    Cells are made printable. If the table is too wide, the widest columns are cut in the middle, except those numbered
+    in ``whole``, which hold what somebody may want to copy.
     """
     cells = [[printable(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     room = look.width - indent - 2 * (len(header) - 1)
-    while sum(widths) > room and max(widths) > 8:
-        widths[widths.index(max(widths))] -= 1
+    can_shrink = [column for column in range(len(header)) if column not in whole]
+    while sum(widths) > room and can_shrink:
+        widest = max(can_shrink, key=lambda column: widths[column])
+        if widths[widest] <= _NARROWEST_COLUMN:
+            break
+        widths[widest] -= 1
     lines = []
     for number, row in enumerate(cells):
         parts = [

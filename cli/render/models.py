@@ -31,6 +31,8 @@ COLUMNS: Final = (
     "identity",
     "depth",
 )
+_CUT: Final = frozenset({"Base", "Also named", "Origin"})
+_MISSED: Final = ("Tensors", "Parameters", "Registered", "Origin", "Also named", "Base")
 
 
 def model_view() -> View[ModelRecord]:
@@ -100,8 +102,20 @@ def _text(records: Sequence[ModelRecord], look: Look) -> str:
         ("Also named", [", ".join(record.aliases) for record in records]),
         ("Origin", ["" if record.origin == "local" else record.origin for record in records]),
     ]
-    shown = [(title, cells) for title, cells in columns if any(cells)]
-    right = [number for number, (title, _) in enumerate(shown) if title in {"Parameters", "Tensors"}]
+    shown = _fitting([(title, cells) for title, cells in columns if any(cells)], look.width)
+    titles = [title for title, _ in shown]
     rows = list(zip(*(cells for _, cells in shown), strict=True))
-    lines = table([title for title, _ in shown], rows, look, right=right)
+    whole = [number for number, title in enumerate(titles) if title not in _CUT]
+    right = [number for number, title in enumerate(titles) if title in {"Parameters", "Tensors"}]
+    lines = table(titles, rows, look, right=right, whole=whole)
     return "\n".join([*lines, counted(len(records), "model")]) + "\n"
+
+
+def _fitting(columns: list[tuple[str, list[str]]], room: int) -> list[tuple[str, list[str]]]:
+    """Without the columns that can best be missed, as far as the width asks for it: names are never cut."""
+    for title in _MISSED:
+        widths = [min(max(map(len, [head, *cells])), 8 if head in _CUT else room) for head, cells in columns]
+        if sum(widths) + 2 * (len(widths) - 1) <= room:
+            break
+        columns = [column for column in columns if column[0] != title]
+    return columns

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from cli.render.layer_text import layer_lines, layer_mixture_lines
-from cli.render.layout import INDENT, LABEL, fields, table
+from cli.render.layout import INDENT, fields, table
 from cli.text import clipped_middle, counted, duration, file_size, magnitude, odds, percent, printable, probability
 from signatures.report import Confidence, Link, Relation, Verdict
 
@@ -59,7 +59,8 @@ _TEST_WORDS: Final = {
 }
 _CERTAIN_P: Final = -12.0
 _LIKELY_P: Final = -6.0
-_NAME_WIDTH: Final = 44
+_ROUNDING: Final = 1e-6
+_NAME_WIDTH: Final = 60
 _SHOWN_COMPONENTS: Final = 5
 _SHOWN_PARTS: Final = 8
 
@@ -80,7 +81,7 @@ def report_text(report: Report, look: Look) -> str:
     lines += _mixture_lines(report.mixture, look)
     lines += fields([*(("Not tested", one) for one in report.power.not_tested), *_notes(report)], look)
     lines += fields([("Scanned", _scanned(report))], look)
-    return "\n".join(_without_repeated_labels(lines)) + "\n"
+    return "\n".join(_one_empty_line(lines)) + "\n"
 
 
 def _headline(report: Report, look: Look) -> str:
@@ -130,8 +131,8 @@ def _how_sure(match: Match) -> str:
 
 
 def _cosine(value: float) -> str:
-    """Three decimals, and no 1.000 for what is not 1."""
-    return ">0.999" if 0.9995 <= value < 1.0 else f"{value:.3f}"
+    """Three decimals, and no 1.000 for what differs by more than rounding."""
+    return ">0.999" if 0.9995 <= value < 1.0 - _ROUNDING else f"{value:.3f}"
 
 
 def _short(model: str) -> str:
@@ -204,19 +205,19 @@ def _other_matches(report: Report, look: Look) -> list[str]:
     rows = [
         [
             match.model,
-            match.link.value,
-            match.relation.value,
+            match.relation.value if match.link is Link.LINEAGE else match.link.value,
             match.confidence.value,
             probability(match.log10_p),
             _cosine(match.similarity),
         ]
         for match in report.matches[1:]
     ]
-    header = ["Also", "link", "relation", "confidence", "p", "similar"]
-    lines = ["", *table(header, rows, look, right=(4, 5), indent=INDENT), ""]
+    header = ["Also", "what", "confidence", "p", "similar"]
+    lines = ["", *table(header, rows, look, right=(3, 4), whole=(0,), indent=INDENT), ""]
     if look.details:
         for match in report.matches[1:]:
-            lines += [*fields([(match.model, "")], look), *_match_lines(match, report, look), ""]
+            name = look.styled(f"  {printable(match.model)}", bold=True)
+            lines += [name, *_match_lines(match, report, look), ""]
     return lines
 
 
@@ -272,17 +273,6 @@ def _scanned(report: Report) -> str:
     return f"{text}; against {counted(report.registry.models, 'model')} in {duration(report.seconds)}"
 
 
-def _without_repeated_labels(lines: list[str]) -> list[str]:
-    """Blank a field's label where the field before has the same; join runs of empty lines."""
-    kept: list[str] = []
-    last = ""
-    for line in lines:
-        if not line.strip() and (not kept or not kept[-1].strip()):
-            continue
-        label = line[: INDENT + LABEL] if line.startswith(" " * INDENT) and len(line) > INDENT + LABEL else ""
-        if label.strip() and label == last:
-            kept.append(" " * len(label) + line[len(label) :])
-            continue
-        last = label if label.strip() else last if label else ""
-        kept.append(line)
-    return kept
+def _one_empty_line(lines: list[str]) -> list[str]:
+    """Join runs of empty lines."""
+    return [line for number, line in enumerate(lines) if line.strip() or (number and lines[number - 1].strip())]

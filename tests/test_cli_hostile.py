@@ -62,7 +62,7 @@ def test_a_heap_of_hostile_suspects_does_not_hide_the_match_among_them(fp: Progr
     assert rows[half]["model"] == "acme/base"
 
 
-@pytest.mark.parametrize("case", CASES[::3], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES[::6], ids=lambda case: case.name)
 def test_a_hostile_checkpoint_is_inspected_in_clean_text(case: Case, fp: Program, tmp_path: Path) -> None:
     ran = fp("inspect", case.build(tmp_path), "--tensors", "-v")
     assert ran.status in {0, 2, 3}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import ml_dtypes
@@ -292,3 +293,16 @@ def test_included_and_excluded_tensors(registry: Registry, tmp_path: Path) -> No
 def test_top_k_bounds_the_report_only(registry: Registry, tmp_path: Path) -> None:
     report = scan(registry, low_rank_change(model(1), 9, 0.05), tmp_path, top_k=1)
     assert [match.model for match in report.matches] == ["a/base"]
+
+
+def test_a_budgeted_signature_still_covers_a_fine_tune(tmp_path: Path) -> None:
+    weights = model(9, layers=12)
+    with open_checkpoint(save(weights, tmp_path / "m.safetensors")) as checkpoint:
+        whole = fingerprint(checkpoint)
+    kept = [replace(t, sketch=None, axes=()) if i % 5 else t for i, t in enumerate(whole.tensors)]
+    with Registry.open(tmp_path / "r", create=True) as registry:
+        registry.register(sign(replace(whole, tensors=tuple(kept), neurons=())), name="a/sampled")
+        report = scan(registry, disguised(low_rank_change(weights, 3, 0.05)), tmp_path)
+    assert links(report) == {"a/sampled": Link.LINEAGE}
+    assert report.matches[0].coverage.suspect > 0.9
+    assert report.matches[0].coverage.registered > 0.9

@@ -72,6 +72,7 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint) -> Compa
     ]
     held = [match for match in neurons if match.score > _MATCHED_SCORE / 2]
     suspect_cover, registered_cover = _coverage(registered, suspect, matches, held)
+    suspect_coverage, registered_coverage = _shares(registered, suspect, matches, suspect_cover, registered_cover)
     weights = np.array([suspect.tensors[match.suspect].elements for match in matches], np.float64)
     values = np.array([abs(match.cosine) for match in matches])
     return Comparison(
@@ -81,8 +82,8 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint) -> Compa
         neurons=tuple(neurons),
         evidence=tuple(sorted(evidence, key=lambda one: one.log10_p)),
         similarity=float(np.sum(weights * values) / np.sum(weights)) if weights.size else 0.0,
-        suspect_coverage=_share(suspect.tensors, suspect_cover),
-        registered_coverage=_share(registered.tensors, registered_cover),
+        suspect_coverage=suspect_coverage,
+        registered_coverage=registered_coverage,
         digest_coverage=_share(suspect.tensors, {match.suspect: 1.0 for match in matches if match.digest}),
     )
 
@@ -109,20 +110,19 @@ def _digest_evidence(registered: Fingerprint, suspect: Fingerprint, matches: Seq
 def _align_evidence(
     registered: Sequence[TensorRecord], suspect: Sequence[TensorRecord], cosines: SketchCosines
 ) -> Evidence | None:
-    """The best alignment among all pairs of tensors, orientations, signs and exchangeable axes.
+    """The best alignment among all pairs of tensors, orientations and axes (at most two of each pair).
 
-    Only the leads of the sketches are computed; the correction counts every pair.
+    Only the leads of the sketches are computed; the correction counts every pair that could have been one.
     """
-    axes = sum(
-        sample.axis.exchangeable for position in cosines.registered.positions for sample in registered[position].axes
-    )
-    trials = 2 * axes * len(cosines.suspect)
+    trials = 2 * cosines.pairs
     if not trials:
         return None
     best: tuple[Alignment, int, int] | None = None
     leads = np.argsort(-cosines.scores, axis=0)[:_LEADS_PER_TENSOR]
     for column, position in enumerate(cosines.registered.positions.tolist()):
         for row in leads[:, column].tolist():
+            if cosines.scores[row, column] == 0.0:
+                continue
             theirs = int(cosines.suspect.positions[row])
             turned = bool(cosines.transposed[row, column])
             for found in align_tensors(registered[position], suspect[theirs], transposed=turned):
@@ -174,7 +174,7 @@ def _sketch_evidence(cosines: SketchCosines) -> Evidence | None:
     if not cosines.cosines.size:
         return None
     largest = float(cosines.scores.max())
-    trials = 4 * cosines.cosines.size
+    trials = 2 * cosines.pairs
     return Evidence(
         test=Test.SKETCH,
         null=Null.CALIBRATED,
@@ -203,9 +203,40 @@ def _coverage(
     return theirs, ours
 
 
-def _share(tensors: Sequence[TensorRecord], covered: dict[int, float]) -> float:
+def _shares(
+    registered: Fingerprint,
+    suspect: Fingerprint,
+    matches: Sequence[TensorMatch],
+    theirs: dict[int, float],
+    ours: dict[int, float],
+) -> tuple[float, float]:
+    """Covered shares of suspect and registered model.
+
+    A signature of a very large model keeps digests of all tensors but sketches of a sample. Matches by sketch then
+    stand for the tensors that could not match, in proportion.
+    """
+    by_digest = {match.registered for match in matches if match.digest}
+    testable = {
+        i
+        for i, tensor in enumerate(registered.tensors)
+        if tensor.content is not Content.WEIGHTS or tensor.sketch is not None or i in by_digest or ours.get(i)
+    }
+    registered_coverage = _share(registered.tensors, {i: ours.get(i, 0.0) for i in testable}, testable)
+    left_out = sum(tensor.elements for i, tensor in enumerate(registered.tensors) if i not in testable)
+    if not left_out:
+        return _share(suspect.tensors, theirs), registered_coverage
+    exact = {match.suspect for match in matches if match.digest}
+    certain = _share(suspect.tensors, {i: theirs[i] for i in exact})
+    sampled = _share(suspect.tensors, {i: share for i, share in theirs.items() if i not in exact})
+    sketched = sum(
+        registered.tensors[i].elements for i in testable - by_digest if registered.tensors[i].sketch is not None
+    )
+    return min(1.0, certain + sampled * (1.0 + left_out / max(sketched, 1))), registered_coverage
+
+
+def _share(tensors: Sequence[TensorRecord], covered: dict[int, float], among: set[int] | None = None) -> float:
     """Share of the elements of weight matrices (of all tensors, where there is no matrix) that is covered."""
     matrices = [i for i, tensor in enumerate(tensors) if tensor.content is Content.WEIGHTS]
-    counted = matrices or range(len(tensors))
+    counted = [i for i in matrices or range(len(tensors)) if among is None or i in among]
     total = sum(tensors[i].elements for i in counted)
     return sum(tensors[i].elements * covered.get(i, 0.0) for i in counted) / total if total else 0.0

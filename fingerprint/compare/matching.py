@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fingerprint.measure import matrix_shape
 from fingerprint.sketch import chance_spread
 from fingerprint.vocabulary import Content, Role
 
@@ -31,6 +32,7 @@ _ACCEPT_AT_EXPECTED_PLACE: Final = 3.0
 _NULL_SPREAD: Final = 1.25
 _PLACELESS: Final = frozenset({Role.OTHER, Role.BUFFER})
 _DISTINCTIVE_ELEMENTS: Final = 64
+_ALL: Final = slice(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,8 @@ class TensorMatch:
 class SketchTable:
     """The sketches of one fingerprint as a matrix of unit rows, with their norms; ``positions`` says whose they are.
 
-    ``spreads`` are the standard deviations of their cosines with unrelated matrices of the same shape.
+    ``shapes`` are those of the matrices, ``spreads`` the standard deviations of their cosines with unrelated matrices
+    of that shape.
 
     ``corner`` takes only that many of a sketch's rows and columns: what the index searches.
     """
@@ -69,15 +72,17 @@ class SketchTable:
         norms = np.linalg.norm(stack, axis=(1, 2))
         width = int(stack.shape[1])
         self.spreads: Float32 = np.array([chance_spread(tensors[i].shape, width) for i in held], np.float32)
+        self.shapes = [matrix_shape(tensors[i].shape) for i in held]
         self.norms = np.maximum(norms, np.float32(1e-30))
         self.units: Float32 = (stack / self.norms[:, None, None]).astype(np.float32)
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def flat(self, *, transposed: bool = False) -> Float32:
-        """(n, k * k) unit rows, of the matrices or of their transposes."""
-        units = self.units.transpose(0, 2, 1) if transposed else self.units
+    def flat(self, chosen: NDArray[np.int64] | slice = _ALL, *, transposed: bool = False) -> Float32:
+        """(n, k * k) unit rows, of the chosen matrices or of their transposes."""
+        units = self.units[chosen]
+        units = units.transpose(0, 2, 1) if transposed else units
         return np.ascontiguousarray(units).reshape(len(units), units.shape[1] * units.shape[2])
 
 
@@ -85,7 +90,9 @@ class SketchTable:
 class SketchCosines:
     """Cosines (suspect x registered) of all pairs of sketches: of the larger magnitude of the two orientations.
 
-    ``scores`` are their magnitudes over the spread by chance.
+    Only shapes that can correspond are compared, since sketches of a grown axis keep those of its prefix: one axis at
+    least must have the same length. ``scores`` are the magnitudes over the spread by chance, 0 for pairs left out;
+    ``pairs`` counts the comparisons, orientations and all.
     """
 
     suspect: SketchTable
@@ -93,20 +100,35 @@ class SketchCosines:
     cosines: Float32
     scores: Float32
     transposed: NDArray[np.bool_]
+    pairs: int
 
     @classmethod
     def of(cls, registered: Sequence[TensorRecord], suspect: Sequence[TensorRecord]) -> SketchCosines:
-        """Compare every sketch with every sketch."""
+        """Compare every sketch with every sketch of a shape that can correspond to its own."""
         ours, theirs = SketchTable(registered), SketchTable(suspect)
-        if not len(ours) or not len(theirs):
-            nothing = np.zeros((len(theirs), len(ours)), np.float32)
-            return cls(theirs, ours, nothing, nothing, nothing.astype(np.bool_))
-        upright = theirs.flat() @ ours.flat().T
-        turned = theirs.flat(transposed=True) @ ours.flat().T
-        flip = np.abs(turned) > np.abs(upright)
-        cosines = np.where(flip, turned, upright).astype(np.float32)
+        cosines = np.zeros((len(theirs), len(ours)), np.float32)
+        transposed = np.zeros(cosines.shape, np.bool_)
+        pairs = 0
+        by_shape = {shape: np.flatnonzero([one == shape for one in ours.shapes]) for shape in set(ours.shapes)}
+        for shape in set(theirs.shapes):
+            rows = np.flatnonzero([one == shape for one in theirs.shapes])
+            for turned in (False, True):
+                columns = [held for other, held in by_shape.items() if _may_correspond(shape, other, turned=turned)]
+                if not columns:
+                    continue
+                block = np.ix_(rows, np.sort(np.concatenate(columns)))
+                found = theirs.flat(rows, transposed=turned) @ ours.flat(block[1][0]).T
+                larger = np.abs(found) > np.abs(cosines[block])
+                cosines[block] = np.where(larger, found, cosines[block])
+                transposed[block] = np.where(larger, turned, transposed[block])
+                pairs += found.size
         scores = np.abs(cosines) / np.maximum(theirs.spreads[:, None], ours.spreads[None, :])
-        return cls(theirs, ours, cosines, scores.astype(np.float32), flip)
+        return cls(theirs, ours, cosines, scores.astype(np.float32), transposed, pairs)
+
+
+def _may_correspond(suspect: tuple[int, int], registered: tuple[int, int], *, turned: bool) -> bool:
+    rows, columns = suspect[::-1] if turned else suspect
+    return rows == registered[0] or columns == registered[1]
 
 
 def match_tensors(
@@ -163,8 +185,7 @@ def _digest_preference(ours: TensorRecord, theirs: TensorRecord, kind: str) -> t
 def _by_sketch(found: dict[int, TensorMatch], cosines: SketchCosines) -> None:
     if not cosines.cosines.size:
         return
-    pairs = 2 * cosines.cosines.size
-    least = max(_ACCEPT, _NULL_SPREAD * math.sqrt(2 * math.log(pairs)) + 1.0)
+    least = max(_ACCEPT, _NULL_SPREAD * math.sqrt(2 * math.log(max(cosines.pairs, 2))) + 1.0)
     best = cosines.scores.argmax(axis=1)
     for row, position in enumerate(cosines.suspect.positions.tolist()):
         column = int(best[row])

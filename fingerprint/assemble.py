@@ -14,6 +14,7 @@ from fingerprint.measure import TensorMeasurement, matrix_shape, measure_digest,
 from fingerprint.neurons import Projections, SliceNorms, pair_projections, sample_neurons
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.records import AxisSample, Fingerprint, NeuronSample, TensorRecord
+from fingerprint.signs import Stream, sample_indices
 from fingerprint.tensors import Transposed, element_count
 from fingerprint.vocabulary import Content
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from fingerprint.checkpoint import Checkpoint
     from fingerprint.parameters import Parameters
 
+MOST_SAMPLED: Final = 8192
+"""Tensors whose slices are kept: of a mixture of experts with more, a hashed sample bounds the memory."""
 SUSPECT_NEURONS: Final = 1024
 """Neurons of each MLP that are sampled of a suspect: more than of a registered model, so that the samples overlap."""
 
@@ -48,12 +51,16 @@ def fingerprint(
     named = bool(layout.mlps)
     gates = {mlp.gate for mlp in layout.mlps}
 
+    sampled = set(sample_indices(parameters.seed, Stream.TENSOR_SAMPLE, len(layout.tensors), MOST_SAMPLED).tolist())
+
     def measure(position: int) -> TensorMeasurement:
         tensor = layout.tensors[position]
         wants_norms = position in gates or (not named and _may_be_projection(tensor, layout))
         result = measure_tensor(tensor.view, parameters, casts=casts, norms=wants_norms)
         if progress is not None:
             progress(element_count(tensor.view.shape) * tensor.view.dtype.bits // 8)
+        if result.sketch is not None and position not in sampled:
+            result.sketch = replace(result.sketch, rows=None, columns=None)
         return result
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
@@ -161,7 +168,7 @@ def _record(tensor: CanonicalTensor, result: TensorMeasurement) -> TensorRecord:
 
 
 def _axis_samples(tensor: CanonicalTensor, result: TensorMeasurement) -> tuple[AxisSample, ...]:
-    if result.sketch is None:
+    if result.sketch is None or result.sketch.rows is None or result.sketch.columns is None:
         return ()
     rows, columns = matrix_shape(tensor.view.shape)
     return (

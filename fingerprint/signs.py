@@ -30,6 +30,7 @@ class Stream(IntEnum):
     PROBE = 4
     SHUFFLE = 5
     SLICE = 6
+    TENSOR_SAMPLE = 7
 
 
 def bits(seed: int, stream: Stream, start: int, stop: int) -> NDArray[np.uint64]:

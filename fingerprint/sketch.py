@@ -36,8 +36,8 @@ class MatrixSketch:
     """
 
     whole: Float32
-    rows: Float32
-    columns: Float32
+    rows: Float32 | None
+    columns: Float32 | None
     row_indices: NDArray[np.int64]
     column_indices: NDArray[np.int64]
 

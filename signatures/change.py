@@ -16,8 +16,8 @@ from fingerprint.vocabulary import Content, Role
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fingerprint.compare.comparison import Comparison
-    from fingerprint.compare.matching import TensorMatch
+    from fingerprint.comparing.comparison import Comparison
+    from fingerprint.comparing.matching import TensorMatch
     from fingerprint.records import TensorRecord
 
 Float64 = NDArray[np.float64]

@@ -22,7 +22,7 @@ from signatures.change import whiteness
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from fingerprint.compare.comparison import Comparison
+    from fingerprint.comparing.comparison import Comparison
     from fingerprint.records import AxisSample, Fingerprint, TensorRecord
     from fingerprint.vocabulary import Role
 

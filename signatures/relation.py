@@ -11,7 +11,7 @@ from signatures.change import LAYERLESS_ROLES, NEURON_ROLES
 from signatures.report import Relation
 
 if TYPE_CHECKING:
-    from fingerprint.compare.matching import TensorMatch
+    from fingerprint.comparing.matching import TensorMatch
     from signatures.change import Change
 
 WHOLE: Final = 0.995

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from threadpoolctl import threadpool_limits
 
-from fingerprint.compare.comparison import compare_fingerprints
-from fingerprint.compare.matching import layer_map
+from fingerprint.comparing.comparison import compare_fingerprints
+from fingerprint.comparing.matching import layer_map
 from fingerprint.errors import InputError, SignatureError, UsageError
 from fingerprint.vocabulary import Content
 from signatures.mixture import gather
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping, Sequence
 
-    from fingerprint.compare.comparison import Comparison
+    from fingerprint.comparing.comparison import Comparison
     from fingerprint.records import Fingerprint
     from signatures.mixture import Cover, Group
     from signatures.registry import Registry

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from fingerprint.compare.matching import SketchTable, is_distinctive
+from fingerprint.comparing.matching import SketchTable, is_distinctive
 
 if TYPE_CHECKING:
     from fingerprint.records import Fingerprint

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from fingerprint.checkpoint import Checkpoint
-    from fingerprint.compare.comparison import Comparison
+    from fingerprint.comparing.comparison import Comparison
     from fingerprint.records import Fingerprint
 
 _TURNED_CHANGE: Final = 0.2

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from fingerprint.compare.evidence import Null, Test
+from fingerprint.comparing.evidence import Null, Test
 from fingerprint.vocabulary import Role
 from signatures.change import Change
 from signatures.report import Confidence, Link
@@ -15,8 +15,8 @@ from signatures.report import Confidence, Link
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fingerprint.compare.comparison import Comparison
-    from fingerprint.compare.evidence import Evidence
+    from fingerprint.comparing.comparison import Comparison
+    from fingerprint.comparing.evidence import Evidence
     from fingerprint.records import TensorRecord
     from signatures.mixture import Cover
     from signatures.records import ModelRecord

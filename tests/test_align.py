@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fingerprint.compare.align import align_samples, log10_p_landed
+from fingerprint.comparing.align import align_samples, log10_p_landed
 from fingerprint.records import AxisSample
 from fingerprint.vocabulary import Axis
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fingerprint.compare.coins import fisher, log10_p_signed_sum, match_neurons, toss, usable_coins
+from fingerprint.comparing.coins import fisher, log10_p_signed_sum, match_neurons, toss, usable_coins
 from fingerprint.records import NeuronSample
 
 WIDTH = 64

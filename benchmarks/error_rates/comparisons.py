@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.error_rates.population import LOOKALIKE, MINILM, PROTEIN, TIED, UPCYCLED
 from benchmarks.error_rates.rates import Sample
-from fingerprint.compare.matching import SketchCosines
+from fingerprint.comparing.matching import SketchCosines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from fingerprint.compare.comparison import compare_fingerprints
+from fingerprint.comparing.comparison import compare_fingerprints
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from fingerprint.compare.align import Alignment, align_samples, log10_p_landed
-from fingerprint.compare.coins import NeuronMatch, match_neurons, toss, usable_coins
-from fingerprint.compare.tail import sketch_log10_p
+from fingerprint.comparing.align import Alignment, align_samples, log10_p_landed
+from fingerprint.comparing.coins import NeuronMatch, match_neurons, toss, usable_coins
+from fingerprint.comparing.tail import sketch_log10_p
 from fingerprint.vocabulary import Axis
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from fingerprint.compare.coins import CoinToss
+    from fingerprint.comparing.coins import CoinToss
     from fingerprint.records import AxisSample, NeuronSample
 
 HIDDEN = frozenset(axis for axis in Axis if axis.exchangeable)

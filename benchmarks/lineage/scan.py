@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fingerprint.compare.comparison import compare_fingerprints
-from fingerprint.compare.evidence import Test
+from fingerprint.comparing.comparison import compare_fingerprints
+from fingerprint.comparing.evidence import Test
 from fingerprint.errors import InputError, SignatureError
 from signatures.records import LOCAL
 from signatures.registry import Registry
@@ -23,7 +23,7 @@ from signatures.scan import scan_path
 from signatures.suspect import open_suspect
 
 if TYPE_CHECKING:
-    from fingerprint.compare.comparison import Comparison
+    from fingerprint.comparing.comparison import Comparison
     from signatures.records import ModelRecord
 
 STRANGERS = 8

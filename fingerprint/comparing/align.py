@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from fingerprint.compare.evidence import LN10
+from fingerprint.comparing.evidence import LN10
 from fingerprint.signs import Stream, bits
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from fingerprint.compare.evidence import LN10
+from fingerprint.comparing.evidence import LN10
 
 TAIL_SCALE: Final = 1.0
 """Decay length of the exponential tail, in units of the cosine's spread by chance: placeholder until calibrated."""

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from fingerprint.compare.align import Alignment, align_tensors
-from fingerprint.compare.coins import CoinToss, NeuronMatch, match_neurons, toss, usable_coins
-from fingerprint.compare.evidence import Evidence, Null, Test, bonferroni
-from fingerprint.compare.matching import SketchCosines, TensorMatch, is_distinctive, match_tensors
-from fingerprint.compare.tail import sketch_log10_p
+from fingerprint.comparing.align import Alignment, align_tensors
+from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, toss, usable_coins
+from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni
+from fingerprint.comparing.matching import SketchCosines, TensorMatch, is_distinctive, match_tensors
+from fingerprint.comparing.tail import sketch_log10_p
 from fingerprint.vocabulary import Content
 
 if TYPE_CHECKING:

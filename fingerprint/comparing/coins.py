@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
-from fingerprint.compare.evidence import LN10
+from fingerprint.comparing.evidence import LN10
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,12 +12,16 @@ from fingerprint.parameters import DEFAULT_PARAMETERS, Parameters
 from fingerprint.records import AxisSample, Fingerprint, NeuronSample, TensorRecord, TensorStatistics
 from fingerprint.vocabulary import Axis, Content, Role
 
+POOL = 1 << 22
+
 
 class Maker:
     """Makes records of random content; the same seed makes the same ones."""
 
-    def __init__(self, seed: int, parameters: Parameters = DEFAULT_PARAMETERS) -> None:
+    def __init__(self, seed: int, parameters: Parameters = DEFAULT_PARAMETERS, *, pool: int = 0) -> None:
+        """With a ``pool``, arrays are windows of that many random numbers: gigabytes of samples cost megabytes."""
         self.random = np.random.default_rng(seed)
+        self._pool = self.random.standard_normal(pool, dtype=np.float32)
         self.parameters = parameters
         self._indices: dict[int, np.ndarray] = {}
 
@@ -28,7 +33,11 @@ class Maker:
         return self._indices[size]
 
     def normal(self, *shape: int) -> np.ndarray:
-        return self.random.standard_normal(shape, dtype=np.float32)
+        if not len(self._pool):
+            return self.random.standard_normal(shape, dtype=np.float32)
+        size = math.prod(shape)
+        start = int(self.random.integers(0, len(self._pool) - size))
+        return self._pool[start : start + size].reshape(shape)
 
     def axis(self, axis: Axis, dimension: int, size: int) -> AxisSample:
         indices = self.indices(size, self.parameters.axis_samples)
@@ -140,7 +149,7 @@ def add_gated(
 
 def llama_8b(seed: int = 8) -> Fingerprint:
     """The shapes of a dense model of 8 billion parameters (Llama 3)."""
-    make = Maker(seed)
+    make = Maker(seed, pool=POOL)
     width, hidden, cache = 4096, 14336, 1024
     token = ((Axis.TOKEN, 0), (Axis.RESIDUAL, 1))
     tensors = [make.matrix("model.embed_tokens.weight", Role.TOKEN_EMBEDDING, None, (128256, width), token)]
@@ -162,7 +171,7 @@ def llama_8b(seed: int = 8) -> Fingerprint:
 
 def deepseek_671b(seed: int = 671) -> Fingerprint:
     """The shapes of a mixture of experts of 671 billion parameters (DeepSeek V3): 61 layers, 58 of 256 experts."""
-    make = Maker(seed)
+    make = Maker(seed, pool=POOL)
     width, hidden, dense = 7168, 2048, 18432
     token = ((Axis.TOKEN, 0), (Axis.RESIDUAL, 1))
     inward = ((Axis.CHANNEL, 0), (Axis.RESIDUAL, 1))

@@ -71,9 +71,10 @@ def read_bounded(path: Path, limit: int) -> bytes:
         if not path.is_file():
             raise InputNotFoundError("there is no such file", path=str(path))
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(limit + 1) if size <= limit else b""
     except OSError as error:
         raise InputNotFoundError(f"the file cannot be read: {error.strerror}", path=str(path)) from None
-    if len(data) > limit:
+    if max(size, len(data)) > limit:
         raise MalformedSignatureError(f"{path}: the file is larger than the {limit} bytes that its format allows")
     return data

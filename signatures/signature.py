@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fingerprint.errors import UsageError
-from signatures.budget import DEFAULT_LIMIT, within_budget, without_samples
+from signatures.budget import DEFAULT_LIMIT, fixed_bytes, within_budget
 from signatures.codec import decode_fingerprint, encode_fingerprint
 from signatures.container import MAX_FILE_BYTES, Section, has_magic
 from signatures.files import read_bounded, write_atomically
@@ -44,18 +44,21 @@ class Signature:
 def sign(fingerprint: Fingerprint, *, created: datetime | None = None, limit: int = DEFAULT_LIMIT) -> Signature:
     """The signature of ``fingerprint``: its samples within ``limit`` bytes and rounded as a file holds them.
 
-    ``created`` (default: now) must be aware of its time zone. Raises ``UsageError`` if the digests, names and
-    statistics alone exceed ``limit``, or a bound of the format is exceeded.
+    ``created`` is a time with its zone (default: now). Raises ``UsageError`` if digests, names and statistics alone
+    exceed ``limit``, or a bound of the format is exceeded.
     """
     moment = datetime.now(UTC) if created is None else created.astimezone(UTC)
     stamp, tool = int(moment.timestamp()), _tool()
-    bare, _ = encode_fingerprint(without_samples(fingerprint), left_out={}, extra=(), created=stamp, tool=tool)
-    room = limit - len(bare) - 4096
-    if room < 0:
-        raise UsageError(f"a signature without any samples has {len(bare)} bytes already: more than {limit} allow")
-    budgeted = within_budget(fingerprint, room)
-    data, _ = encode_fingerprint(budgeted.fingerprint, left_out=budgeted.left_out, extra=(), created=stamp, tool=tool)
-    return decode(data)
+    room = limit - fixed_bytes(fingerprint)
+    while True:
+        budgeted = within_budget(fingerprint, room)
+        kept, left_out = budgeted.fingerprint, budgeted.left_out
+        data, _ = encode_fingerprint(kept, left_out=left_out, extra=(), created=stamp, tool=tool)
+        if len(data) <= limit:
+            return decode(data)
+        if room <= 0:
+            raise UsageError(f"a signature without any samples has {len(data)} bytes already: {limit} are allowed")
+        room -= limit // 16
 
 
 def encode(signature: Signature) -> bytes:

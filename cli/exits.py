@@ -41,7 +41,7 @@ def of_report(report: Report, fail_on: Confidence) -> Exit:
         return Exit.MATCH
     if report.verdict is Verdict.ERROR:
         return Exit.ERROR
-    if report.verdict is Verdict.INCONCLUSIVE:
+    if report.verdict is Verdict.INCONCLUSIVE or not report.suspect.complete:
         return Exit.INCONCLUSIVE
     return Exit.OK
 

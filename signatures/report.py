@@ -142,7 +142,7 @@ class Power:
 
 @dataclass(frozen=True, slots=True)
 class SuspectSummary:
-    """What was scanned."""
+    """What was scanned; ``complete`` is false if tensors were absent, unreadable or left out."""
 
     path: str
     format: str = ""
@@ -153,6 +153,7 @@ class SuspectSummary:
     parameters: int = 0
     dtypes: Mapping[str, int] = field(default_factory=dict)
     depth: str = ""
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -276,6 +276,7 @@ def _summary(suspect: Fingerprint, path: str) -> SuspectSummary:
         parameters=suspect.elements,
         dtypes=dict(suspect.dtypes),
         depth=suspect.depth,
+        complete=suspect.complete,
     )
 
 

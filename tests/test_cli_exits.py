@@ -10,7 +10,7 @@ import pytest
 
 from cli.exits import Exit, of_report, strongest
 from signatures.report import Confidence, Link, Verdict
-from tests.cli_values import match, report
+from tests.cli_values import REPORTS, match, report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +45,14 @@ def test_without_a_match_the_verdict_decides(verdict: Verdict, status: Exit) -> 
 @pytest.mark.parametrize("verdict", list(Verdict))
 def test_no_verdict_hides_a_match(verdict: Verdict) -> None:
     assert of_report(replace(report(match()), verdict=verdict), Confidence.LIKELY) is Exit.MATCH
+
+
+def test_a_suspect_that_was_not_read_whole_is_inconclusive_unless_it_matched() -> None:
+    torn = {name: replace(one, suspect=replace(one.suspect, complete=False)) for name, one in REPORTS.items()}
+    assert of_report(torn["none"], Confidence.LIKELY) is Exit.INCONCLUSIVE
+    assert of_report(torn["shared"], Confidence.LIKELY) is Exit.INCONCLUSIVE
+    assert of_report(torn["error"], Confidence.LIKELY) is Exit.ERROR
+    assert of_report(torn["merge"], Confidence.LIKELY) is Exit.MATCH
 
 
 def test_one_beats_two_beats_three_beats_zero() -> None:

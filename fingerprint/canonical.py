@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fingerprint.roles.layout import OFFSET_GLU, CanonicalTensor, Layout, Mlp
-from fingerprint.roles.named import NamedLayout, Placed, lay_out_named
+from fingerprint.roles.named import NamedLayout, Placed, lay_out_named, without_residual
 from fingerprint.roles.shapes import lay_out_shapes
-from fingerprint.vocabulary import Axis, Role
+from fingerprint.vocabulary import Role
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,15 +65,7 @@ def with_fixed_residual(layout: Layout) -> Layout:
 
     Those mean the same in every model, so the residual axes are not exchangeable: they become ``CHANNEL``.
     """
-    tensors = []
-    for one in layout.tensors:
-        rows, columns = (Axis.CHANNEL if axis is Axis.RESIDUAL else axis for axis in one.axes)
-        tensors.append(
-            CanonicalTensor(
-                one.view, one.name, one.role, one.layer, one.expert, (rows, columns), one.oriented, one.stack
-            )
-        )
-    return Layout(tuple(tensors), layout.mlps, layout.family, layout.width, layout.notes)
+    return replace(layout, tensors=tuple(without_residual(tensor) for tensor in layout.tensors))
 
 
 def _key(one: Placed) -> _Key:

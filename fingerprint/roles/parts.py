@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fingerprint.roles.patterns import Split
+from fingerprint.roles.tables import Split
 from fingerprint.tensors import Array, Reshaped, RowGather, RowSlice, Transposed, read_rows
 
 if TYPE_CHECKING:

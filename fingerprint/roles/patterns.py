@@ -111,7 +111,7 @@ class Names:
             if entries is not None and (entries[0].numbers or "#" not in kept[1:start]):
                 return _Template(entries, tuple(kept[:start]), adapter)
         entries = self._tables.suffixes.get(words[-1])
-        return None if entries is None else _Template(entries, tuple(word for word in kept if word != "#"), "")
+        return None if entries is None else _Template(entries, (), "")
 
 
 def _stack(prefix: tuple[str, ...]) -> str:

@@ -69,10 +69,10 @@ class Maker:
             expert=expert,
             shape=shape,
             oriented=True,
-            dtype="BF16",
+            dtype="F32",
             content=Content.WEIGHTS,
             digest=self.random.bytes(32),
-            casts={"F8_E4M3": self.random.bytes(32), "F8_E5M2": self.random.bytes(32)},
+            casts={word: self.random.bytes(32) for word in ("BF16", "F16", "F8_E4M3", "F8_E5M2")},
             statistics=TensorStatistics(
                 float(self.random.normal(0, 1e-4)),
                 float(self.random.gamma(2, 0.01)),
@@ -94,7 +94,7 @@ class Maker:
         return NeuronSample(layer, expert, "fixed", "silu", size, tensors, chosen, parts[0], up, parts[2])
 
     def fingerprint(self, tensors: list[TensorRecord], neurons: list[NeuronSample]) -> Fingerprint:
-        stored = sum(2 * record.elements for record in tensors)
+        stored = sum(4 * record.elements for record in tensors)
         return Fingerprint(
             parameters=self.parameters,
             depth="full",
@@ -102,7 +102,7 @@ class Maker:
             files=1,
             stored_bytes=stored,
             bytes_read=stored,
-            dtypes={"BF16": len(tensors)},
+            dtypes={"F32": len(tensors)},
             complete=True,
             tensors=tuple(tensors),
             neurons=tuple(neurons),

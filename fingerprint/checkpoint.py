@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
 from fingerprint.readers import folder, reader_for
-from fingerprint.readers.base import Contents, FileRecord, Finding
+from fingerprint.readers.base import Catalogue, Contents, FileRecord, Finding
 from fingerprint.readers.index import is_index
 from fingerprint.source import FileSource, stat_path
 
@@ -88,7 +88,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             source.close()
             return _of_folder(name, found)
         reader = reader_for(source)
-        contents = reader.open(source)
+        contents = reader.open(source, Catalogue(name))
     except BaseException:
         source.close()
         raise

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 MAX_TENSORS = 2**18
 """Most tensors of one checkpoint; the largest public ones (671B parameters, unstacked experts) have about 100,000."""
-MAX_CATALOGUE = 96 << 20
-"""Most bytes of memory, by estimate, that the list of a checkpoint's tensors takes."""
+MAX_CATALOGUE = 176 << 20
+"""Most bytes of memory, by estimate, that headers and the list of a checkpoint's tensors take."""
 MAX_RANK = 16
 MAX_NAME = 4096
 """Most characters of a tensor's name."""
@@ -68,14 +68,15 @@ class Contents:
 class Reader:
     """A format: its ``name`` in reports, the ``suffixes`` it usually has, and how to recognise and open it.
 
-    ``recognises`` looks at a few bytes and never raises for bytes of another format; ``open`` raises ``InputError``.
+    ``recognises`` looks at a few bytes and never raises for bytes of another format. ``open`` counts the tensors in the
+    catalogue of the whole checkpoint and raises ``InputError``.
     The suffixes only choose the wording of errors and which unreadable files of a folder are worth a finding.
     """
 
     name: str
     suffixes: tuple[str, ...]
     recognises: Callable[[Source], bool]
-    open: Callable[[Source], Contents]
+    open: Callable[[Source, Catalogue], Contents]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,31 +117,40 @@ def checked_count(shape: tuple[int, ...], path: str) -> int:
 
     Axes of size zero do not excuse the others: numpy refuses ``(0, 2**62)`` as well.
     """
-    if math.prod(size for size in shape if size) > MAX_ELEMENTS:
+    count = math.prod(shape)
+    if (count or math.prod(size for size in shape if size)) > MAX_ELEMENTS:
         raise MalformedFileError("the shape has more elements than any file can hold", path=path)
-    return math.prod(shape)
+    return count
 
 
 class Catalogue:
-    """Counts the tensors of a checkpoint against what a list of them may take in memory."""
+    """Counts the tensors of a checkpoint, all its files together, against what the list of them may take in memory."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._count = 0
-        self._bytes = 0
+        self._left = MAX_CATALOGUE
 
     def add(self, name: str, shape: tuple[int, ...]) -> None:
         """Counts one more tensor. Raises ``LimitExceededError``."""
         self._count += 1
-        # The view, its entries in lists and sets, the name, and a number for each axis.
-        self._bytes += 300 + sys.getsizeof(name) + 40 * len(shape)
         if self._count > MAX_TENSORS:
             raise LimitExceededError(f"more than {MAX_TENSORS} tensors", path=self.path)
-        if len(name) > MAX_NAME:
-            raise LimitExceededError(f"a name of more than {MAX_NAME} characters", path=self.path, tensor=name)
         if len(shape) > MAX_RANK:
             raise LimitExceededError(f"more than {MAX_RANK} axes", path=self.path, tensor=name)
-        if self._bytes > MAX_CATALOGUE:
+        # The view, its entries in lists and sets, and a number for each axis; the name comes on top.
+        self.add_name(name, 300 + 40 * len(shape))
+
+    def add_name(self, name: str, size: int = 100) -> None:
+        """Counts a name that is kept, with ``size`` bytes around it. Raises ``LimitExceededError``."""
+        if len(name) > MAX_NAME:
+            raise LimitExceededError(f"a name of more than {MAX_NAME} characters", path=self.path, tensor=name)
+        self.take(size + sys.getsizeof(name))
+
+    def take(self, size: int) -> None:
+        """Counts ``size`` bytes of anything else: headers and what they were read into."""
+        self._left -= size
+        if self._left < 0:
             raise LimitExceededError("the names and shapes of the tensors take too much memory", path=self.path)
 
 

@@ -41,7 +41,7 @@ class FolderContents:
 
 def open_folder(path: str) -> FolderContents:
     """The checkpoint of a folder: by its index of shards, otherwise every file of one format. Raises ``InputError``."""
-    place = Place(path)
+    place, catalogue = Place(path), Catalogue(path)
     names = place.file_names()
     for suffix in SUFFIXES:
         indexes = [name for name in names if name.endswith(suffix)]
@@ -50,21 +50,23 @@ def open_folder(path: str) -> FolderContents:
             raise InputError(f"{len(indexes)} indexes of shards: {some(indexes)}", path=path, hint=hint)
         if indexes:
             with place.open(indexes[0]) as source:
-                weight_map = read_index(source)
-            return _open_indexed(place, weight_map, names)
-    return _open_unindexed(place, names)
+                weight_map = read_index(source, catalogue)
+            return _open_indexed(place, catalogue, weight_map, names)
+    return _open_unindexed(place, catalogue, names)
 
 
 def open_index(source: Source) -> FolderContents:
     """The checkpoint that an index of shards describes; the shards lie beside it. Raises ``InputError``."""
-    place = Place(os.path.dirname(source.path) or ".")
-    return _open_indexed(place, read_index(source), place.file_names())
+    place, catalogue = Place(os.path.dirname(source.path) or "."), Catalogue(source.path)
+    return _open_indexed(place, catalogue, read_index(source, catalogue), place.file_names())
 
 
-def _open_indexed(place: Place, weight_map: Mapping[str, str], names: Iterable[str]) -> FolderContents:
+def _open_indexed(
+    place: Place, catalogue: Catalogue, weight_map: Mapping[str, str], names: Iterable[str]
+) -> FolderContents:
     expected = Counter(weight_map.values())
     present = set(names)
-    joined = _Joined(place, weight_map)
+    joined = _Joined(place, catalogue, weight_map)
     joined.expect(expected, present)
     shards = [shard for shard in sorted(expected) if shard in present]
     if not shards:
@@ -75,8 +77,8 @@ def _open_indexed(place: Place, weight_map: Mapping[str, str], names: Iterable[s
     return joined.read(shards)
 
 
-def _open_unindexed(place: Place, names: Iterable[str]) -> FolderContents:
-    joined = _Joined(place, {})
+def _open_unindexed(place: Place, catalogue: Catalogue, names: Iterable[str]) -> FolderContents:
+    joined = _Joined(place, catalogue, {})
     by_format: dict[str, list[str]] = {}
     for name in names:
         try:
@@ -124,6 +126,7 @@ class _Joined:
     """The shards of a folder while they are read one after the other."""
 
     place: Place
+    catalogue: Catalogue
     weight_map: Mapping[str, str]
     complete: bool = True
     findings: list[Finding] = field(default_factory=list)
@@ -155,10 +158,9 @@ class _Joined:
         if len(shards) > MAX_SHARDS:
             raise LimitExceededError(f"more than {MAX_SHARDS} shards", path=self.place.path)
         self.metadata.update(_config(self.place))
-        catalogue = Catalogue(self.place.path)
         try:
             for shard in shards:
-                self._read_shard(shard, catalogue)
+                self._read_shard(shard)
         except BaseException:
             self.close()
             raise
@@ -174,12 +176,12 @@ class _Joined:
         for source in self.sources:
             source.close()
 
-    def _read_shard(self, shard: str, catalogue: Catalogue) -> None:
+    def _read_shard(self, shard: str) -> None:
         try:
             source = self.place.open(shard)
             self.sources.append(source)
             reader = reader_for(source)
-            contents = reader.open(source)
+            contents = reader.open(source, self.catalogue)
         except InputError as error:
             self.damaged(shard, error)
             return
@@ -193,7 +195,6 @@ class _Joined:
                 self.duplicates.append(tensor.name)
                 if self.weight_map.get(tensor.name) != shard:
                     continue
-            catalogue.add(tensor.name, tensor.shape)
             self.tensors[tensor.name] = tensor
             self.homes[tensor.name] = shard
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fingerprint.errors import LimitExceededError, MalformedFileError, clipped
-from fingerprint.readers.base import Catalogue, Finding, some
+from fingerprint.readers.base import MAX_TENSORS, Catalogue, Finding, some
 from fingerprint.readers.bounded_json import JsonCursor
 
 if TYPE_CHECKING:
@@ -24,18 +24,19 @@ def is_index(source: Source) -> bool:
     return source.path.endswith(".json") and bytes(source.read(0, min(64, source.size))).lstrip()[:1] == b"{"
 
 
-def read_index(source: Source) -> dict[str, str]:
+def read_index(source: Source, catalogue: Catalogue) -> dict[str, str]:
     """The ``weight_map`` of an index: tensor name to name of the shard, which is a plain file name.
 
-    Raises ``InputError``, also for shards that are paths.
+    The names are counted in ``catalogue``. Raises ``InputError``, also for shards that are paths.
     """
     if source.size > MAX_INDEX:
         raise LimitExceededError(f"an index of {source.size} bytes; {MAX_INDEX} are allowed", path=source.path)
+    catalogue.take(source.size)
     cursor = JsonCursor(source.read(0, source.size), path=source.path, what="index")
     weight_map: dict[str, str] = {}
     for key in cursor.members():
         if key == "weight_map":
-            weight_map = _weight_map(cursor)
+            weight_map = _weight_map(cursor, catalogue)
         else:
             cursor.value()
     cursor.end()
@@ -44,12 +45,13 @@ def read_index(source: Source) -> dict[str, str]:
     return weight_map
 
 
-def _weight_map(cursor: JsonCursor) -> dict[str, str]:
-    catalogue = Catalogue(cursor.path)
+def _weight_map(cursor: JsonCursor, catalogue: Catalogue) -> dict[str, str]:
     weight_map: dict[str, str] = {}
     shards: dict[str, str] = {}
     for name in cursor.members():
-        catalogue.add(name, ())
+        catalogue.add_name(name)
+        if len(weight_map) == MAX_TENSORS:
+            cursor.limit(f"more than {MAX_TENSORS} tensors")
         shard = cursor.string()
         if shard not in shards:
             if not is_plain_name(shard):

@@ -19,10 +19,10 @@ from fingerprint.errors import LimitExceededError, MalformedFileError, clipped
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MAX_PICKLE = 64 << 20
+MAX_PICKLE = 32 << 20
 """Most bytes of a pickle."""
 MAX_OPCODES = 2**21
-MAX_MEMORY = 128 << 20
+MAX_MEMORY = 96 << 20
 """Most bytes, by estimate, that what a pickle builds may take."""
 MAX_LINE = 4096
 """Most bytes of an argument that is a line of text."""
@@ -72,11 +72,15 @@ class Persistent:
 
 @dataclass(frozen=True, slots=True)
 class Pickle:
-    """What a pickle describes: its ``root``, every ``Global`` it names, and the position ``end`` behind it."""
+    """What a pickle describes: its ``root``, every ``Global`` it names, and the position ``end`` behind it.
+
+    ``memory``: bytes, by estimate, that all this takes.
+    """
 
     root: Any
     globals: tuple[Global, ...]
     end: int
+    memory: int
 
 
 class _Mark:
@@ -119,7 +123,7 @@ class _Machine:
             self.position += 1
             step(self)
             if self.stopped:
-                return Pickle(self.pop(), tuple(self.globals), self.position)
+                return Pickle(self.pop(), tuple(self.globals), self.position, MAX_MEMORY - self.memory)
         return self.limit(f"more than {MAX_OPCODES} opcodes")
 
     # Bounds and errors
@@ -149,7 +153,8 @@ class _Machine:
 
     def sized(self, size: int) -> bytes:
         raw = self.take(self.number(size))
-        self.charge(len(raw))
+        # One character beyond the first plane, and each of a string takes four bytes.
+        self.charge(len(raw) if raw.isascii() else 4 * len(raw))
         return raw
 
     def line(self) -> bytes:
@@ -158,7 +163,7 @@ class _Machine:
             self.limit(f"a line of text that ends nowhere, or after more than {MAX_LINE} bytes")
         line = self.data[self.position : end]
         self.position = end + 1
-        self.charge(len(line))
+        self.charge(4 * len(line))
         return line
 
     def decimal(self, text: bytes) -> int:

@@ -32,6 +32,8 @@ MAX_HEADER = 100_000_000
 """The library's own limit on the header, in bytes."""
 MAX_METADATA = 256
 """Most entries of ``__metadata__`` that are kept."""
+MAX_METADATA_READ = 2**14
+"""Most entries of ``__metadata__`` that are looked at."""
 MAX_METADATA_VALUE = 4096
 """Most characters of a value of ``__metadata__`` that are kept."""
 MAX_METADATA_STRING = 4 << 20
@@ -57,11 +59,12 @@ def recognises(source: Source) -> bool:
     return int.from_bytes(head[:8], "little") <= MAX_HEADER and head[8] == ord("{")
 
 
-def open_safetensors(source: Source) -> Contents:
+def open_safetensors(source: Source, catalogue: Catalogue | None = None) -> Contents:
     """The tensors of a safetensors file, in the order of the header. Raises ``InputError``."""
+    catalogue = Catalogue(source.path) if catalogue is None else catalogue
     header_size = _header_size(source)
+    catalogue.take(header_size)
     cursor = JsonCursor(source.read(8, header_size), path=source.path, what="header", base=8)
-    catalogue = Catalogue(source.path)
     data_start = 8 + header_size
     tensors: list[StoredTensor] = []
     extents: list[tuple[int, int, int]] = []
@@ -107,7 +110,9 @@ def _metadata(cursor: JsonCursor, findings: list[Finding]) -> dict[str, str]:
     kept: dict[str, str] = {}
     cut = 0
     usual, cursor.max_string = cursor.max_string, MAX_METADATA_STRING
-    for key in cursor.members():
+    for number, key in enumerate(cursor.members()):
+        if number == MAX_METADATA_READ:
+            cursor.limit(f"more than {MAX_METADATA_READ} entries of __metadata__")
         value = cursor.string()
         if len(kept) < MAX_METADATA and len(key) <= MAX_NAME:
             kept[key] = clipped(value, MAX_METADATA_VALUE)

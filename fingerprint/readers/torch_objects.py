@@ -75,6 +75,8 @@ _UNREAD: Final = {
         "_rebuild_wrapper_subclass",
     )
 }
+_TENSORS: Final = _REBUILD | _PARAMETER | _UNREAD | {_REBUILD_WITH_DTYPE, _SUBCLASS}
+"""The functions that a tensor may be made by."""
 _HARMLESS: Final = {
     ("__builtin__", "set"),
     ("_codecs", "encode"),
@@ -119,6 +121,10 @@ class TensorNote:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
+    def renamed(self, name: str) -> TensorNote:
+        """The same tensor under another name."""
+        return TensorNote(name, self.storage, self.dtype, self.offset, self.shape, self.strides)
+
 
 @dataclass(slots=True)
 class Found:
@@ -136,7 +142,7 @@ def unknown_globals(pickle: Pickle) -> list[Global]:
 
 def _is_known(name: Global) -> bool:
     pair = (name.module, name.name)
-    if pair in _HARMLESS | _REBUILD | _PARAMETER | _UNREAD or pair in {_REBUILD_WITH_DTYPE, _SUBCLASS}:
+    if pair in _HARMLESS or pair in _TENSORS:
         return True
     # TorchScript's own classes exist in its archive only.
     if name.module == "__torch__" or name.module.startswith("__torch__."):
@@ -148,6 +154,7 @@ def find_tensors(root: Any, catalogue: Catalogue) -> Found:
     """All tensors that ``root`` (of ``read_pickle``) holds, under names joined with dots. Raises ``InputError``."""
     found = Found()
     walked: set[int] = set()
+    read: dict[int, TensorNote] = {}
     # Walks, not lists of parts: names are long and made by the file, and only those on the way are kept.
     walks: list[tuple[str, Iterator[tuple[Any, Any]]]] = [("", iter([("", root)]))]
     while walks:
@@ -156,7 +163,7 @@ def find_tensors(root: Any, catalogue: Catalogue) -> Found:
         if value is _END:
             walks.pop()
         elif isinstance(value, Persistent) or (isinstance(value, Call) and _is_tensor(value)):
-            _note_tensor(found, _joined(name, key, catalogue), value, catalogue)
+            _note_tensor(found, _joined(name, key, catalogue), value, catalogue, read)
         # A container that is reached on several ways is walked once: otherwise a small pickle could hold 2**n ways.
         elif isinstance(value, Call | Pairs | list | tuple) and id(value) not in walked:
             walked.add(id(value))
@@ -174,16 +181,19 @@ def find_tensors(root: Any, catalogue: Catalogue) -> Found:
 _END: Final = object()
 
 
-def _note_tensor(found: Found, name: str, value: Call | Persistent, catalogue: Catalogue) -> None:
+def _note_tensor(
+    found: Found, name: str, value: Call | Persistent, catalogue: Catalogue, read: dict[int, TensorNote]
+) -> None:
+    note = read.get(id(value))
     try:
-        if isinstance(value, Persistent):
-            raise _Unread("a storage without a tensor")  # noqa: TRY301 - one place that notes what is unread
-        note = _tensor(name, value)
-        catalogue.add(name, note.shape)
-        found.tensors.append(note)
+        if note is None:
+            note = read[id(value)] = _tensor(name, value)
     except _Unread as reason:
         catalogue.add(name, ())
         found.unread.append((name, str(reason)))
+    else:
+        catalogue.add(name, note.shape)
+        found.tensors.append(note if note.name == name else note.renamed(name))
 
 
 def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
@@ -240,11 +250,12 @@ def _function(call: Call) -> tuple[str, str]:
 
 
 def _is_tensor(call: Call) -> bool:
-    function = _function(call)
-    return function in _REBUILD | _PARAMETER | _UNREAD or function in {_REBUILD_WITH_DTYPE, _SUBCLASS}
+    return _function(call) in _TENSORS
 
 
-def _tensor(name: str, call: Call) -> TensorNote:
+def _tensor(name: str, call: Call | Persistent) -> TensorNote:
+    if isinstance(call, Persistent):
+        raise _Unread("a storage without a tensor")
     for _ in range(8):  # wrappers around wrappers are not endless in any real file
         function, arguments = _function(call), _sequence(call.arguments)
         if function in _PARAMETER and arguments and isinstance(arguments[0], Call):

@@ -39,14 +39,14 @@ def recognises(source: Source) -> bool:
     return b"/data.pkl" in bytes(source.read(offset, size)).lower()
 
 
-def open_torch_zip(source: Source) -> Contents:
+def open_torch_zip(source: Source, catalogue: Catalogue | None = None) -> Contents:
     """The tensors of a PyTorch zip file, under the names of its state dict. Raises ``InputError``."""
+    catalogue = Catalogue(source.path) if catalogue is None else catalogue
     if not is_zip(source):
         hint = "files that torch.save wrote before version 1.6 cannot be read: load and save it anew"
         raise MalformedFileError("not a ZIP archive, as a file of PyTorch is", path=source.path, hint=hint)
     archive = ZipArchive(source)
     prefix = _prefix(archive)
-    catalogue = Catalogue(source.path)
     found, findings = _described(archive, f"{prefix}/data.pkl", catalogue)
     big_endian = _byte_order(archive, prefix) == "big"
     storages = _Storages(archive, prefix, big_endian=big_endian)
@@ -86,6 +86,7 @@ def _described(archive: ZipArchive, name: str, catalogue: Catalogue) -> tuple[Fo
     data = _small(archive, name, MAX_PICKLE)
     archive.check_crc(name, data)
     pickle = read_pickle(data, archive.source.path)
+    catalogue.take(2 * len(data) + pickle.memory)  # once more where the file is mapped
     found = find_tensors(pickle.root, catalogue)
     findings = [
         Finding("unknown-global", f"the pickle names {clipped(str(unknown))}, which was not called")
@@ -177,10 +178,7 @@ def _unwrapped(notes: list[TensorNote]) -> Iterable[TensorNote]:
     tops = {note.name.split(".", 1)[0] for note in notes}
     if len(tops) != 1 or not tops <= _WRAPPERS or not all("." in note.name for note in notes):
         return notes
-    return (
-        TensorNote(note.name.split(".", 1)[1], note.storage, note.dtype, note.offset, note.shape, note.strides)
-        for note in notes
-    )
+    return (note.renamed(note.name.split(".", 1)[1]) for note in notes)
 
 
 def _free_name(name: str, taken: dict[str, TensorView], numbers: Counter[str]) -> str:

@@ -18,7 +18,7 @@ from fingerprint.readers.base import MAX_NAME, Finding, some
 from fingerprint.source import Source, check_range
 
 MAX_ENTRIES = 2**17
-MAX_DIRECTORY = 32 << 20
+MAX_DIRECTORY = 12 << 20
 """Most bytes of a central directory."""
 MAX_INFLATED = 1 << 30
 """Most bytes that a deflated entry may unpack to; torch stores without compression."""

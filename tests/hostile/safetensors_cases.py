@@ -25,6 +25,11 @@ def _many_tensors() -> bytes:
     return safetensors(b"{" + text.encode() + b"}")
 
 
+def _plain_names() -> bytes:
+    text = ",".join(f'"{number:04000}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}' for number in range(24_000))
+    return safetensors(b"{" + text.encode() + b"}")
+
+
 def _long_names() -> bytes:
     # A character outside the first plane makes Python store four bytes for each character of the name.
     text = ",".join(
@@ -82,6 +87,7 @@ SAFETENSORS_CASES: tuple[Case, ...] = (
     _error("a key twice in an entry", _raw('"dtype":"F32","dtype":"U8","shape":[4],"data_offsets":[0,16]')),
     _error("metadata twice", safetensors(b'{"__metadata__":{},"__metadata__":{}}')),
     _error("metadata with numbers", safetensors({"__metadata__": {"epoch": 3}, "weight": entry()}, bytes(16))),
+    _error("metadata of a million entries", lambda: safetensors({"__metadata__": {str(n): "" for n in range(1_000_000)}}), LIMIT),
     _error("metadata of 8 MB in one string", lambda: safetensors({"__metadata__": {"a": "b" * 8_000_000}}), LIMIT),
     _error("4 MB of escapes in a name", lambda: safetensors(b'{"' + b'\\"' * 2_000_000 + b'":{}}'), LIMIT),
     _error("unknown dtype", safetensors({"weight": entry("F128")}, bytes(16))),
@@ -113,6 +119,7 @@ SAFETENSORS_CASES: tuple[Case, ...] = (
     _error("data cut off", GOOD[:-1]),
     _error("2**18 + 1 tensors", _many_tensors, LIMIT),
     _error("90 MB of names", _long_names, LIMIT),
+    _error("97 MB of plain names", _plain_names, LIMIT),
     _error("a ZIP archive's first bytes", b"PK\x03\x04" + bytes(100)),
     _error("compressed", gzip.compress(GOOD)),
     _error("a page of HTML", b"<!DOCTYPE html><html><body>Access to this model is restricted</body></html>"),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.error_rates.comparisons import collect, pairs_of
 from benchmarks.error_rates.corrected import smallest_corrected
-from benchmarks.error_rates.population import load_corpus, load_zoo, lookalikes, tied, upcycled
+from benchmarks.error_rates.population import TIED, UPCYCLED, load_corpus, load_zoo, lookalikes, tied, upcycled
 from benchmarks.error_rates.procedures import BROKEN, TRUE
 from benchmarks.error_rates.rates import table
 from benchmarks.error_rates.replicates import replicate
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from benchmarks.error_rates.population import Model
 
 POSSIBLE = -3.0
+SOURCES = 10
+"""Trained models of which look-alikes are made."""
 ABOUT = (
     "Uncorrected p-values of each test between models that share no training. A cell is the share of comparisons with "
     "p at most alpha, and its 95% interval by bootstrap over models. Written by `python -m benchmarks.error_rates`."
@@ -42,7 +44,7 @@ def run(
     pairs = pairs_of(models)
     samples = collect(pairs, procedures)
     samples |= replicate(
-        relatives, procedures, flips=max(1, round(500 * scale)), permutations=max(1, round(40 * scale))
+        relatives, procedures, flips=max(1, round(300 * scale)), permutations=max(1, round(30 * scale))
     )
     extra: dict[str, Any] = {"about": ABOUT, "models": len(models), "broken": broken or ""}
     if broken is None:
@@ -50,32 +52,42 @@ def run(
     return samples, extra
 
 
-def relatives_of(models: Sequence[Model], most: int = 12) -> list[tuple[str, Model, Model]]:
-    """Pairs for the replicates: models with their fine-tunes, and unrelated ones of one recipe."""
+def replicated_pairs(models: Sequence[Model], most: int = 12) -> list[tuple[str, Model, Model]]:
+    """Pairs for the replicates: models with their relatives, unrelated ones of one recipe, and the awkward kinds."""
     trained = [one for one in models if one.trained]
-    related = [(a, b) for a in trained for b in trained if a.root == b.root and a.id != b.id]
-    foreign = [(a, b) for a in trained for b in trained if a.root != b.root and a.recipe == b.recipe]
-    step = max(1, len(related) // most), max(1, len(foreign) // most)
-    chosen = [("relatives", *pair) for pair in related[:: step[0]][:most]]
-    return chosen + [("unrelated", *pair) for pair in foreign[:: step[1]][:most]]
+    knotted = [one for one in models if one.kind == TIED]
+    by_id = {one.id: one for one in models}
+    choices = {
+        "relatives": [(a, b) for a in trained for b in trained if a.root == b.root and a.id != b.id],
+        "unrelated": [(a, b) for a in trained for b in trained if a.root != b.root and a.recipe == b.recipe],
+        "ties": [(a, b) for a in knotted for b in knotted if a.id != b.id and a.recipe == b.recipe],
+        "copies": [(a, by_id[a.id.partition(":")[0]]) for a in models if a.kind == UPCYCLED],
+    }
+    return [(label, *pair) for label, pairs in choices.items() for pair in pairs[:: max(1, len(pairs) // most)][:most]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.error_rates", description=__doc__)
     parser.add_argument("--zoo", type=Path, required=True)
+    parser.add_argument("--family", default="a", help="family of the zoo whose models are used")
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--break", dest="broken", choices=sorted(BROKEN), help="run a deliberately broken test")
     parser.add_argument("--quick", action="store_true", help="few replicates")
     options = parser.parse_args(argv)
     started = time.monotonic()
-    trained = load_zoo(options.zoo)
+    trained = load_zoo(options.zoo, lambda name: name.startswith((f"{options.family}-", f"quick-{options.family}-")))
     bases = [one for one in trained if "-pop-" in one.id and one.id == one.root]
     models = [*trained, *(load_corpus(options.corpus) if options.corpus else [])]
-    models += lookalikes(options.zoo, bases[::4]) + tied(options.zoo, bases[1::4]) + upcycled(bases)
+    some = bases[:: max(1, len(bases) // SOURCES)]
+    models += (
+        lookalikes(options.zoo, some)
+        + tied(options.zoo, some)
+        + upcycled(bases[:: max(1, len(bases) // (4 * SOURCES))])
+    )
     print(f"{len(models)} models measured after {time.monotonic() - started:.0f} s", flush=True)
     scale = 0.05 if options.quick else 1.0
-    samples, extra = run(models, relatives_of(models), options.broken, scale=scale)
+    samples, extra = run(models, replicated_pairs(models), options.broken, scale=scale)
     found = table(samples)
     options.out.mkdir(parents=True, exist_ok=True)
     stem = "error-rates" if options.broken is None else f"error-rates-broken-{options.broken}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from benchmarks.error_rates.rates import Sample
 from fingerprint.comparing.matching import SketchCosines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fingerprint.records import TensorRecord
 
 ALIGN = "align"
+LEADS = "align, leads of the sketch"
 COIN = "rows, one MLP"
 FISHER = "rows, Fisher over MLPs"
 SKETCH = "sketch, same place"
@@ -30,7 +31,8 @@ SKETCH_ALL = "sketch, all tensor pairs"
 SKETCH_MAX = "sketch, largest of a model"
 
 OTHER = "other recipes"
-OTHER_PAIRS = 4000
+LEADS_PER_TENSOR = 2
+OTHER_PAIRS = 3000
 _STEP = 0.001
 Samples = dict[tuple[str, str], Sample]
 
@@ -90,13 +92,14 @@ def collect(pairs: Iterable[tuple[str, Model, Model]], procedures: Procedures) -
         add(FISHER, stratum, registered, suspect, combined)
         if stratum == UPCYCLED:
             continue
+        cosines = SketchCosines.of(registered.registered.tensors, suspect.suspect.tensors)
         add(ALIGN, stratum, registered, suspect, align_p(registered, suspect, procedures))
-        if stratum == TIED:
-            continue  # matrices of four prototypes have few entries of their own: no case of a sketch of weights
-        same, every, largest = sketch_p(registered, suspect, procedures)
-        add(SKETCH_MAX, stratum, registered, suspect, largest)
-        if registered.id < suspect.id:  # the other way round is the same number
+        add(LEADS, stratum, registered, suspect, leads_p(registered, suspect, cosines, procedures))
+        if stratum != TIED and registered.id < suspect.id:
+            # The other way round is the same number; and matrices of few distinct slices are no case for this test.
+            same, every, largest = sketch_p(registered, suspect, cosines, procedures)
             add(SKETCH, stratum, registered, suspect, same)
+            add(SKETCH_MAX, stratum, registered, suspect, largest)
             add(SKETCH_ALL, stratum, registered, suspect, every)
     return samples
 
@@ -111,6 +114,29 @@ def align_p(registered: Model, suspect: Model, procedures: Procedures) -> NDArra
             for sample in ours.axes
             if sample.axis in procedures.hidden and sample.values.shape[1] > 1 and sample.dimension in others
         ]
+    return np.array(found)
+
+
+def leads_p(registered: Model, suspect: Model, cosines: SketchCosines, procedures: Procedures) -> NDArray[np.float64]:
+    """log10 p of each alignment that the product looks at: with the tensors whose sketches are the most alike.
+
+    The sketches choose, the assignment of slices decides: if the choice saw what the assignment sees, these p-values
+    would be too small even before the correction for the choice.
+    """
+    found = []
+    order = np.argsort(-cosines.scores, axis=0)[:LEADS_PER_TENSOR]
+    for column, ours in enumerate(cosines.registered.positions.tolist()):
+        for row in order[:, column].tolist():
+            if cosines.scores[row, column] == 0.0:
+                continue
+            theirs = suspect.suspect.tensors[int(cosines.suspect.positions[row])].axes
+            turned = bool(cosines.transposed[row, column])
+            others = {(1 - sample.dimension if turned else sample.dimension): sample for sample in theirs}
+            found += [
+                procedures.align(sample, others[sample.dimension]).log10_p
+                for sample in registered.registered.tensors[ours].axes
+                if sample.axis in procedures.hidden and sample.values.shape[1] > 1 and sample.dimension in others
+            ]
     return np.array(found)
 
 
@@ -137,10 +163,8 @@ def coin_p(
     Fisher's over the partners that the product chooses, and over each cyclic assignment of layers to layers.
     """
     ours, theirs = registered.registered.neurons, suspect.suspect.neurons
-    if not any(mask.any() for mask in _usable(registered, procedures)):
-        return np.zeros(0), np.zeros(0)
     usable = _usable(registered, procedures)
-    chosen = procedures.match(ours, theirs)
+    chosen = procedures.match(ours, theirs) if any(mask.any() for mask in usable) else []
     if not chosen:
         return np.zeros(0), np.zeros(0)
     grid = {}
@@ -160,44 +184,40 @@ def coin_p(
     )
 
 
-_masks: dict[tuple[int, str], list[NDArray[np.bool_]]] = {}
-
-
 def _usable(model: Model, procedures: Procedures) -> list[NDArray[np.bool_]]:
-    key = (id(procedures.usable), model.id)
-    if key not in _masks:
-        _masks[key] = procedures.usable(model.registered.neurons)
-    return _masks[key]
+    return _remembered(procedures.usable, model)
+
+
+@lru_cache(maxsize=4096)
+def _remembered(usable: Callable[[Any], list[Any]], model: Model) -> list[NDArray[np.bool_]]:
+    return usable(model.registered.neurons)
 
 
 def sketch_p(
-    registered: Model, suspect: Model, procedures: Procedures
+    registered: Model, suspect: Model, cosines: SketchCosines, procedures: Procedures
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """log10 p of the sketch statistic: of tensors at the same place, of all pairs of tensors, of the largest.
+    """log10 p of the sketch statistic: of tensors at the same place, of all comparable pairs, of the largest.
 
     The largest is corrected by Bonferroni for the pairs that it is the largest of, as the product does.
     """
-    cosines = SketchCosines.of(registered.registered.tensors, suspect.suspect.tensors)
-    if not cosines.scores.size:
+    everything = cosines.scores[cosines.scores > 0]
+    if not everything.size:
         return np.zeros(0), np.zeros(0), np.zeros(0)
-    scores = _by_name(cosines, registered.registered.tensors, suspect.suspect.tensors)
-    everything = cosines.scores.reshape(-1)
-    largest = procedures.sketch(float(everything.max()), 4 * everything.size)
-    return _many(scores, procedures), _many(everything, procedures), np.array([largest])
+    same = _same_name(cosines, registered.registered.tensors, suspect.suspect.tensors)
+    largest = procedures.sketch(float(everything.max()), 2 * cosines.pairs)
+    return _many(same, procedures), _many(everything, procedures), np.array([largest])
 
 
-def _by_name(
+def _same_name(
     cosines: SketchCosines, registered: Sequence[TensorRecord], suspect: Sequence[TensorRecord]
 ) -> NDArray[np.float32]:
     columns = {registered[int(position)].name: column for column, position in enumerate(cosines.registered.positions)}
-    return np.array(
-        [
-            cosines.scores[row, columns[name]]
-            for row, position in enumerate(cosines.suspect.positions)
-            if (name := suspect[int(position)].name) in columns
-        ],
-        np.float32,
-    )
+    found = [
+        cosines.scores[row, columns[name]]
+        for row, position in enumerate(cosines.suspect.positions)
+        if (name := suspect[int(position)].name) in columns
+    ]
+    return np.array([one for one in found if one > 0], np.float32)
 
 
 def _many(scores: NDArray[np.float32], procedures: Procedures) -> NDArray[np.float64]:
@@ -208,5 +228,5 @@ def _many(scores: NDArray[np.float32], procedures: Procedures) -> NDArray[np.flo
 
 
 @lru_cache(maxsize=1 << 17)
-def _single(sketch, step: int) -> float:  # noqa: ANN001
+def _single(sketch: Callable[[float, int], float], step: int) -> float:
     return sketch(step * _STEP, 1)

@@ -32,7 +32,7 @@ _COPIES = 4
 _PROTOTYPES = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Model:
     """One model, as a registry holds it and as a suspect is measured.
 
@@ -129,9 +129,7 @@ def lookalikes(folder: Path, sources: Sequence[Model]) -> list[Model]:
     for number, source in enumerate(sources):
         arrays = load_file(folder / f"{source.id}.safetensors")
         rng = np.random.default_rng([1, number])
-        drawn = {
-            name: rng.normal(w.mean(), w.std(), w.shape).astype(np.float32) for name, w in _sorted(arrays)
-        }
+        drawn = {name: rng.normal(w.mean(), w.std(), w.shape).astype(np.float32) for name, w in _sorted(arrays)}
         shuffled = {name: rng.permutation(w.reshape(-1)).reshape(w.shape) for name, w in _sorted(arrays)}
         for label, weights in (("drawn", drawn), ("shuffled", shuffled)):
             name = f"{source.id}:{label}"
@@ -186,4 +184,3 @@ def upcycled(sources: Iterable[Model], noise: float = 0.05) -> list[Model]:
 
 def _sorted(arrays: Arrays) -> list[tuple[str, NDArray[np.float32]]]:
     return sorted(arrays.items())
-

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.error_rates.comparisons import ALIGN, COIN, FISHER, Samples, same_place
+from benchmarks.error_rates.population import UPCYCLED
 from benchmarks.error_rates.rates import Sample
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def replicate(
         usable = procedures.usable(registered.registered.neurons)
         single, combined = [], []
         for _ in range(flips if any(mask.any() for mask in usable) else 0):
-            flipped = [flip(sample, rng) for sample in registered.registered.neurons]
+            flipped = flip(registered.registered.neurons, rng, together=registered.kind == UPCYCLED)
             matches = procedures.match(flipped, suspect.suspect.neurons)
             masks = procedures.usable(flipped)
             single += [one.log10_p for one in (procedures.toss([match], masks) for match in matches) if one.coins]
@@ -54,12 +55,21 @@ def replicate(
     return samples
 
 
-def flip(sample: NeuronSample, rng: np.random.Generator) -> NeuronSample:
-    """The sample of the model whose neurons' up and down were negated together, each with probability 1/2."""
-    if sample.up is None:
-        return sample
-    signs = rng.choice(np.array([-1, 1], np.float32), (len(sample.indices), 1))
-    return replace(sample, up=sample.up * signs, down=sample.down * signs)
+def flip(samples: Sequence[NeuronSample], rng: np.random.Generator, *, together: bool) -> list[NeuronSample]:
+    """The samples of the model whose neurons' up and down were negated together, each with probability 1/2.
+
+    ``together``: the MLPs are copies of one, and copies of a neuron are flipped alike, as in its one initialisation.
+    """
+    flipped = []
+    signs = np.zeros((0, 1), np.float32)
+    for sample in samples:
+        if sample.up is None:
+            flipped.append(sample)
+            continue
+        if not together or not signs.size:
+            signs = rng.choice(np.array([-1, 1], np.float32), (len(sample.indices), 1))
+        flipped.append(replace(sample, up=sample.up * signs, down=sample.down * signs))
+    return flipped
 
 
 def permute(sample: AxisSample, rng: np.random.Generator) -> AxisSample:

@@ -95,7 +95,7 @@ def _needs(fingerprint: Fingerprint) -> dict[str, Counter[Unit]]:
         if record.sketch is not None:
             needs["sketches"][unit] += 4 * record.sketch.size + 4
         for sample in record.axes:
-            needs["axes"][unit] += sample.values.size + 4 * len(sample.indices) + _SAMPLE_HEAD
+            needs["axes"][unit] += 2 * sample.values.size + 2 * len(sample.indices) + _SAMPLE_HEAD
     for mlp in fingerprint.neurons:
         numbers = mlp.gate.size + mlp.down.size + (0 if mlp.up is None else mlp.up.size)
         needs["neurons"][_unit(mlp)] += numbers + 16 * len(mlp.indices) + _SAMPLE_HEAD

@@ -17,7 +17,7 @@ from fingerprint.errors import UsageError
 from fingerprint.records import AxisSample, NeuronSample, TensorRecord, TensorStatistics
 from fingerprint.vocabulary import Axis, Content, Role
 from signatures.columns import ColumnReader, Words, column, members_of
-from signatures.quantise import are_scales, quantised, restored
+from signatures.quantise import are_halves, are_scales, halved, quantised, restored, unhalved
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -133,7 +133,7 @@ def sketches_section(tensors: Sequence[TensorRecord], parameters: Parameters) ->
 
 
 def axes_section(tensors: Sequence[TensorRecord], words: Vocabulary, parameters: Parameters) -> bytes:
-    """AXIS: the distinct lists of indices; a row for each sample; then the slices as int8 with a scale each."""
+    """AXIS: the distinct lists of indices; a row for each sample; then the slices as float16 with an exponent each."""
     samples = [(position, sample) for position, record in enumerate(tensors) for sample in record.axes]
     lists = _IndexLists()
     numbers = [lists.number(sample.indices) for _, sample in samples]
@@ -147,7 +147,7 @@ def axes_section(tensors: Sequence[TensorRecord], words: Vocabulary, parameters:
             column("<u8", (sample.size for _, sample in samples), what="a size is"),
             words.axes.column(sample.axis for _, sample in samples),
             column("u1", (sample.dimension for _, sample in samples), what="a dimension is"),
-            _quantised_columns(slices, parameters.axis_width),
+            _halved_columns(slices, parameters.axis_width),
         ]
     )
 
@@ -301,7 +301,7 @@ def read_axes(
     axes = _members(reader, number, members_of(Axis, words, path=path))
     dimensions = reader.array("u1", number).tolist()
     _require_inside(reader, chosen, sizes)
-    values = _read_quantised(reader, sum(map(len, chosen)), parameters.axis_width)
+    values = _read_halved(reader, sum(map(len, chosen)), parameters.axis_width)
     reader.end()
     if any(position >= count for position in positions) or positions != sorted(positions):
         reader.fail("the positions of the samples are not those of tensors, in order")
@@ -402,6 +402,20 @@ def _require_inside(reader: ColumnReader, lists: Iterable[NDArray[np.int64]], si
 
 def _ascending(values: NDArray[Any]) -> bool:
     return bool(np.all(values[1:] > values[:-1]))
+
+
+def _halved_columns(rows: list[Float32], width: int) -> bytes:
+    joined = np.concatenate(rows) if rows else np.zeros((0, width), np.float32)
+    exponents, numbers = halved(joined)
+    return exponents.astype("<i2").tobytes() + numbers.astype("<f2").tobytes()
+
+
+def _read_halved(reader: ColumnReader, rows: int, width: int) -> Float32:
+    exponents = reader.array("<i2", rows).astype(np.int16)
+    numbers = reader.array("<f2", rows * width).reshape(rows, width).astype(np.float16)
+    if not are_halves(exponents, numbers):
+        reader.fail("an exponent or number is not one that is written")
+    return unhalved(exponents, numbers)
 
 
 def _quantised_columns(rows: list[Float32], width: int) -> bytes:

@@ -38,9 +38,9 @@ class Columns:
     def lists(self):
         return [self("<u4", length) for length in self("<u4", int(self("<u4", 1)[0])).tolist()]
 
-    def rows(self, counts, width):
-        scales = self("<f4", sum(counts))
-        values = self("i1", sum(counts), width).astype("f4") * scales[:, None]
+    def rows(self, counts, width, scale, number):
+        scales = self(scale, sum(counts)) if scale == "<f4" else 2.0 ** self(scale, sum(counts))
+        values = (self(number, sum(counts), width) * scales[:, None]).astype("f4")
         return np.split(values, np.cumsum(counts)[:-1]) if counts else []
 
 
@@ -67,12 +67,12 @@ def read(data):
     lists, m = take.lists(), int(take("<u4", 1)[0])
     axes = [take(kind, m) for kind in ("<u4", "<u4", "<u8", "u1", "u1")]  # tensor, list, size, axis, dimension
     indices = [lists[i] for i in axes[1]]
-    samples = (axes, indices, take.rows([len(one) for one in indices], k["axis_width"]))
+    samples = (axes, indices, take.rows([len(one) for one in indices], k["axis_width"], "<i2", "<f2"))
     take = Columns(found.get("NEUR", bytes(4)))
     lists = take.lists()
     mlp = [take("<u4", mlps), take("<u8", mlps), take("<i4", mlps), take("<i4", mlps), take("<i4", mlps, 3)]
     mlp += [take("u1", mlps) for _ in range(3)]  # list, size, layer, expert, tensors, frame, activation, gated
     indices = [lists[i] for i in mlp[0]]
     counts = [(2 + int(gated)) * len(one) for gated, one in zip(mlp[7], indices, strict=True)]
-    neurons = (mlp, indices, take.rows(counts, k["frame_width"]))
+    neurons = (mlp, indices, take.rows(counts, k["frame_width"], "<f4", "i1"))
     return head | json.loads(found["META"]) | table | {"sketches": sketches, "samples": samples, "mlps": neurons}

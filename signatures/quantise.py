@@ -1,9 +1,9 @@
 """Rows of float32 numbers in fewer bytes: how samples are stored in signatures.
 
 Neurons are kept as int8 with one scale a row; slices, whose small differences between relatives count, as float16 with
-one power of two a row. The scale of int8 is the largest absolute value of the row over 127, cut to 16 significant bits. ``number * scale`` is then
-exact in float32, so that every platform reads the same values, and quantising what was read changes nothing. An element
-is off by at most half a scale: 1/254 of the row's largest absolute value.
+one power of two a row. The scale of int8 is the largest absolute value of the row over 127, cut to 16 significant bits.
+``number * scale`` is then exact in float32, so that every platform reads the same values, and quantising what was read
+changes nothing. An element is off by at most half a scale: 1/254 of the row's largest absolute value.
 """
 
 from __future__ import annotations

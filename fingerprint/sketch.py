@@ -17,13 +17,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.signs import Stream, sample_indices, sign_matrix
+from fingerprint.signs import Stream, sample_indices, sign_block
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fingerprint.parameters import Parameters
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
+
+_PIECE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,71 +47,83 @@ class MatrixSketch:
 
 
 class MatrixSketcher:
-    """Accumulates the sketch of a (rows, columns) matrix from blocks of consecutive rows, in float32 products and
-    float64 sums."""
+    """Accumulates the sketch of a (rows, columns) matrix from blocks in row-major order, in float32 products and
+    float64 sums.
+
+    Memory is bounded by 8 bytes for each column and the signs of one block: whatever is linear in the number of rows
+    is folded into k x k numbers at once.
+    """
 
     def __init__(self, rows: int, columns: int, parameters: Parameters) -> None:
-        seed = parameters.seed
+        self._seed = parameters.seed
         self._shape = (rows, columns)
         self._width = parameters.sketch_width
         self._axis_width = parameters.axis_width
-        self._row_signs = sign_matrix(seed, Stream.SKETCH, rows, parameters.sketch_width)
-        self._column_signs = sign_matrix(seed, Stream.SKETCH, columns, parameters.sketch_width)
-        ones = np.ones((columns, 1), np.float32)
-        self._right = np.concatenate([self._column_signs, ones], axis=1)
-        self.row_indices = sample_indices(seed, Stream.AXIS_SAMPLE, rows, parameters.axis_samples)
-        self.column_indices = sample_indices(seed, Stream.AXIS_SAMPLE, columns, parameters.axis_samples)
+        self.row_indices = sample_indices(self._seed, Stream.AXIS_SAMPLE, rows, parameters.axis_samples)
+        self.column_indices = sample_indices(self._seed, Stream.AXIS_SAMPLE, columns, parameters.axis_samples)
+        # The last column stands for a sign that is always +1: sums of rows beside their products with signs.
+        self._whole = np.zeros((self._width, self._width + 1), np.float64)
+        self._column_mean_part = np.zeros(self._width + 1, np.float64)
         # Slices get signs of their own, so that their errors are independent of those of the whole sketch.
-        self._slice_signs_in = sign_matrix(seed, Stream.SLICE, columns, parameters.axis_width)
-        self._slice_signs_out = sign_matrix(seed, Stream.SLICE, rows, parameters.axis_width)
-        self._row_part = np.zeros((self.row_indices.size, self._axis_width), np.float64)
-        self._products = np.empty((rows, self._width + 1), np.float32)
+        self._row_part = np.zeros((self.row_indices.size, self._axis_width + 1), np.float64)
         self._column_part = np.zeros((self._axis_width, self.column_indices.size), np.float64)
+        self._row_sums_part = np.zeros(self._axis_width, np.float64)
         self._column_sums = np.zeros(columns, np.float64)
         self._trace = 0.0
+        self._kept: dict[Stream, Float32] = {}
 
-    def update(self, start: int, block: Float32) -> None:
-        """Add rows ``start`` onwards: ``block`` (b, columns) float32 without NaN or infinities."""
-        stop = start + len(block)
-        np.matmul(block, self._right, out=self._products[start:stop])
-        sampled = block[:, self.column_indices]
+    def update(self, start: int, block: Float32, first: int = 0) -> None:
+        """Add rows ``start`` onwards, columns ``first`` onwards: ``block`` (b, c) float32 without NaN or infinities.
+
+        Values near the largest float32 may overflow; the sketch then has entries that are not finite.
+        """
+        stop, last = start + len(block), first + block.shape[1]
+        products = block @ self._with_ones(Stream.SKETCH, first, last, self._width)
+        wide = products.astype(np.float64)
+        self._whole += self._signs(Stream.SKETCH, start, stop, self._width).astype(np.float64).T @ wide
+        self._column_mean_part += wide.sum(axis=0)
+        out = self._signs(Stream.SLICE, start, stop, self._axis_width)
+        self._row_sums_part += wide[:, self._width] @ out
+
         low, high = np.searchsorted(self.row_indices, (start, stop))
-        self._row_part[low:high] = block[self.row_indices[low:high] - start] @ self._slice_signs_in
-        left = self._slice_signs_out[start:stop]
-        self._column_part += left.T @ sampled
-        self._column_sums += block.sum(axis=0, dtype=np.float64)
+        if low < high:
+            inner = self._with_ones(Stream.SLICE, first, last, self._axis_width)
+            self._row_part[low:high] += block[self.row_indices[low:high] - start] @ inner
+        left, right = np.searchsorted(self.column_indices, (first, last))
+        if left < right:
+            self._column_part[:, left:right] += out.T @ block[:, self.column_indices[left:right] - first]
+        self._column_sums[first:last] += block.sum(axis=0, dtype=np.float64)
         if self._shape[0] == self._shape[1]:
-            self._trace += float(np.trace(block[:, start:stop], dtype=np.float64))
+            corner, end = max(start, first), min(stop, last)
+            if corner < end:
+                square = block[corner - start : end - start, corner - first : end - first]
+                self._trace += float(np.trace(square, dtype=np.float64))
 
     def finish(self) -> MatrixSketch:
         """The centred sketches of everything added."""
         rows, columns = self._shape
-        k = self._width
-        products = self._products[:, :k].astype(np.float64)
-        sums = self._products[:, k].astype(np.float64)
-        left, right = self._row_signs.astype(np.float64), self._column_signs.astype(np.float64)
-        row_means = sums / columns
-        mean = float(row_means.mean())
-        right_sum, left_sum = right.sum(axis=0), left.sum(axis=0)
-        column_mean_part = products.mean(axis=0)  # the column means times the signs
-        row_mean_part = left.T @ row_means
+        k, w = self._width, self._axis_width
+        left_sum, right_sum = self._sums(Stream.SKETCH, rows, k), self._sums(Stream.SKETCH, columns, k)
+        mean = float(self._column_mean_part[k]) / rows / columns
+        row_mean_part = self._whole[:, k] / columns
+        column_mean_part = self._column_mean_part[:k] / rows
 
-        whole = left.T @ products - np.outer(row_mean_part, right_sum) - np.outer(left_sum, column_mean_part)
+        whole = self._whole[:, :k] - np.outer(row_mean_part, right_sum) - np.outer(left_sum, column_mean_part)
         whole += mean * np.outer(left_sum, right_sum)
-        signs_in, signs_out = self._slice_signs_in.astype(np.float64), self._slice_signs_out.astype(np.float64)
-        in_sum, out_sum = signs_in.sum(axis=0), signs_out.sum(axis=0)
+        in_sum, out_sum = self._sums(Stream.SLICE, columns, w), self._sums(Stream.SLICE, rows, w)
         column_means = self._column_sums / rows
-        rows_part = self._row_part - np.outer(row_means[self.row_indices], in_sum)
-        rows_part += mean * in_sum - column_means @ signs_in
+        row_means = self._row_part[:, w] / columns
+        rows_part = self._row_part[:, :w] - np.outer(row_means, in_sum)
+        rows_part += mean * in_sum - self._against_signs(column_means)
         columns_part = self._column_part.T - np.outer(column_means[self.column_indices], out_sum)
-        columns_part += mean * out_sum - row_means @ signs_out
+        columns_part += mean * out_sum - self._row_sums_part / columns
         if rows == columns:
             # The centred identity I - 11'/n, in the amount that leaves no trace.
             amount = (self._trace - rows * mean) / max(rows - 1, 1)
-            whole -= amount * (left.T @ right - np.outer(left_sum, right_sum) / rows)
-            rows_part -= amount * (signs_in[self.row_indices] - in_sum / rows)
-            columns_part -= amount * (signs_out[self.column_indices] - out_sum / rows)
-        scale = 1.0 / np.sqrt(self._axis_width)
+            whole -= amount * (self._gram() - np.outer(left_sum, right_sum) / rows)
+            rows_part -= amount * (self._sampled_signs(self.row_indices) - in_sum / rows)
+            columns_part -= amount * (self._sampled_signs(self.column_indices) - out_sum / rows)
+        scale = 1.0 / np.sqrt(w)
         return MatrixSketch(
             whole=(whole / k).astype(np.float32),
             rows=(rows_part * scale).astype(np.float32),
@@ -115,6 +131,48 @@ class MatrixSketcher:
             row_indices=self.row_indices,
             column_indices=self.column_indices,
         )
+
+    def _signs(self, stream: Stream, start: int, stop: int, width: int) -> Float32:
+        return sign_block(self._seed, stream, start, stop, width)
+
+    def _with_ones(self, stream: Stream, start: int, stop: int, width: int) -> Float32:
+        """The signs of some columns, and a column of ones; those of whole rows are kept."""
+        if (start, stop) != (0, self._shape[1]):
+            return _ones_beside(self._signs(stream, start, stop, width))
+        if stream not in self._kept:
+            self._kept[stream] = _ones_beside(self._signs(stream, start, stop, width))
+        return self._kept[stream]
+
+    def _pieces(self, stream: Stream, size: int, width: int) -> Iterator[tuple[slice, Float64]]:
+        for start in range(0, size, _PIECE):
+            stop = min(start + _PIECE, size)
+            yield slice(start, stop), self._signs(stream, start, stop, width).astype(np.float64)
+
+    def _sums(self, stream: Stream, size: int, width: int) -> Float64:
+        total = np.zeros(width, np.float64)
+        for _, piece in self._pieces(stream, size, width):
+            total += piece.sum(axis=0)
+        return total
+
+    def _gram(self) -> Float64:
+        total = np.zeros((self._width, self._width), np.float64)
+        for _, piece in self._pieces(Stream.SKETCH, self._shape[0], self._width):
+            total += piece.T @ piece
+        return total
+
+    def _against_signs(self, column_means: Float64) -> Float64:
+        total = np.zeros(self._axis_width, np.float64)
+        for part, piece in self._pieces(Stream.SLICE, self._shape[1], self._axis_width):
+            total += column_means[part] @ piece
+        return total
+
+    def _sampled_signs(self, indices: NDArray[np.int64]) -> Float64:
+        found = [self._signs(Stream.SLICE, int(i), int(i) + 1, self._axis_width) for i in indices]
+        return np.concatenate(found).astype(np.float64)
+
+
+def _ones_beside(signs: Float32) -> Float32:
+    return np.concatenate([signs, np.ones((len(signs), 1), np.float32)], axis=1)
 
 
 def chance_spread(shape: tuple[int, ...], width: int) -> float:

@@ -280,20 +280,19 @@ class FlatIndex:
         """Compare the queries ``todo`` with all rows."""
         if not len(todo):
             return
-        ids, matrix = self._ids(), self._matrix()
-        order = np.argsort(ids >> POSITION_BITS, kind="stable")
-        models = (ids >> POSITION_BITS)[order]
-        starts = np.flatnonzero(np.diff(models, prepend=-1))
+        ids = self._ids()
+        matrix = np.require(self._matrix(), requirements="A")  # a mapped one may lie at an odd offset: no BLAS for that
+        starts = np.flatnonzero(np.diff(ids >> POSITION_BITS, prepend=-1))  # the rows of a model lie together
+        ends = np.append(starts[1:], len(ids))
         step = max(1, _BLOCK_NUMBERS // len(ids))
         for start in range(0, len(todo), step):
             block = todo[start : start + step]
-            scores = (queries[block] @ matrix.T)[:, order]
+            scores = queries[block] @ matrix.T
             best = np.maximum.reduceat(scores, starts, axis=1)
             for query, row, tops in zip(block.tolist(), scores, best, strict=True):
-                candidates = np.flatnonzero(tops >= _threshold(tops, n))
-                ends = np.append(starts[1:], len(ids))
-                rows = [starts[i] + int(np.argmax(row[starts[i] : ends[i]])) for i in candidates.tolist()]
-                found[query] = _chosen(row[rows], ids[order[rows]], n)
+                candidates = np.flatnonzero(tops >= _threshold(tops, n)).tolist()
+                rows = [starts[i] + int(np.argmax(row[starts[i] : ends[i]])) for i in candidates]
+                found[query] = _chosen(row[rows], ids[rows], n)
 
 
 def _faiss() -> Any:

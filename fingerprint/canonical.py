@@ -102,7 +102,8 @@ def _mlp(
         return None
     activation = named.activations.get(key[0], "")
     if activation != OFFSET_GLU and not key[0]:
-        activation = next((hints[name][:32] for name in _HINTS if hints.get(name)), activation)
+        claims = (hints.get(prefix + name) for prefix in ("", "text_config.") for name in _HINTS)
+        activation = next((claim[:32] for claim in claims if claim), activation)
     return Mlp(key[1], key[2], gate, up, down, activation)
 
 

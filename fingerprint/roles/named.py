@@ -159,11 +159,11 @@ def _turned(view: TensorView, entry: Entry, stack: Stack) -> tuple[TensorView, b
     orientations = stack.orientations(entry)
     flip, oriented = orientations.squares_flipped, orientations.known
     if side is not None and stack.width is not None:
-        if stack.width not in shape:
+        if not any(map(stack.is_width, shape)):
             return None
         if not square:
-            flip, oriented = shape[side ^ entry.in_out] != stack.width, True
-    elif side is None and Axis.RESIDUAL in {entry.parts[0].rows, entry.parts[0].columns} and stack.width not in shape:
+            flip, oriented = not stack.is_width(shape[side ^ entry.in_out]), True
+    elif Axis.RESIDUAL in {entry.parts[0].rows, entry.parts[0].columns} and stack.width not in shape:
         return None
     return (transposed(view) if entry.in_out != flip else view), oriented
 
@@ -176,8 +176,8 @@ def _place_table(member: Member, stack: Stack, view: TensorView, expert: int | N
     if len(shape) != 2 or min(shape) <= 0:
         return None
     matrix = _reshaped(view, shape)
-    if member.entry.residual_side == 1 and stack.width is not None and shape[1] != stack.width:
-        if shape[0] != stack.width:
+    if member.entry.residual_side == 1 and stack.width is not None and not stack.is_width(shape[1]):
+        if not stack.is_width(shape[0]):
             return None
         matrix = transposed(matrix)
     return _split(member, stack, matrix, expert, oriented=shape[0] != shape[1] or stack.plain.as_declared > 0)

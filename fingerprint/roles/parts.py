@@ -107,7 +107,7 @@ def runs_of(how: Split, rows: int, parts: int, heads: Heads) -> list[tuple[tuple
     if how is Split.GROUPED:
         return _grouped(rows, heads)
     if how is Split.PER_HEAD:
-        return _per_group(rows, heads.queries, [1, 1, 1])
+        return _per_group(rows, heads.queries, [1, 1, 1]) if rows == 3 * (heads.inner or heads.width or 0) else None
     if how is Split.FALCON:
         return _falcon(rows, heads)
     if how is Split.LATENT:

@@ -87,7 +87,7 @@ class Names:
             return None
         skipped = len(numbers) - len(found.entries[0].numbers)
         inside = numbers[skipped:]
-        if any(len(word) > _LONGEST_NUMBER or not word.isascii() for word in inside):
+        if max(map(len, inside), default=0) > _LONGEST_NUMBER or not "".join(inside).isascii():
             return None
         prefix = found.prefix
         if skipped:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from fingerprint.roles.layout import CanonicalTensor
 from fingerprint.roles.parts import split, transposed
-from fingerprint.roles.sizes import Plane, Sizes, understand
+from fingerprint.roles.sizes import Fused, Plane, Sizes, understand
 from fingerprint.tensors import Reshaped, RowSlice
 from fingerprint.vocabulary import Axis, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from fingerprint.tensors import TensorView
 
@@ -58,7 +58,8 @@ def lay_out_shapes(tensors: Iterable[tuple[int, TensorView]]) -> ShapedLayout:
             planes[shape[0], shape[1]] += 1
         elif len(shape) > 2:
             kernels[shape] += 1
-    sizes = understand(planes, kernels)
+    sizes = understand(planes, kernels, {math.prod(shape[:-2]) for shape in stacks} - {1})
+    vectors = _fused_vectors(items, planes, sizes)
     layout = ShapedLayout(width=sizes.width if sizes.residual else None)
     pieces = 0
     for position, view in items:
@@ -68,7 +69,9 @@ def lay_out_shapes(tensors: Iterable[tuple[int, TensorView]]) -> ShapedLayout:
             number = 1
             layout.placed[position] = [_tensor(view, Role.OTHER, (Axis.UNKNOWN, Axis.UNKNOWN), oriented=False)]
         else:
-            layout.placed[position] = [one for piece in _unstacked(view, stacks) for one in _place(piece, sizes)]
+            layout.placed[position] = [
+                one for piece in _unstacked(view, stacks) for one in _place(piece, sizes, vectors)
+            ]
         pieces += number
     if sizes.fused:
         layout.notes.append(f"{len(sizes.fused)} shapes look like fused blocks and were split")
@@ -98,7 +101,7 @@ def _stacks(views: Sequence[TensorView]) -> set[tuple[int, ...]]:
 
 def _may_stack(shape: tuple[int, ...], number: int) -> bool:
     rows, columns = shape[-2:]
-    if min(rows, columns) < _NARROWEST or number > MOST_STACKED:
+    if min(rows, columns) < _NARROWEST or number > MOST_STACKED or (number == 1 and len(shape) > 3):
         return False
     if len(shape) > 3:
         return len(shape) == 4 and (rows != columns or rows > _LARGEST_KERNEL)
@@ -111,14 +114,31 @@ def _unstacked(view: TensorView, stacks: set[tuple[int, ...]]) -> list[TensorVie
         return [view]
     number = math.prod(view.shape[:-2])
     rows, columns = view.shape[-2:]
+    if number == 1:
+        return [Reshaped(view, view.name, (rows, columns))]
     flat = Reshaped(view, view.name, (number * rows, columns))
     return [RowSlice(flat, f"{view.name}[{one}]", one * rows, (one + 1) * rows) for one in range(number)]
 
 
-def _place(view: TensorView, sizes: Sizes) -> list[CanonicalTensor]:
+def _fused_vectors(
+    items: Sequence[tuple[int, TensorView]], planes: Mapping[Plane, int], sizes: Sizes
+) -> dict[int, Fused]:
+    """Lengths of vectors that must be biases of fused blocks: as many as those, and of a length nothing else has."""
+    blocks = {plane[1] if fused.flipped else plane[0]: (plane, fused) for plane, fused in sizes.fused.items()}
+    others = Counter(size for plane in planes if plane not in sizes.fused for size in plane)
+    counts = Counter(view.shape[0] for _, view in items if len(view.shape) == 1)
+    return {
+        rows: fused for rows, (plane, fused) in blocks.items() if counts[rows] == planes[plane] and not others[rows]
+    }
+
+
+def _place(view: TensorView, sizes: Sizes, vectors: Mapping[int, Fused]) -> list[CanonicalTensor]:
     shape = view.shape
     if view.dtype.name in _COUNTING:
         return [_tensor(view, Role.BUFFER, (Axis.UNKNOWN, Axis.UNKNOWN), oriented=True)]
+    if len(shape) == 1 and shape[0] in vectors:
+        parts = split(view, vectors[shape[0]].runs(), vectors[shape[0]].labels)
+        return [_tensor(part, Role.BIAS, (Axis.UNKNOWN, Axis.UNKNOWN), oriented=True) for part in parts]
     if len(shape) < 2 or min(shape) <= 0:
         return [_tensor(view, Role.OTHER, (Axis.UNKNOWN, Axis.UNKNOWN), oriented=True)]
     if len(shape) > 2:

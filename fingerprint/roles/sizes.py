@@ -45,7 +45,8 @@ class Sizes:
     """What is understood of the sizes; axes and roles of each shape follow.
 
     ``width`` is the size that most matrices share; ``residual`` whether it is hidden. ``neurons`` are hidden sizes of
-    MLPs on that width, ``units`` other hidden sizes, ``fused`` blocks to be split. ``flow`` is 1 where matrices are
+    MLPs on that width, ``units`` other hidden sizes, ``fused`` blocks to be split. ``leading`` are the numbers of
+    matrices in stacks. ``flow`` is 1 where matrices are
     known to be stored as (out, in), -1 where as (in, out), 0 where unknown.
     """
 
@@ -58,11 +59,14 @@ class Sizes:
     neurons: frozenset[int] = frozenset()
     units: frozenset[int] = frozenset()
     tainted: frozenset[int] = frozenset()
+    leading: frozenset[int] = frozenset()
     fused: dict[Plane, Fused] = field(default_factory=dict)
 
     def axes(self, plane: Plane) -> tuple[Axis, Axis]:
         """Axes of a matrix of that shape."""
         rows, columns = plane
+        if min(plane) < 2:
+            return _UNKNOWN
         if rows == columns:
             # One axis of a square attention matrix is made of channels, and the shape cannot tell which.
             return _UNKNOWN
@@ -70,8 +74,12 @@ class Sizes:
 
     def kernel_axes(self, shape: tuple[int, ...]) -> tuple[Axis, Axis]:
         """Axes of a kernel (out, in, ...): its columns run over places too, so only the rows can be exchangeable."""
-        hidden = shape[0] in self.units or (self.residual and shape[0] == self.width)
-        return (Axis.UNIT if hidden and shape[0] not in self.tainted else Axis.UNKNOWN), Axis.UNKNOWN
+        size = shape[0]
+        if size in self.tainted:
+            return _UNKNOWN
+        if self.residual and size == self.width:
+            return (Axis.RESIDUAL if self.repeated else Axis.UNIT), Axis.UNKNOWN
+        return (Axis.UNIT if size in self.units else Axis.UNKNOWN), Axis.UNKNOWN
 
     def role(self, plane: Plane) -> Role:
         """What a matrix of that shape does, as far as that is certain."""
@@ -93,7 +101,8 @@ class Sizes:
         return Axis.TOKEN if table and self.planes[plane] <= 2 and size not in self.neurons else Axis.UNKNOWN
 
     def _width_axis(self, other: int, side: int) -> Axis:
-        if not self.residual or self.width is None:
+        # Biases of stacked matrices are stacked too, and those of queries and keys are rotary channels.
+        if not self.residual or self.width is None or other in self.leading:
             return Axis.UNKNOWN
         if other not in self.neurons:
             there, back = self.planes[other, self.width], self.planes[self.width, other]
@@ -104,12 +113,15 @@ class Sizes:
         return Axis.RESIDUAL if self.repeated else Axis.UNIT
 
 
-def understand(planes: Mapping[Plane, int], kernels: Mapping[tuple[int, ...], int]) -> Sizes:
+def understand(
+    planes: Mapping[Plane, int], kernels: Mapping[tuple[int, ...], int], leading: Iterable[int] = ()
+) -> Sizes:
     """Find width, neurons, units and fused blocks among matrices (rows, columns) and kernels (out, in, ...).
 
-    ``planes`` and ``kernels`` count how often each shape occurs. Linear in the number of distinct shapes.
+    ``planes`` and ``kernels`` count how often each shape occurs; ``leading`` are the numbers of matrices in stacks.
+    Linear in the number of distinct shapes.
     """
-    sizes = Sizes(Counter(planes))
+    sizes = Sizes(Counter(planes), leading=frozenset(leading))
     sizes.width = _width(sizes.planes)
     sizes.repeated = any(count > 1 for plane, count in planes.items() if plane[0] != plane[1])
     if sizes.width is not None:
@@ -126,7 +138,7 @@ def _width(planes: Counter[Plane]) -> int | None:
     """The size that most matrices share, if at least three do; of two as frequent, the smaller."""
     votes: Counter[int] = Counter()
     for (rows, columns), count in planes.items():
-        for size in {rows, columns}:
+        for size in {rows, columns} if min(rows, columns) > 1 else ():
             votes[size] += count
     width = max(votes, key=lambda size: (votes[size], -size), default=None)
     return width if width is not None and width > 1 and votes[width] >= 3 else None
@@ -138,52 +150,64 @@ def _width(planes: Counter[Plane]) -> int | None:
 def _find_fused(sizes: Sizes, width: int) -> None:
     """Split what is unambiguous, and count the parts in its place (as stored: flipped blocks give flipped parts)."""
     stored = Counter(sizes.planes)
-    squares = stored[width, width]
-    for plane, count in stored.items():
-        if width not in plane or plane[0] == plane[1]:
-            continue
-        flipped = plane[0] == width
-        rows = plane[1] if flipped else plane[0]
-        if stored[plane[1], plane[0]]:
-            continue
-        fused = _gate_up(stored, width, rows, count, flipped=flipped) or _attention(
-            stored, width, rows, count, squares, flipped=flipped
-        )
-        if fused is None:
-            continue
-        sizes.fused[plane] = fused
-        del sizes.planes[plane]
-        for part in fused.sizes:
-            sizes.planes[(width, part) if flipped else (part, width)] += count
+    single = [plane for plane in stored if (plane[0] == width) != (plane[1] == width) and not stored[plane[::-1]]]
+    downs: set[Plane] = set()
+    for plane in single:
+        fused = _gate_up(stored, width, plane)
+        if fused is not None:
+            _put(sizes, width, plane, fused)
+            downs.add((fused.sizes[0], width) if fused.flipped else (width, fused.sizes[0]))
+    rest = [plane for plane in single if plane not in sizes.fused and plane not in downs]
+    for plane in rest:
+        fused = _attention(stored, width, plane, [other for other in rest if other != plane])
+        if fused is not None:
+            _put(sizes, width, plane, fused)
 
 
-def _gate_up(stored: Counter[Plane], width: int, rows: int, count: int, *, flipped: bool) -> Fused | None:
+def _put(sizes: Sizes, width: int, plane: Plane, fused: Fused) -> None:
+    sizes.fused[plane] = fused
+    count = sizes.planes.pop(plane)
+    for part in fused.sizes:
+        sizes.planes[(width, part) if fused.flipped else (part, width)] += count
+
+
+def _gate_up(stored: Counter[Plane], width: int, plane: Plane) -> Fused | None:
     """(2f, h) where (h, f) occurs as often and (f, h) never: gate and up in one."""
+    flipped = plane[0] == width
+    rows = plane[1] if flipped else plane[0]
     neurons = rows // 2
     down, separate = ((neurons, width), (width, neurons)) if flipped else ((width, neurons), (neurons, width))
-    if rows % 2 or neurons == width or stored[down] != count or stored[separate]:
+    if rows % 2 or neurons in {1, width} or stored[down] != stored[plane] or stored[separate]:
         return None
     axes = (Axis.NEURON, Axis.RESIDUAL)
     return Fused(flipped, (neurons, neurons), ("gate", "up"), (Role.GATE, Role.UP), (axes, axes))
 
 
-def _attention(
-    stored: Counter[Plane], width: int, rows: int, count: int, squares: int, *, flipped: bool
-) -> Fused | None:
-    """(h + 2 kv, h) with one (h, h) for each and no keys elsewhere: query, key and value in one.
+def _attention(stored: Counter[Plane], width: int, plane: Plane, others: list[Plane]) -> Fused | None:
+    """(a + 2 kv, h) with one output (h, a) for each and no keys elsewhere: query, key and value in one.
 
-    A square or two more (a pooler, a table of positions) are allowed where there are several layers.
+    Where a = h, one or two squares more (a pooler, a head's transform) are allowed if there are several layers.
     """
-    shared, rest = divmod(rows - width, 2)
-    separate = (width, shared) if flipped else (shared, width)
-    spare = 2 if count > 2 else count - 1
-    if rest or shared <= 0 or width % shared or not count <= squares <= count + spare:
-        return None
-    if shared != width and stored[separate]:
+    flipped, count = plane[0] == width, stored[plane]
+    rows = plane[1] if flipped else plane[0]
+    repeated = [other for other in others if stored[other] == count]
+    spare = 2 if count > 2 else 0
+    if count <= stored[width, width] <= count + spare:
+        inner = width
+    else:
+        # The output's matrices, whose own queries are nowhere else.
+        outputs = [other for other in repeated if (other[1] == width) == flipped]
+        if len(outputs) != 1 or stored[width, width]:
+            return None
+        inner = outputs[0][0] if flipped else outputs[0][1]
+        repeated.remove(outputs[0])
+    shared, odd = divmod(rows - inner, 2)
+    # Twice the width may as well be a gate and up; what else there is of every layer may be keys.
+    if odd or shared <= 0 or inner % shared or rows == 2 * width or (count > 1 and repeated):
         return None
     axes = (Axis.CHANNEL, Axis.RESIDUAL)
     roles = (Role.QUERY, Role.KEY, Role.VALUE)
-    return Fused(flipped, (width, shared, shared), tuple(map(str, roles)), roles, (axes,) * 3)
+    return Fused(flipped, (inner, shared, shared), tuple(map(str, roles)), roles, (axes,) * 3)
 
 
 # --- neurons of MLPs ------------------------------------------------------------------------------------------------
@@ -218,7 +242,9 @@ def _find_neurons(sizes: Sizes, width: int) -> None:
     if len(chosen) != 1 or any(number > 2 or number == count for f, number in ungated.items() if f != chosen[0]):
         return
     blocks = {f for f, (there, back) in alone.items() if width < f <= 3 * width and there + back == count}
-    crowd = [f for f, (there, back) in alone.items() if there + back >= min(count, 3) > 0 and f not in blocks]
+    # What else there is of every layer, or of every other one, may be its MLP.
+    often = max(min(count, 3), (count + 1) // 2)
+    crowd = [f for f, (there, back) in alone.items() if there + back >= often and f not in blocks]
     if count == 1 and len(alone) + len(pairs) > 1:
         crowd = [f for f in crowd if f < _SMALLEST_VOCABULARY and alone[f] != (1, 0)]
     if not crowd and (squares >= 2 * count or (blocks and squares >= count)):

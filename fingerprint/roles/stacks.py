@@ -51,8 +51,9 @@ class Orientations:
 class Stack:
     """One stack of layers: its members, the table that it follows, the width of its residual stream.
 
-    ``inner`` is the number of columns of each layer's attention output, ``latent`` the width of the latent vector that
-    keys and values come from; orientations are counted for stacked experts and for the rest.
+    ``lent`` are the widths of other stacks that a stack without layers may meet. ``inner`` is the number of columns of
+    each layer's attention output, ``latent`` the width of the latent vector that keys and values come from;
+    orientations are counted for stacked experts and for the rest.
     """
 
     label: str
@@ -61,6 +62,7 @@ class Stack:
     members: list[Member] = field(default_factory=list)
     table: int = 0
     width: int | None = None
+    lent: frozenset[int] = frozenset()
     layered: bool = False
     plain: Orientations = field(default_factory=Orientations)
     stacked: Orientations = field(default_factory=Orientations)
@@ -70,6 +72,10 @@ class Stack:
     def orientations(self, entry: Entry) -> Orientations:
         """The count that a matrix of that entry belongs to."""
         return self.stacked if entry.stacked else self.plain
+
+    def is_width(self, size: int) -> bool:
+        """Whether a residual axis of a member may have that size."""
+        return size == self.width or size in self.lent
 
     def groups(self) -> Iterator[tuple[tuple[Entry, ...], tuple[int, ...], int]]:
         """Entries, shape and number of the members that share both; adapters left out, as they have other shapes."""
@@ -146,6 +152,7 @@ def _lend_widths(stacks: Sequence[Stack]) -> None:
         fitting = [size for size in widths if size in sizes]
         if fitting:
             stack.width = max(fitting, key=lambda size: (sizes[size], widths[size], size))
+            stack.lent = frozenset(fitting)
 
 
 def _fit(entry: Entry, shape: tuple[int, ...], width: int | None) -> int:
@@ -188,9 +195,9 @@ def _measure(stack: Stack) -> None:
         if entry.kind is not Kind.MATRIX or member.match.adapter:
             continue
         plane, side = entry.plane(member.view.shape), entry.residual_side
-        if plane is None or side is None or stack.width not in plane or plane[0] == plane[1]:
+        if plane is None or side is None or not any(map(stack.is_width, plane)) or plane[0] == plane[1]:
             continue
-        if plane[side ^ entry.in_out] == stack.width:
+        if stack.is_width(plane[side ^ entry.in_out]):
             stack.orientations(entry).as_declared += 1
         else:
             stack.orientations(entry).flipped += 1

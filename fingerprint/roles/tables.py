@@ -17,7 +17,7 @@ Sections of a file, all optional; ``{layer}``, ``{expert}`` and ``{any}`` stand 
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
 from importlib.resources import files
@@ -79,7 +79,8 @@ class Entry:
     """What a table says about one name.
 
     ``parts`` are in stored order along the outputs. ``in_out``: stored as (in, out). ``stacked``: a leading axis
-    numbers the experts. ``numbers`` names the numbers in the pattern, in order.
+    numbers the experts. ``numbers`` names the numbers in the pattern, in order. ``residual_side`` is the axis of the
+    (out, in) matrix that is the residual stream: 0, 1, or None if neither or both.
     """
 
     table: int
@@ -89,12 +90,11 @@ class Entry:
     in_out: bool
     stacked: bool
     numbers: tuple[str, ...]
+    residual_side: int | None = field(init=False)
 
-    @property
-    def residual_side(self) -> int | None:
-        """Which axis of the (out, in) matrix is the residual stream: 0, 1, or None if neither or both."""
+    def __post_init__(self) -> None:
         rows, columns = (axis is Axis.RESIDUAL for axis in (self.parts[0].rows, self.parts[0].columns))
-        return None if rows == columns else 0 if rows else 1
+        object.__setattr__(self, "residual_side", None if rows == columns else 0 if rows else 1)
 
     def plane(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
         """The two sizes of the stored matrix, experts and leading axes of a table taken off; None if it is not one."""

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from threadpoolctl import threadpool_limits
 
 from fingerprint.canonical import lay_out, with_fixed_residual
-from fingerprint.measure import TensorMeasurement, matrix_shape, measure_digest, measure_tensor
+from fingerprint.measure import TensorMeasurement, matrix_shape, measure_tensor
 from fingerprint.neurons import Projections, SliceNorms, pair_projections, sample_neurons
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.records import AxisSample, Fingerprint, NeuronSample, TensorRecord
 from fingerprint.signs import Stream, sample_indices
-from fingerprint.tensors import Transposed, element_count
+from fingerprint.tensors import element_count
 from fingerprint.vocabulary import Content
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from fingerprint.canonical import CanonicalTensor, Layout
     from fingerprint.checkpoint import Checkpoint
@@ -31,6 +31,14 @@ SUSPECT_NEURONS: Final = 1024
 """Neurons of each MLP that are sampled of a suspect: more than of a registered model, so that the samples overlap."""
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A fingerprint and the canonical tensors that it was measured on, in the same order."""
+
+    fingerprint: Fingerprint
+    tensors: tuple[CanonicalTensor, ...]
+
+
 def fingerprint(
     checkpoint: Checkpoint,
     *,
@@ -40,6 +48,21 @@ def fingerprint(
     progress: Callable[[int], None] | None = None,
     workers: int | None = None,
 ) -> Fingerprint:
+    """The fingerprint alone; see ``measure_checkpoint``."""
+    return measure_checkpoint(
+        checkpoint, parameters=parameters, casts=casts, neurons=neurons, progress=progress, workers=workers
+    ).fingerprint
+
+
+def measure_checkpoint(
+    checkpoint: Checkpoint,
+    *,
+    parameters: Parameters = DEFAULT_PARAMETERS,
+    casts: bool = True,
+    neurons: int | None = None,
+    progress: Callable[[int], None] | None = None,
+    workers: int | None = None,
+) -> Measured:
     """Measure a checkpoint.
 
     ``casts`` adds digests after rounding to narrower float types: wanted of a registered model, not of a suspect.
@@ -70,8 +93,8 @@ def fingerprint(
         mlps = _projections(layout, measured)
         count = neurons or parameters.neuron_samples
         samples = list(pool.map(lambda mlp: _sample(layout, measured, mlp, count, parameters), mlps))
-    records = tuple(_record(tensor, result) for tensor, result in zip(layout.tensors, measured, strict=True))
-    return Fingerprint(
+    records = tuple(record_of(tensor, result) for tensor, result in zip(layout.tensors, measured, strict=True))
+    made = Fingerprint(
         parameters=parameters,
         depth="full",
         format=checkpoint.format,
@@ -85,21 +108,7 @@ def fingerprint(
         findings=tuple((finding.code, finding.message) for finding in checkpoint.findings),
         claims=dict(checkpoint.metadata),
     )
-
-
-def with_turned_digests(fingerprinted: Fingerprint, checkpoint: Checkpoint, positions: Iterable[int]) -> Fingerprint:
-    """The same fingerprint with the digests of the transposes of the matrices at those positions, read again.
-
-    ``checkpoint`` must be the one that was measured. Raises ``InputError``.
-    """
-    layout = lay_out(checkpoint.tensors, checkpoint.metadata)
-    records = list(fingerprinted.tensors)
-    for position in positions:
-        view = layout.tensors[position].view
-        if len(view.shape) == 2 and not records[position].turned_digest:
-            digest = measure_digest(Transposed(view, view.name), fingerprinted.parameters)
-            records[position] = replace(records[position], turned_digest=digest)
-    return replace(fingerprinted, tensors=tuple(records))
+    return Measured(made, layout.tensors)
 
 
 def _has_sinusoidal_positions(layout: Layout, measured: Sequence[TensorMeasurement]) -> bool:
@@ -149,7 +158,8 @@ def _sample(
     return sample_neurons(layout.tensors, mlp, norms, count, parameters)
 
 
-def _record(tensor: CanonicalTensor, result: TensorMeasurement) -> TensorRecord:
+def record_of(tensor: CanonicalTensor, result: TensorMeasurement) -> TensorRecord:
+    """The record of one canonical tensor from what was measured of it."""
     return TensorRecord(
         name=tensor.name,
         role=tensor.role,

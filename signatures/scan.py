@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 LEAST_CANDIDATES: Final = 20
 DEPTHS: Final = ("auto", "full")
 _COMPONENTS: Final = 64
+_SECOND_LOOKS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
         suspect.fingerprint,
         findings,
         path=path,
-        weights_at_hand=suspect.checkpoint is not None,
+        weights_at_hand=suspect.measured is not None,
         bases=declared,
         top_k=options.top_k,
         registry=RegistrySummary(len(models), registry.digest),
@@ -133,8 +134,9 @@ def compare_all(suspect: Suspect, registered: Sequence[Fingerprint]) -> list[Com
     # The matrices are small: threads inside BLAS would only wait for each other.
     with threadpool_limits(1, "blas"):
         comparisons = [compare_fingerprints(ours, suspect.fingerprint) for ours in registered]
-        # A list, not a generator: every candidate may ask for something.
-        if any([suspect.look_again(comparison) for comparison in comparisons]):  # noqa: C419
+        for _ in range(_SECOND_LOOKS):
+            if not suspect.look_again(comparisons):
+                break
             comparisons = [compare_fingerprints(ours, suspect.fingerprint) for ours in registered]
     return comparisons
 
@@ -347,7 +349,7 @@ def compare_paths(
         theirs.fingerprint,
         [finding] if finding is not None else [],
         path=str(suspect),
-        weights_at_hand=theirs.checkpoint is not None,
+        weights_at_hand=theirs.measured is not None,
         registry=RegistrySummary(1, ""),
         seconds=0.0,
     )

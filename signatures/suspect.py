@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
-from fingerprint.assemble import SUSPECT_NEURONS, fingerprint, with_turned_digests
+from fingerprint.assemble import SUSPECT_NEURONS, measure_checkpoint
 from fingerprint.checkpoint import open_checkpoint
+from fingerprint.revisit import Parts, with_parts, with_turned_digests
+from signatures.relation import is_part, stem
 from signatures.signature import is_signature, read_signature
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
 
+    from fingerprint.assemble import Measured
     from fingerprint.checkpoint import Checkpoint
     from fingerprint.comparing.comparison import Comparison
     from fingerprint.records import Fingerprint
@@ -23,31 +27,69 @@ _TURNED_CHANGE: Final = 0.2
 """Relative change up to which a transposed match may turn out to have equal digests, after rounding to 8 bits say."""
 
 
+_MATCHED_WHOLE: Final = 0.9
+"""Cosine from which a block counts as matched as it is: its first part alone reaches .5 to .7 of a fused one."""
+
+
 @dataclass(slots=True)
 class Suspect:
-    """What is known of a suspect so far. ``checkpoint`` is None where only a signature of it is at hand."""
+    """What is known of a suspect so far. ``measured`` is None where only a signature of it is at hand."""
 
     fingerprint: Fingerprint
-    checkpoint: Checkpoint | None
+    measured: Measured | None
 
-    def look_again(self, comparison: Comparison) -> bool:
-        """Read what a comparison asks for: digests of transposes. True if the fingerprint now knows more.
+    def look_again(self, comparisons: Sequence[Comparison]) -> bool:
+        """Read what comparisons ask for. True if the fingerprint now knows more, so that it should be compared again.
 
+        Blocks of a size that is fused in a registered model, and that match nothing as they are, are split as they are
+        split there; matrices that resemble the transpose of a registered one get the digest of their transpose.
         Raises ``InputError``.
         """
-        if self.checkpoint is None:
+        if self.measured is None:
             return False
-        wanted = [
-            match.suspect
-            for match in comparison.matches
-            if match.transposed
-            and not match.digest
-            and match.change < _TURNED_CHANGE
-            and not self.fingerprint.tensors[match.suspect].turned_digest
-        ]
-        if wanted:
-            self.fingerprint = with_turned_digests(self.fingerprint, self.checkpoint, wanted)
-        return bool(wanted)
+        # Splitting changes the positions that all comparisons speak of: one model's wishes at a time, and nothing else.
+        splits = next((found for comparison in comparisons if (found := _splits(comparison))), None)
+        turned = {position for comparison in comparisons for position in _turned(comparison)}
+        if splits:
+            self.measured = with_parts(self.measured, splits)
+        elif turned:
+            self.measured = with_turned_digests(self.measured, sorted(turned))
+        self.fingerprint = self.measured.fingerprint
+        return bool(splits or turned)
+
+
+def _turned(comparison: Comparison) -> list[int]:
+    return [
+        match.suspect
+        for match in comparison.matches
+        if match.transposed
+        and not match.digest
+        and match.change < _TURNED_CHANGE
+        and not comparison.suspect.tensors[match.suspect].turned_digest
+    ]
+
+
+def _splits(comparison: Comparison) -> dict[int, Parts]:
+    fused: dict[tuple[int, int], tuple[int, ...]] = {}
+    blocks: dict[str, list[tuple[int, ...]]] = defaultdict(list)
+    for tensor in comparison.registered.tensors:
+        if is_part(tensor.name) and len(tensor.shape) == 2:
+            blocks[stem(tensor.name)].append(tensor.shape)
+    for shapes in blocks.values():
+        if len({columns for _, columns in shapes}) == 1:
+            sizes = tuple(rows for rows, _ in shapes)
+            fused[sum(sizes), shapes[0][1]] = sizes
+    matched = {match.suspect for match in comparison.matches if match.digest or abs(match.cosine) > _MATCHED_WHOLE}
+    splits = {}
+    for position, tensor in enumerate(comparison.suspect.tensors):
+        if tensor.sketch is None or len(tensor.shape) != 2 or position in matched or is_part(tensor.name):
+            continue
+        rows, columns = tensor.shape
+        if (rows, columns) in fused:
+            splits[position] = Parts(fused[rows, columns], flipped=False)
+        elif (columns, rows) in fused:
+            splits[position] = Parts(fused[columns, rows], flipped=True)
+    return splits
 
 
 @contextmanager
@@ -70,7 +112,8 @@ def open_suspect(
     with open_checkpoint(path) as opened:
         checkpoint = _chosen(opened, include, exclude)
         neurons = None if registered else SUSPECT_NEURONS
-        yield Suspect(fingerprint(checkpoint, casts=registered, neurons=neurons, progress=progress), checkpoint)
+        measured = measure_checkpoint(checkpoint, casts=registered, neurons=neurons, progress=progress)
+        yield Suspect(measured.fingerprint, measured)
 
 
 def _chosen(checkpoint: Checkpoint, include: Sequence[str], exclude: Sequence[str]) -> Checkpoint:

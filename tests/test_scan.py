@@ -306,3 +306,19 @@ def test_a_budgeted_signature_still_covers_a_fine_tune(tmp_path: Path) -> None:
     assert links(report) == {"a/sampled": Link.LINEAGE}
     assert report.matches[0].coverage.suspect > 0.9
     assert report.matches[0].coverage.registered > 0.9
+
+
+def test_a_fused_block_alone_is_split_as_the_registered_model_is(tmp_path: Path) -> None:
+    weights = model(2)
+    for layer in range(3):
+        parts = [weights.pop(f"model.layers.{layer}.self_attn.{part}_proj.weight") for part in "qkv"]
+        weights[f"model.layers.{layer}.self_attn.qkv_proj.weight"] = np.concatenate(parts)
+    with Registry.open(tmp_path / "r", create=True) as registry:
+        with open_checkpoint(save(weights, tmp_path / "m.safetensors")) as checkpoint:
+            registry.register(sign(fingerprint(checkpoint)), name="d/fused")
+        block = weights["model.layers.1.self_attn.qkv_proj.weight"]
+        for values in (block, np.concatenate([block, block * 0 + model(3)["model.embed_tokens.weight"][:128]])[:128].T):
+            report = scan(registry, {"x": values}, tmp_path)
+            assert links(report) == {"d/fused": Link.LINEAGE}
+            assert report.matches[0].coverage.suspect == 1.0
+            assert report.suspect.tensors == 3

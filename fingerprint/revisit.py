@@ -1,0 +1,72 @@
+"""A second look at a suspect's weights, where a comparison asks for one: transposes, and blocks that were not split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from fingerprint.assemble import Measured, record_of
+from fingerprint.measure import measure_digest, measure_tensor
+from fingerprint.tensors import RowSlice, TensorView, Transposed
+from fingerprint.vocabulary import Axis, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from fingerprint.records import TensorRecord
+    from fingerprint.roles.layout import CanonicalTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """How a matrix is to be split: into these numbers of rows, after transposing it if ``flipped``."""
+
+    sizes: tuple[int, ...]
+    flipped: bool
+
+
+def with_turned_digests(measured: Measured, positions: Iterable[int]) -> Measured:
+    """The same with the digests of the transposes of the matrices at ``positions``. Raises ``InputError``."""
+    records = list(measured.fingerprint.tensors)
+    for position in positions:
+        view = measured.tensors[position].view
+        if len(view.shape) == 2 and not records[position].turned_digest:
+            digest = measure_digest(Transposed(view, view.name), measured.fingerprint.parameters)
+            records[position] = replace(records[position], turned_digest=digest)
+    return replace(measured, fingerprint=replace(measured.fingerprint, tensors=tuple(records)))
+
+
+def with_parts(measured: Measured, splits: Mapping[int, Parts]) -> Measured:
+    """The same with the matrices at the positions of ``splits`` replaced by their parts. Raises ``InputError``."""
+    tensors: list[CanonicalTensor] = []
+    records: list[TensorRecord] = []
+    moved: dict[int, int] = {-1: -1}
+    for position, (tensor, record) in enumerate(zip(measured.tensors, measured.fingerprint.tensors, strict=True)):
+        moved[position] = len(tensors)
+        if position not in splits:
+            tensors.append(tensor)
+            records.append(record)
+            continue
+        for part in _split(tensor, splits[position]):
+            result = measure_tensor(part.view, measured.fingerprint.parameters, casts=False)
+            tensors.append(part)
+            records.append(record_of(part, result))
+    neurons = tuple(
+        replace(sample, tensors=(moved[sample.tensors[0]], moved[sample.tensors[1]], moved[sample.tensors[2]]))
+        for sample in measured.fingerprint.neurons
+    )
+    return Measured(replace(measured.fingerprint, tensors=tuple(records), neurons=neurons), tuple(tensors))
+
+
+def _split(tensor: CanonicalTensor, parts: Parts) -> list[CanonicalTensor]:
+    source: TensorView = Transposed(tensor.view, tensor.view.name) if parts.flipped else tensor.view
+    pieces = []
+    start = 0
+    for number, size in enumerate(parts.sizes):
+        name = f"{tensor.name}[{number}]"
+        view = RowSlice(source, name, start, start + size)
+        pieces.append(
+            replace(tensor, view=view, name=name, role=Role.OTHER, axes=(Axis.UNKNOWN, Axis.UNKNOWN), oriented=False)
+        )
+        start += size
+    return pieces

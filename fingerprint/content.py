@@ -41,7 +41,8 @@ def _smooth(slices: Float32) -> bool:
     length = slices.shape[1] if slices.ndim == 2 else 0
     if length < 32 or not len(slices):
         return False
-    centred = (slices - slices.mean(axis=1, keepdims=True)).astype(np.float64)
+    wide = slices.astype(np.float64)
+    centred = wide - wide.mean(axis=1, keepdims=True)
     energy = np.sum(centred**2, axis=1)
     varying = energy > 1e-12 * max(float(energy.max()), 1e-300)
     if np.count_nonzero(varying) < 2:

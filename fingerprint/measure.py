@@ -32,8 +32,16 @@ BLOCK_ELEMENTS: Final = 1 << 18
 """Elements per block of the pass: 1 MB in float32, so that a block stays in the cache while it is used."""
 TRANSPOSED_BLOCK_ELEMENTS: Final = 1 << 24
 """Larger where every block has to gather columns of the whole source."""
+MOST_SKETCHED_AXIS: Final = 1 << 22
+"""Longest axis of a matrix that gets a sketch: what is kept for each column and row stays small."""
 
 _SMOOTH: Final = 0.05
+_PROBED: Final = 1 << 16
+_NO_WEIGHTS: Final = 1e-9
+"""Share of a matrix's energy outside its row and column means below which only the rounding of the means is left."""
+_SMALLEST: Final = 2.0**-30
+_LARGEST: Final = 2.0**26
+"""Magnitudes whose fourth powers, and sums of them over a block, are normal numbers of float32."""
 
 CASTS: Final = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -71,10 +79,17 @@ def measure_tensor(view: TensorView, parameters: Parameters, *, casts: bool, nor
     ``casts`` adds the digests after rounding to narrower types (wanted for registration), ``norms`` the Euclidean
     norms of all rows and columns. Raises ``InputError`` if bytes cannot be read.
     """
+    # Suspects hold what they like: values near the largest float32 overflow, and are then set aside.
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return _measure(view, parameters, casts=casts, norms=norms)
+
+
+def _measure(view: TensorView, parameters: Parameters, *, casts: bool, norms: bool) -> TensorMeasurement:
     rows, columns = matrix_shape(view.shape)
     is_float = view.dtype.kind is Kind.FLOAT
     wants_sketch = is_float and len(view.shape) >= 2 and min(rows, columns) > 1
     wants_sketch = wants_sketch and rows * columns >= parameters.minimum_elements
+    wants_sketch = wants_sketch and max(rows, columns) <= MOST_SKETCHED_AXIS
     digester = TensorDigester(parameters.digest_block)
     narrower = _narrower_types(view) if casts and is_float else {}
     cast_digesters = {name: TensorDigester(parameters.digest_block) for name in narrower}
@@ -84,27 +99,30 @@ def measure_tensor(view: TensorView, parameters: Parameters, *, casts: bool, nor
     slice_norms = _SliceNorms(rows, columns) if norms and wants_sketch else None
     roughness = _Roughness()
 
-    for start, native in row_blocks(view):
+    for start, first, native in row_blocks(view):
         flat = native.reshape(-1)
         digester.update(flat)
         if not is_float:
             moments.add_integers(flat)
             continue
         block = to_float32(native)
-        with np.errstate(over="ignore", invalid="ignore"):
-            for name, dtype in narrower.items():
-                cast_digesters[name].update(flat.astype(dtype))
+        for name, dtype in narrower.items():
+            cast_digesters[name].update(flat.astype(dtype))
         block = moments.add(block)
         if sketcher is not None and probe is not None:
-            sketcher.update(start, block)
-            probe.add(start, block)
+            sketcher.update(start, block, first)
+            probe.add(start, first, block)
         if slice_norms is not None:
-            slice_norms.add(start, block)
+            slice_norms.add(start, first, block, precise=moments.extreme)
         if not wants_sketch:
             roughness.add(block.reshape(-1))
 
     statistics = moments.finish(probe.lattice_bits() if probe else 0)
     content = _content(view, statistics, probe, moments.constant, wants_sketch)
+    sketch = sketcher.finish() if sketcher is not None and content is Content.WEIGHTS else None
+    if sketch is not None:
+        content = _content_of_sketch(sketch, moments.energy)
+        sketch = sketch if content is Content.WEIGHTS else None
     if content is Content.VECTOR and roughness.is_smooth(statistics.deviation):
         content = Content.ANALYTIC
     return TensorMeasurement(
@@ -112,7 +130,7 @@ def measure_tensor(view: TensorView, parameters: Parameters, *, casts: bool, nor
         digest=digester.digest(),
         casts={name: one.digest() for name, one in cast_digesters.items()},
         statistics=statistics,
-        sketch=sketcher.finish() if sketcher is not None and content is Content.WEIGHTS else None,
+        sketch=sketch,
         row_norms=slice_norms.rows if slice_norms is not None else None,
         column_norms=slice_norms.columns if slice_norms is not None else None,
     )
@@ -121,43 +139,65 @@ def measure_tensor(view: TensorView, parameters: Parameters, *, casts: bool, nor
 def measure_digest(view: TensorView, parameters: Parameters) -> bytes:
     """The content digest alone. Raises ``InputError`` if bytes cannot be read."""
     digester = TensorDigester(parameters.digest_block)
-    for _, native in row_blocks(view):
-        digester.update(native.reshape(-1))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for _, _, native in row_blocks(view):
+            digester.update(native.reshape(-1))
     return digester.digest()
 
 
-def row_blocks(view: TensorView) -> Iterator[tuple[int, Array]]:
-    """The tensor as blocks of consecutive rows: (first row, (b, columns) array of the stored type)."""
-    if len(view.shape) < 2:
-        count = element_count(view.shape)
-        for start in range(0, count, BLOCK_ELEMENTS):
-            yield 0, view.read(start, min(start + BLOCK_ELEMENTS, count)).reshape(1, -1)
-        return
+def row_blocks(view: TensorView) -> Iterator[tuple[int, int, Array]]:
+    """The tensor in row-major blocks: (first row, first column, (b, c) array of the stored type).
+
+    Whole rows where they fit into a block, else pieces of one row: no more than a block is ever read at once.
+    """
     rows, columns = matrix_shape(view.shape)
     if not rows * columns:
         return
     budget = TRANSPOSED_BLOCK_ELEMENTS if isinstance(view, Transposed) else BLOCK_ELEMENTS
-    step = max(1, budget // columns)
+    if columns > budget:
+        for row in range(rows):
+            for first in range(0, columns, budget):
+                last = min(first + budget, columns)
+                yield row, first, view.read(row * columns + first, row * columns + last).reshape(1, -1)
+        return
+    step = budget // columns
     for start in range(0, rows, step):
-        yield start, read_rows(view, start, min(start + step, rows))
+        stop = min(start + step, rows)
+        yield start, 0, view.read(start * columns, stop * columns).reshape(-1, columns)
 
 
-def gather_rows(view: TensorView, indices: NDArray[np.int64]) -> Float32:
-    """The given rows of a matrix view as float32: (m, columns), non-finite values as 0."""
-    if isinstance(view, Transposed):
-        parts = [to_float32(native[:, indices]) for _, native in row_blocks(view.source)]
-        rows = np.concatenate(parts).T
-    else:
-        rows = np.concatenate([to_float32(read_rows(view, int(i), int(i) + 1)) for i in indices])
-    return np.nan_to_num(np.ascontiguousarray(rows), nan=0.0, posinf=0.0, neginf=0.0)
+def project_slices(view: TensorView, indices: NDArray[np.int64], frame: Float32, *, columns: bool) -> Float32:
+    """Sampled rows (``columns``: columns) of a matrix, less their means, times ``frame``: (m, width) float32.
+
+    ``frame`` has one row for each position along a slice. Values that are not finite count as 0; slices too large for
+    float32 come out as 0. Reads in pieces, so that memory does not grow with the length of the slices.
+    """
+    source, across = (view.source, not columns) if isinstance(view, Transposed) else (view, columns)
+    total = np.zeros((indices.size, frame.shape[1] + 1), np.float64)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        if across:
+            for start, first, native in row_blocks(source):
+                low, high = np.searchsorted(indices, (first, first + native.shape[1]))
+                part = _clean(native[:, indices[low:high] - first])
+                total[low:high] += part.T @ _beside_ones(frame[start : start + len(native)])
+        else:
+            wide = _beside_ones(frame)
+            step = max(1, BLOCK_ELEMENTS // len(frame))
+            for low in range(0, indices.size, step):
+                rows = [read_rows(source, int(i), int(i) + 1) for i in indices[low : low + step]]
+                total[low : low + step] = _clean(np.concatenate(rows)) @ wide
+        means = total[:, -1:] / len(frame)
+        projected: Float32 = (total[:, :-1] - means * frame.sum(axis=0, dtype=np.float64)).astype(np.float32)
+        projected[~np.isfinite(projected).all(axis=1)] = 0.0
+    return projected
 
 
-def gather_columns(view: TensorView, indices: NDArray[np.int64]) -> Float32:
-    """The given columns of a matrix view as float32, as rows of the result: (m, rows), non-finite values as 0."""
-    if isinstance(view, Transposed):
-        return gather_rows(view.source, indices)
-    parts = [to_float32(native[:, indices]) for _, native in row_blocks(view)]
-    return np.nan_to_num(np.ascontiguousarray(np.concatenate(parts).T), nan=0.0, posinf=0.0, neginf=0.0)
+def _beside_ones(frame: Float32) -> Float32:
+    return np.concatenate([frame, np.ones((len(frame), 1), np.float32)], axis=1)
+
+
+def _clean(native: Array) -> Float32:
+    return np.nan_to_num(to_float32(native), nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _narrower_types(view: TensorView) -> dict[str, np.dtype[Any]]:
@@ -186,6 +226,14 @@ def _content(
     return Content.ANALYTIC if probe.is_analytic() else Content.WEIGHTS
 
 
+def _content_of_sketch(sketch: MatrixSketch, energy: float) -> Content:
+    """What a matrix of weights turns out to be by its sketch: nothing but means, or too large for float32."""
+    whole = sketch.whole.astype(np.float64)
+    if not all(np.isfinite(part).all() for part in (whole, sketch.rows, sketch.columns) if part is not None):
+        return Content.NONFINITE
+    return Content.WEIGHTS if float(np.sum(whole**2)) > _NO_WEIGHTS * energy else Content.ANALYTIC
+
+
 @dataclass(slots=True)
 class _Moments:
     """Sums of powers over the finite elements, block by block."""
@@ -196,26 +244,32 @@ class _Moments:
     sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
     low: float = math.inf
     high: float = -math.inf
-    _shift: float | None = None
+    extreme: bool = False
 
     def add(self, block: Float32) -> Float32:
         """Add a float32 block; returns it with NaN and infinities as 0."""
         if not block.size:
             return block
         flat = block.reshape(-1)
-        square_sum = float(np.dot(flat, flat))
-        if not math.isfinite(square_sum):
+        low, high = float(flat.min()), float(flat.max())
+        if not math.isfinite(low) or not math.isfinite(high):
             finite = np.isfinite(flat)
             self.nonfinite += int(flat.size - np.count_nonzero(finite))
             flat = np.where(finite, flat, np.float32(0))
             block = flat.reshape(block.shape)
-            square_sum = float(np.dot(flat.astype(np.float64), flat.astype(np.float64)))
-        squares = flat * flat
+            low, high = float(flat.min()), float(flat.max())
         self.count += flat.size
         self.zeros += flat.size - int(np.count_nonzero(flat))
-        cube_sum, fourth_sum = float(np.dot(squares, flat)), float(np.dot(squares, squares))
-        self.sums += (float(flat.sum(dtype=np.float64)), square_sum, cube_sum, fourth_sum)
-        self.low, self.high = min(self.low, float(flat.min())), max(self.high, float(flat.max()))
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.extreme = not _SMALLEST < max(abs(low), abs(high)) < _LARGEST
+        wide = flat.astype(np.float64) if self.extreme else flat
+        squares = wide * wide
+        self.sums += (
+            float(flat.sum(dtype=np.float64)),
+            float(squares.sum(dtype=np.float64)) if self.extreme else float(np.dot(wide, wide)),
+            float(np.dot(squares, wide)),
+            float(np.dot(squares, squares)),
+        )
         return block
 
     def add_integers(self, flat: Array) -> None:
@@ -226,6 +280,11 @@ class _Moments:
     def constant(self) -> bool:
         """Whether all values are the same."""
         return self.low >= self.high
+
+    @property
+    def energy(self) -> float:
+        """Sum of the squares of the finite elements."""
+        return float(self.sums[1])
 
     def finish(self, bits: int) -> TensorStatistics:
         """The statistics of everything added; moments that overflow are given as 0."""
@@ -254,18 +313,24 @@ class _SliceNorms:
     """Euclidean norms of rows and columns of a matrix, block by block."""
 
     def __init__(self, rows: int, columns: int) -> None:
-        self.rows = np.zeros(rows, np.float32)
-        self._squares = np.zeros(columns, np.float64)
+        self._row_squares = np.zeros(rows, np.float64)
+        self._column_squares = np.zeros(columns, np.float64)
 
-    def add(self, start: int, block: Float32) -> None:
-        """Add rows ``start`` onwards."""
-        self.rows[start : start + len(block)] = np.sqrt(np.einsum("ij,ij->i", block, block))
-        self._squares += np.einsum("ij,ij->j", block, block)
+    def add(self, start: int, first: int, block: Float32, *, precise: bool) -> None:
+        """Add rows ``start`` onwards, columns ``first`` onwards; ``precise``: squares do not fit float32."""
+        wide = block.astype(np.float64) if precise else block
+        self._row_squares[start : start + len(block)] += np.einsum("ij,ij->i", wide, wide)
+        self._column_squares[first : first + block.shape[1]] += np.einsum("ij,ij->j", wide, wide)
+
+    @property
+    def rows(self) -> Float32:
+        """Norms of the rows, once everything was added."""
+        return np.sqrt(self._row_squares).astype(np.float32)
 
     @property
     def columns(self) -> Float32:
-        """Norms of the columns, once all rows were added."""
-        return np.sqrt(self._squares).astype(np.float32)
+        """Norms of the columns, once everything was added."""
+        return np.sqrt(self._column_squares).astype(np.float32)
 
 
 class _Roughness:
@@ -289,14 +354,17 @@ class _Roughness:
 
 
 class _Probe:
-    """A few rows, columns and square tiles of a matrix, kept as they are to judge its content."""
+    """A few rows, columns and square tiles of a matrix, kept as they are to judge its content.
+
+    Of very long rows and columns only the beginning is kept.
+    """
 
     def __init__(self, rows: int, columns: int, parameters: Parameters) -> None:
         seed = parameters.seed
         self._row_indices = sample_indices(seed, Stream.PROBE, rows, SLICE_SAMPLES)
         self._column_indices = sample_indices(seed, Stream.PROBE, columns, SLICE_SAMPLES)
-        self._rows = np.zeros((self._row_indices.size, columns), np.float32)
-        self._columns = np.zeros((self._column_indices.size, rows), np.float32)
+        self._rows = np.zeros((self._row_indices.size, min(columns, _PROBED)), np.float32)
+        self._columns = np.zeros((self._column_indices.size, min(rows, _PROBED)), np.float32)
         tile_rows, tile_columns = max(rows // LATTICE_TILE, 1), max(columns // LATTICE_TILE, 1)
         number = tile_rows * tile_columns
         self._tiles = {
@@ -306,16 +374,24 @@ class _Probe:
             for i in sample_indices(seed, Stream.PROBE, number, 4)
         }
 
-    def add(self, start: int, block: Float32) -> None:
-        """Keep what is wanted of rows ``start`` onwards."""
-        stop = start + len(block)
+    def add(self, start: int, first: int, block: Float32) -> None:
+        """Keep what is wanted of rows ``start`` onwards, columns ``first`` onwards."""
+        stop, last = start + len(block), first + block.shape[1]
         low, high = np.searchsorted(self._row_indices, (start, stop))
-        self._rows[low:high] = block[self._row_indices[low:high] - start]
-        self._columns[:, start:stop] = block[:, self._column_indices].T
+        end = min(last, self._rows.shape[1])
+        if low < high and first < end:
+            self._rows[low:high, first:end] = block[self._row_indices[low:high] - start, : end - first]
+        left, right = np.searchsorted(self._column_indices, (first, last))
+        end = min(stop, self._columns.shape[1])
+        if left < right and start < end:
+            wanted = self._column_indices[left:right] - first
+            self._columns[left:right, start:end] = block[: end - start, wanted].T
         for (row, column), tile in self._tiles.items():
-            first, last = max(row, start), min(row + len(tile), stop)
-            if first < last:
-                tile[first - row : last - row] = block[first - start : last - start, column : column + tile.shape[1]]
+            top, bottom = max(row, start), min(row + tile.shape[0], stop)
+            near, far = max(column, first), min(column + tile.shape[1], last)
+            if top < bottom and near < far:
+                part = block[top - start : bottom - start, near - first : far - first]
+                tile[top - row : bottom - row, near - column : far - column] = part
 
     def is_analytic(self) -> bool:
         """See ``content.is_analytic``."""

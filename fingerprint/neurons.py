@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
-from fingerprint.measure import gather_columns, gather_rows
+from fingerprint.measure import matrix_shape, project_slices
 from fingerprint.records import NeuronSample
 from fingerprint.signs import Stream, sample_indices, sign_matrix
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from fingerprint.canonical import CanonicalTensor
     from fingerprint.parameters import Parameters
-    from fingerprint.tensors import TensorView
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -28,6 +27,12 @@ Float64 = NDArray[np.float64]
 FIXED_FRAME: Final = "fixed"
 UNNAMED: Final = "unknown"
 """Activation of an MLP that was put together without names: which projection is which is not known."""
+MOST_NEURONS: Final = 1 << 17
+"""Neurons that are sampled of one checkpoint, all MLPs together: 100 MB of coordinates."""
+MOST_MLPS: Final = 1024
+"""MLPs whose neurons are sampled: a hashed part of a mixture of experts that has more."""
+MOST_WIDTH: Final = 1 << 18
+"""Widest residual stream whose neurons are sampled."""
 _PAIRING_LIMIT: Final = 512
 _PAIRING_CORRELATION: Final = 0.15
 
@@ -66,10 +71,13 @@ def sample_neurons(
     """
     size = gate_norms.size
     indices = choose_neurons(gate_norms, count, parameters)
-    gate = _slices(tensors[mlp.gate[0]].view, indices, columns=mlp.gate[1])
-    up = None if mlp.up is None else _slices(tensors[mlp.up[0]].view, indices, columns=mlp.up[1])
-    down = _slices(tensors[mlp.down[0]].view, indices, columns=not mlp.down[1])
-    frame = sign_matrix(parameters.seed, Stream.FRAME, gate.shape[1], parameters.frame_width)
+    width = matrix_shape(tensors[mlp.gate[0]].view.shape)[0 if mlp.gate[1] else 1]
+    frame = sign_matrix(parameters.seed, Stream.FRAME, width, parameters.frame_width)
+
+    def coordinates(part: tuple[int, bool], *, down: bool = False) -> Float32:
+        scale = np.float32(1.0 / np.sqrt(frame.shape[1]))
+        return project_slices(tensors[part[0]].view, indices, frame, columns=part[1] != down) * scale
+
     return NeuronSample(
         layer=mlp.layer,
         expert=mlp.expert,
@@ -78,9 +86,9 @@ def sample_neurons(
         size=size,
         tensors=(mlp.gate[0], -1 if mlp.up is None else mlp.up[0], mlp.down[0]),
         indices=indices,
-        gate=_coordinates(gate, frame),
-        up=None if up is None else _coordinates(up, frame),
-        down=_coordinates(down, frame),
+        gate=coordinates(mlp.gate),
+        up=None if mlp.up is None else coordinates(mlp.up),
+        down=coordinates(mlp.down, down=True),
     )
 
 
@@ -153,14 +161,3 @@ def _ranks(values: Float32) -> Float64:
     ranks -= ranks.mean()
     length = float(np.linalg.norm(ranks))
     return ranks / length if length else ranks
-
-
-def _slices(view: TensorView, indices: NDArray[np.int64], *, columns: bool) -> Float32:
-    return gather_columns(view, indices) if columns else gather_rows(view, indices)
-
-
-def _coordinates(slices: Float32, frame: Float32) -> Float32:
-    centred = slices - slices.mean(axis=1, keepdims=True)
-    scale = np.float32(1.0 / np.sqrt(frame.shape[1]))
-    coordinates: Float32 = (centred @ frame) * scale
-    return coordinates

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fingerprint.dtypes import DType
 
 Array = NDArray[Any]
@@ -165,15 +167,24 @@ class Transposed:
 
     def read(self, start: int, stop: int) -> Array:
         """See ``TensorView.read``."""
-        source_rows, source_columns = self.source.shape
+        source_rows = self.source.shape[0]
         if stop <= start:
             return self.source.read(0, 0)
         first, last = start // source_rows, -(-stop // source_rows)
-        step = max(1, self.piece // source_columns)
-        strips = [
-            read_rows(self.source, row, min(row + step, source_rows))[:, first:last]
-            for row in range(0, source_rows, step)
-        ]
-        strip = strips[0] if len(strips) == 1 else np.concatenate(strips)
+        # A piece of one long row is a piece of one column: the rest of the source is not touched.
+        top, bottom = (start % source_rows, stop - first * source_rows) if last == first + 1 else (0, source_rows)
+        strip = np.concatenate(list(self._strips(top, bottom, first, last)))
         flat = np.ascontiguousarray(strip.T).reshape(-1)
-        return flat[start - first * source_rows : stop - first * source_rows]
+        offset = first * source_rows + top
+        return flat[start - offset : stop - offset]
+
+    def _strips(self, top: int, bottom: int, first: int, last: int) -> Iterator[Array]:
+        """Columns ``first`` to ``last`` of rows ``top`` to ``bottom`` of the source, in pieces."""
+        columns = self.source.shape[1]
+        if columns > self.piece:
+            for row in range(top, bottom):
+                yield self.source.read(row * columns + first, row * columns + last).reshape(1, -1)
+            return
+        step = max(1, self.piece // columns)
+        for row in range(top, bottom, step):
+            yield read_rows(self.source, row, min(row + step, bottom))[:, first:last]

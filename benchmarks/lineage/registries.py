@@ -1,4 +1,4 @@
-"""Registries for the scans: what must be registered for each suspect, and every model of other shapes as a look-alike."""
+"""Registries for the scans: what each suspect asks for, and every model of another shape as a look-alike."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Command: derive the suspects of a family, scan them in another process, and write what came out as a table.
 
-Writes ``lineage-FAMILY.md``, ``lineage-FAMILY.json`` and the plots to OUT. Exit status 1 if a case fails, 2 if the
-command cannot do its work.
+Writes ``lineage-FAMILY.md``, ``lineage-FAMILY.json`` and ``lineage-FAMILY-scores.svg`` to OUT. Exit status 1 if a case
+fails, 2 if the command cannot do its work. Family b is scored only with the rules as they were frozen.
 """
 
 from __future__ import annotations
@@ -9,49 +9,54 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.lineage.derive import derive_all
+from benchmarks.lineage.distributions import collect, draw, rows
+from benchmarks.lineage.freeze import ROOT, state
 from benchmarks.lineage.registries import Builder, plan
 from benchmarks.lineage.score import Outcome, score
 from benchmarks.lineage.table import summary, to_json, to_markdown
 from benchmarks.zoo.recipes import family
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-ROOT = Path(__file__).parents[2]
+    from collections.abc import Callable, Mapping, Sequence
 
 
-def scan(derived: Path, zoo: Path, work: Path, report: Callable[[str], None]) -> tuple[list[dict[str, Any]], Path]:
+class RulesChangedError(Exception):
+    """Family b is scored once, with frozen rules; these are others."""
+
+
+def scan(
+    truth: Mapping[str, Any], derived: Path, zoo: Path, work: Path, report: Callable[[str], None]
+) -> tuple[list[dict[str, Any]], Path]:
     """Build the registries, scan every suspect in a process of its own; the reports, and the path of the scores."""
-    truth = json.loads((derived / "truth" / "truth.json").read_text())
     plans = plan(truth, zoo)
     registries = Builder(zoo, derived, work, family(truth["family"], quick=truth["quick"])).build(plans, report)
     report(f"scanning {len(truth['suspects'])} suspects against {len(plans)} registries")
     jobs, reports, scores = work / "jobs.json", work / "reports.jsonl", work / "scores.jsonl"
-    jobs.write_text(
-        json.dumps(
-            [
-                {"registry": str(folder), "suspects": [str(derived / path) for path in sorted(one.suspects)]}
-                for folder, one in zip(registries, plans, strict=True)
-            ]
-        )
-    )
+    listed = [
+        {"registry": str(folder), "suspects": [str(derived / path) for path in sorted(one.suspects)]}
+        for folder, one in zip(registries, plans, strict=True)
+    ]
+    jobs.write_text(json.dumps(listed))
     command = [sys.executable, "-m", "benchmarks.lineage.scan", str(jobs), str(reports), str(scores)]
-    subprocess.run(command, cwd=ROOT, check=True)
+    # One thread for each library: the suspects are small, and a shared machine stays usable.
+    subprocess.run(command, cwd=ROOT, env={"OMP_NUM_THREADS": "1", **os.environ}, check=True)
     return [json.loads(line) for line in reports.read_text().splitlines()], scores
 
 
-def outcomes(derived: Path, reports: Sequence[dict[str, Any]]) -> list[Outcome]:
+def outcomes(truth: Mapping[str, Any], derived: Path, reports: Sequence[dict[str, Any]]) -> list[Outcome]:
     """Join reports with the truth, in the order of the truth; raises KeyError if a suspect was not scanned."""
-    truth = json.loads((derived / "truth" / "truth.json").read_text())
     said = {str(Path(report["suspect"]["path"]).relative_to(derived)): report for report in reports}
     return [score(suspect, said[path]) for path, suspect in truth["suspects"].items()]
 
@@ -66,20 +71,47 @@ def run(
     derived: Path | None = None,
     models: Sequence[str] = ("*",),
     only: Sequence[str] = ("*",),
+    changed_rules: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> list[Outcome]:
-    """Do everything; ``derived`` is a folder of suspects that are there already."""
+    """Do everything, and write the results to ``out``.
+
+    ``derived`` is a folder of suspects that are there already. ``changed_rules`` allows family b with rules that are
+    not the frozen ones, and the table says so. Raises RulesChangedError if that is not allowed; FileExistsError,
+    FileNotFoundError and ValueError as deriving does; CalledProcessError if the scanning process fails.
+    """
+    frozen, changed = state()
+    if family_name == "b" and not quick and not changed_rules:
+        if frozen is None:
+            raise RulesChangedError("the rules are not frozen: python -m benchmarks.lineage freeze")
+        if changed:
+            raise RulesChangedError(f"rules changed since they were frozen on {frozen}: {', '.join(changed)}")
     if derived is None:
         derived = work / "derived"
         report("deriving suspects")
         derive_all(zoo, family_name, derived, quick=quick, models=models, only=only)
-    reports, _ = scan(derived, zoo, work, report)
-    found = outcomes(derived, reports)
+    truth = json.loads((derived / "truth" / "truth.json").read_text())
+    if truth["family"] != family_name or truth["quick"] != quick:
+        raise ValueError(f"{derived} holds suspects of another family")
+    reports, scores = scan(truth, derived, zoo, work, report)
+    found = outcomes(truth, derived, reports)
+    values = collect(truth, derived, scores)
+    about = {
+        "family": family_name,
+        "quick": quick,
+        "date": datetime.now(UTC).date().isoformat(),
+        "frozen": frozen,
+        "changed": changed,
+        "registered": max(one["registry"]["models"] for one in reports),
+        "scores": rows(values),
+        "seconds": round(statistics.median(one["seconds"] for one in reports), 2),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+    }
     out.mkdir(parents=True, exist_ok=True)
     name = f"lineage-{'quick-' if quick else ''}{family_name}"
-    about = {"family": family_name, "quick": quick, "registered": max(r["registry"]["models"] for r in reports)}
+    draw(values, out / f"{name}-scores.svg")
     (out / f"{name}.json").write_text(to_json(found, about))
-    (out / f"{name}.md").write_text(to_markdown(found, about))
+    (out / f"{name}.md").write_text(to_markdown(found, about, plot=f"{name}-scores.svg"))
     return found
 
 
@@ -93,6 +125,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--models", action="append", metavar="GLOB", help="shapes, such as 'a-llama-*'")
     options.add_argument("--only", action="append", metavar="GLOB", help="cases")
     options.add_argument("--quick", action="store_true", help="the tiny models of the quick zoo")
+    options.add_argument(
+        "--changed-rules", action="store_true", help="score family b with rules that are not the frozen ones"
+    )
     return options
 
 
@@ -110,8 +145,6 @@ def main(arguments: list[str] | None = None) -> int:
             work = options.work.resolve()
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
-        # One thread for each library: the suspects are small, and a shared machine stays usable.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
         try:
             found = run(
                 family_name=options.family,
@@ -122,9 +155,10 @@ def main(arguments: list[str] | None = None) -> int:
                 derived=None if options.derived is None else options.derived.resolve(),
                 models=options.models or ["*"],
                 only=options.only or ["*"],
+                changed_rules=options.changed_rules,
                 report=report,
             )
-        except (FileExistsError, FileNotFoundError, ValueError, subprocess.CalledProcessError) as error:
+        except (OSError, ValueError, RulesChangedError, subprocess.CalledProcessError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
     for line in summary(found):

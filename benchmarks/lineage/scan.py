@@ -14,19 +14,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.comparing.evidence import Test
 from fingerprint.errors import InputError, SignatureError
 from signatures.records import LOCAL
 from signatures.registry import Registry
-from signatures.scan import scan_path
+from signatures.scan import compare_all, scan_path
 from signatures.suspect import open_suspect
 
 if TYPE_CHECKING:
     from fingerprint.comparing.comparison import Comparison
     from signatures.records import ModelRecord
 
-STRANGERS = 8
+STRANGERS = 6
 
 
 def scan_all(jobs: Path, reports: Path, scores: Path) -> None:
@@ -43,15 +42,14 @@ def scan_all(jobs: Path, reports: Path, scores: Path) -> None:
 
 def _scores(registry: Registry, path: str) -> dict[str, dict[str, float]]:
     """How a suspect compares with a few models, by name; nothing if it cannot be read."""
+    chosen = _chosen(registry, path)
+    known = [registry.load_signature(model).fingerprint for model in chosen]
     try:
         with open_suspect(path) as suspect:
-            theirs = suspect.fingerprint
+            comparisons = compare_all(suspect, known)
     except (InputError, SignatureError):
         return {}
-    return {
-        model.name: _numbers(compare_fingerprints(registry.load_signature(model).fingerprint, theirs))
-        for model in _chosen(registry, path)
-    }
+    return {model.name: _numbers(one) for model, one in zip(chosen, comparisons, strict=True)}
 
 
 def _chosen(registry: Registry, path: str) -> list[ModelRecord]:
@@ -68,7 +66,7 @@ def _numbers(comparison: Comparison) -> dict[str, float]:
     found: dict[str, Any] = {"similarity": comparison.similarity, "log10_p": comparison.log10_p}
     for one in comparison.evidence:
         if one.test is Test.ALIGN:
-            found["landed"] = float(one.detail["landed"]) / max(float(one.detail["compared"]), 1.0)
+            found["landed"] = float(one.detail["landed"])
         elif one.test is Test.SKETCH:
             found["sketch"] = one.statistic
         elif one.test is Test.ROWS:

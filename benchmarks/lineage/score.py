@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.lineage.derive_cases import Link, Names, Verdict
@@ -16,9 +18,12 @@ TOLERANCE = 0.02
 """Largest difference of a mixture coefficient from least squares on the full weights."""
 EMPTY_CASES = frozenset({"zeros", "constants"})
 """Cases in which there is too little to say no: inconclusive is as right as no-match."""
-_ORDER_OF_LAYERS = ("layers-", "frankenmerge")
+_LAYERS_ASKED = ("layers-", "frankenmerge")
 """Cases that ask for the layer map begin so; elsewhere it is told, and asked of nobody."""
-_WHOLE = "outside layers"
+_ORDER_ASKED = frozenset({"layers-swapped", "layers-reversed"})
+"""Cases that nothing but the order of the layers tells from the registered model."""
+_OUTSIDE = "outside layers"
+_UNNAMED_LAYER = re.compile(r"unnamed (\d+) of .+")
 
 FOUND = "Found at likely or better"
 NAMED = "Named, not accused"
@@ -32,14 +37,24 @@ GROUPS = {
 }
 
 
+class LayerMap(StrEnum):
+    """EXACT: each layer of the suspect is said to be what it is. UNORDERED: each registered layer occurs as often as is
+    true, under labels that do not say where. WRONG: else.
+    """
+
+    EXACT = "exact"
+    UNORDERED = "unordered"
+    WRONG = "wrong"
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What was said about one suspect, and whether it is right.
 
     The marks are None where the truth asks nothing: ``model`` (the first match is a parent), ``links`` (of every
-    registered model), ``relation``, ``layers``, ``mixture``, ``mixture_layers``. ``asked_layers`` says whether a wrong
-    layer map fails the case. ``others``: models that were matched and share nothing with the suspect.
-    ``problems`` is empty if the case is right.
+    registered model), ``relation``, ``layers`` (of the parents, the worst), ``mixture``, ``mixture_layers``.
+    ``asked_layers`` says whether a wrong layer map fails the case. ``others``: models that were matched and share
+    nothing with the suspect. ``problems`` is empty if the case is right.
     """
 
     stem: str
@@ -56,7 +71,7 @@ class Outcome:
     model: bool | None
     links: bool | None
     relation: bool | None
-    layers: bool | None
+    layers: LayerMap | None
     asked_layers: bool
     mixture: bool | None
     mixture_layers: bool | None
@@ -92,10 +107,12 @@ def score(truth: Mapping[str, Any], report: Mapping[str, Any]) -> Outcome:
         if not relation:
             said = first["relation"] if first else "none"
             problems.append(f"the relation is {said}, not {' or '.join(truth['relations'])}")
-        layers = all(_layers_right(truth, parent, matches) for parent in parents)
-    asked_layers = truth["case"].startswith(_ORDER_OF_LAYERS)
-    if asked_layers and not layers:
+        layers = max((_layer_map(truth, parent, matches) for parent in parents), key=list(LayerMap).index)
+    asked_layers = truth["case"].startswith(_LAYERS_ASKED)
+    if asked_layers and layers is LayerMap.WRONG:
         problems.append(f"the layer map is wrong: {_told_layers(matches, parents)}")
+    elif truth["case"] in _ORDER_ASKED and layers is LayerMap.UNORDERED:
+        problems.append(f"the layer map does not say the order: {_told_layers(matches, parents)}")
     mixture, least_squares, mixture_problems = _mixture_right(truth, report["mixture"])
     mixture_layers = None
     if wanted is Verdict.MATCH and len(parents) > 1 and truth["case"].startswith("frankenmerge"):
@@ -161,13 +178,16 @@ def _link_problems(truth: Mapping[str, Any], matches: Sequence[Mapping[str, Any]
     return problems
 
 
-def _layers_right(truth: Mapping[str, Any], parent: str, matches: Sequence[Mapping[str, Any]]) -> bool:
-    """Layer by layer where the suspect's names number its layers, else as often as each registered layer occurs."""
+def _layer_map(truth: Mapping[str, Any], parent: str, matches: Sequence[Mapping[str, Any]]) -> LayerMap:
+    """How right the layer map of one parent is. Numbers of layers mean nothing where all names are scrambled."""
     told = next((match["layers"] for match in matches if match["model"] == parent), {})
     wanted = {str(one["suspect"]): one["layer"] for one in truth["layers"] if one["model"] == parent}
-    if truth["names"] == Names.SCRAMBLED:
-        return Counter(told.values()) == Counter(wanted.values())
-    return dict(told) == wanted
+    if dict(told) == wanted:
+        return LayerMap.EXACT
+    numbered = truth["names"] != Names.SCRAMBLED and any(label.isdecimal() for label in told)
+    if not numbered and Counter(told.values()) == Counter(wanted.values()):
+        return LayerMap.UNORDERED
+    return LayerMap.WRONG
 
 
 def _told_layers(matches: Sequence[Mapping[str, Any]], parents: Sequence[str]) -> str:
@@ -177,7 +197,7 @@ def _told_layers(matches: Sequence[Mapping[str, Any]], parents: Sequence[str]) -
 def _mixture_right(
     truth: Mapping[str, Any], mixture: Mapping[str, Any] | None
 ) -> tuple[bool | None, Mapping[str, float], list[str]]:
-    """Whether the coefficients are those of least squares over the same models (or over the parents, if it took others)."""
+    """Whether the coefficients are those of least squares over the same models (the parents, if it took others)."""
     if not truth["mixtures"]:
         return None, {}, []
     told = {} if mixture is None else mixture["coefficients"]
@@ -190,15 +210,23 @@ def _mixture_right(
 
 
 def _mixture_layers_right(truth: Mapping[str, Any], mixture: Mapping[str, Any] | None) -> bool:
-    """Whether each layer of a frankenmerge is said to be its source's, whole, and nobody else's."""
+    """Whether each layer of a frankenmerge is said to be its source's, whole, and nobody else's.
+
+    Layers are named by the suspect's numbers, or where it has none by the registered layer: then each once.
+    """
     told = {} if mixture is None else mixture["layers"]
-    for one in truth["layers"]:
-        weights = told.get(str(one["suspect"]), {})
-        if abs(weights.get(one["model"], 0.0) - 1.0) > TOLERANCE:
+    found: set[tuple[str, str]] = set()
+    unnamed = False
+    for label, weights in told.items():
+        sources = [model for model, weight in weights.items() if weight > TOLERANCE]
+        if label == _OUTSIDE:
+            continue
+        if len(sources) != 1 or abs(weights[sources[0]] - 1.0) > TOLERANCE:
             return False
-        if any(weight > TOLERANCE for model, weight in weights.items() if model != one["model"]):
-            return False
-    return {label for label in told if label != _WHOLE} == {str(one["suspect"]) for one in truth["layers"]}
+        match = _UNNAMED_LAYER.fullmatch(label)
+        unnamed = unnamed or match is not None
+        found.add((match[1] if match else label, sources[0]))
+    return found == {(str(one["layer" if unnamed else "suspect"]), one["model"]) for one in truth["layers"]}
 
 
 def _shown(weights: Mapping[str, float]) -> str:

@@ -22,15 +22,24 @@ _COLUMNS = (
     "confidence",
     "log10 p",
     "similarity",
-    "model",
-    "links",
-    "relation",
-    "layers",
+    "model right",
+    "links right",
+    "relation right",
+    "layer map",
     "mixture",
+    "layers of mixture",
     "others",
     "s",
-    "",
+    "case right",
 )
+_LEGEND = """\
+*Verdict* to *similarity* are of the report: of its first match, where it has any. *Model right*: the first match is a
+parent. *Links right*: every registered relative is matched with the link that is true (for an ancestor's ancestor:
+lineage). *Layer map*: exact; unordered (the registered layers, each as often as is true, but not where, since the
+suspect's names do not say); wrong. In brackets where the case does not ask for it. *Mixture*: every coefficient within
+0.02 of least squares on the full weights. *Others*: models that share nothing with the suspect and are at possible or
+above: there must be none. *s*: seconds of the scan. A case is right if all that is asked of it is.
+"""
 
 
 def summary(outcomes: Sequence[Outcome]) -> list[str]:
@@ -65,27 +74,62 @@ def _counts(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
     return counts
 
 
-def to_markdown(outcomes: Sequence[Outcome], about: Mapping[str, Any]) -> str:
-    """The result as a page."""
-    lines = [f"# Lineage benchmark, family {about['family']}", ""]
+def to_markdown(outcomes: Sequence[Outcome], about: Mapping[str, Any], plot: str) -> str:
+    """The result as a page; ``plot`` is the file name of the plot beside it."""
+    lines = [f"# Lineage benchmark, family {about['family']}{', tiny models' if about['quick'] else ''}", ""]
     lines += [f"- {line}" for line in summary(outcomes)]
-    lines += ["", f"The largest registry held {about['registered']} models.", ""]
-    by_stem: dict[str, list[Outcome]] = defaultdict(list)
-    for one in outcomes:
-        by_stem[one.stem].append(one)
-    for stem, members in by_stem.items():
-        lines += [f"## {stem}", "", _row(_COLUMNS), _row(["---"] * len(_COLUMNS))]
-        lines += [_row(_cells(one)) for one in members]
-        lines.append("")
+    lines += ["", f"{_about_rules(about)} {_about_run(about)}", ""]
+    lines += ["## Scores", "", *_scores(about["scores"]), "", f"![Distributions of the scores]({plot})", ""]
     failed = [one for one in outcomes if not one.right]
     if failed:
         lines += ["## What failed", ""]
         lines += [f"- {one.stem} {one.case}: {'; '.join(one.problems)}" for one in failed]
         lines.append("")
+    lines += ["## Cases", "", _LEGEND]
+    by_stem: dict[str, list[Outcome]] = defaultdict(list)
+    for one in outcomes:
+        by_stem[one.stem].append(one)
+    for stem, members in by_stem.items():
+        lines += [f"### {stem}", "", _row(_COLUMNS), _row(["---"] * len(_COLUMNS))]
+        lines += [_row(_cells(one)) for one in members]
+        lines.append("")
+    lines += ["## What was done", "", *_what_was_done(outcomes), ""]
     return "\n".join(lines)
 
 
+def _about_rules(about: Mapping[str, Any]) -> str:
+    if about["frozen"] is None:
+        return f"Run on {about['date']}; the rules are not frozen yet."
+    if about["changed"]:
+        changed = ", ".join(f"`{name}`" for name in about["changed"])
+        return f"Run on {about['date']}. **Rules changed since they were frozen** ({about['frozen']}): {changed}."
+    return f"Run on {about['date']} with the rules as they were frozen on {about['frozen']}."
+
+
+def _about_run(about: Mapping[str, Any]) -> str:
+    return (
+        f"The largest registry held {about['registered']} models. A scan took {about['seconds']} s (median; "
+        f"{about['machine']})."
+    )
+
+
+def _scores(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [_row(("statistic", "of", "pairs", "least", "5%", "median", "95%", "most")), _row(["---"] * 8)]
+    for row in rows:
+        quantiles = [f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}" for value in row["quantiles"]]
+        lines.append(_row((row["title"], row["kin"], str(row["pairs"]), *quantiles)))
+    return lines
+
+
+def _what_was_done(outcomes: Sequence[Outcome]) -> list[str]:
+    done = {one.case: one for one in outcomes}
+    return [_row(("case", "group", "the suspect")), _row(["---"] * 3)] + [
+        _row((one.case, one.group, one.done)) for one in done.values()
+    ]
+
+
 def _cells(one: Outcome) -> list[str]:
+    layers = "" if one.layers is None else one.layers.value if one.asked_layers else f"({one.layers.value})"
     return [
         one.case,
         one.verdict,
@@ -98,11 +142,12 @@ def _cells(one: Outcome) -> list[str]:
         _mark(one.model),
         _mark(one.links),
         _mark(one.relation),
-        _mark(one.layers) if one.asked_layers or one.layers is None else f"({_mark(one.layers)})",
-        _mark(one.mixture if one.mixture_layers is None else one.mixture_layers),
+        layers,
+        _mark(one.mixture),
+        _mark(one.mixture_layers),
         ", ".join(one.others),
         f"{one.seconds:.1f}",
-        "right" if one.right else "**wrong**",
+        "yes" if one.right else "**no**",
     ]
 
 

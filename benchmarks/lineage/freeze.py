@@ -1,0 +1,57 @@
+"""The rules are frozen before the second family is scored: a digest of every file that holds a threshold or a rule."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+FROZEN = Path(__file__).with_name("frozen.json")
+SCHEMA = "lineage-frozen/1"
+RULES = (
+    "signatures/verdict.py",
+    "signatures/relation.py",
+    "signatures/mixture.py",
+    "signatures/change.py",
+    "signatures/search.py",
+    "fingerprint/comparing/*.py",
+    "fingerprint/parameters.py",
+    "fingerprint/content.py",
+)
+
+
+def digests(root: Path = ROOT) -> dict[str, str]:
+    """SHA-256 of every file of rules, by path; raises FileNotFoundError if a pattern has none."""
+    found: dict[str, str] = {}
+    for pattern in RULES:
+        paths = sorted(root.glob(pattern))
+        if not paths:
+            raise FileNotFoundError(f"no file of rules is named like {pattern}")
+        # Line ends are no rules: a checkout may have other ones.
+        found |= {
+            str(path.relative_to(root)): hashlib.sha256(path.read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+            for path in paths
+        }
+    return found
+
+
+def freeze(path: Path = FROZEN, root: Path = ROOT) -> dict[str, Any]:
+    """Write down the rules as they are now; raises FileExistsError if they are frozen already."""
+    if path.exists():
+        raise FileExistsError(f"{path.name} is there: the rules were frozen {json.loads(path.read_text())['date']}")
+    frozen = {"schema": SCHEMA, "date": datetime.now(UTC).date().isoformat(), "files": digests(root)}
+    path.write_text(json.dumps(frozen, indent=1) + "\n")
+    return frozen
+
+
+def state(path: Path = FROZEN, root: Path = ROOT) -> tuple[str | None, list[str]]:
+    """The date on which the rules were frozen (None if they are not), and the files that have changed since."""
+    if not path.exists():
+        return None, []
+    frozen = json.loads(path.read_text())
+    now = digests(root)
+    changed = {name for name in {*now, *frozen["files"]} if now.get(name) != frozen["files"].get(name)}
+    return frozen["date"], sorted(changed)

@@ -61,7 +61,8 @@ def halved(rows: NDArray[np.float32]) -> tuple[NDArray[np.int16], NDArray[np.flo
 
 def unhalved(exponents: NDArray[np.int16], numbers: NDArray[np.float16]) -> NDArray[np.float32]:
     """Rows (m, w) float32 from exponents (m,) and numbers (m, w): exact."""
-    return np.ldexp(numbers.astype(np.float64), exponents[:, None].astype(np.int64)).astype(np.float32)
+    rows = numbers.astype(np.float32)
+    return np.ldexp(rows, exponents[:, None].astype(np.int32), out=rows)
 
 
 def are_halves(exponents: NDArray[np.int16], numbers: NDArray[np.float16]) -> bool:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from fingerprint.parameters import Parameters
 
 DIGEST_BYTES: Final = 32
-MAX_TENSORS: Final = 1 << 18
+MAX_TENSORS: Final = 1 << 17
+MAX_CASTS: Final = 8
 MAX_RANK: Final = 16
 MAX_ELEMENTS: Final = 1 << 62
 _FLOATS: Final = ("mean", "deviation", "largest", "kurtosis", "zeros")
@@ -101,6 +102,8 @@ def digests_section(tensors: Sequence[TensorRecord]) -> bytes:
 
 def casts_section(tensors: Sequence[TensorRecord], words: Vocabulary) -> bytes:
     """CAST: for each type of the header's list, one flag a tensor, then the digests."""
+    if len(words.casts.words) > MAX_CASTS:
+        raise UsageError(f"a signature holds digests after rounding to at most {MAX_CASTS} types")
     parts: list[bytes] = []
     for word in words.casts.words:
         digests = [record.casts.get(word, b"") for record in tensors]
@@ -251,6 +254,8 @@ def read_digests(data: bytes, rows: Sequence[TensorRow], path: str) -> list[byte
 def read_casts(data: bytes, count: int, words: Sequence[str], path: str) -> list[dict[str, bytes]]:
     """Inverse of ``casts_section``."""
     reader = ColumnReader(data, path=path, kind="CAST")
+    if len(words) > MAX_CASTS:
+        reader.fail("there are too many types")
     casts: list[dict[str, bytes]] = [{} for _ in range(count)]
     for word in words:
         for cast, digest in zip(casts, _spread(reader, reader.flags(count).tolist()), strict=True):

@@ -189,7 +189,17 @@ def test_sections_that_swell_when_unpacked_are_refused_before_that(tiny: bytes) 
     assert peak < 4 << 20
 
 
-@pytest.mark.parametrize("count", [1 << 18, 1 << 32, 1 << 60, -1])
+def test_a_model_of_zeros_is_not_taken_for_a_bomb() -> None:
+    """Equal digests and no samples shrink to nothing; such a file is written without compression."""
+    model = small_model(1)
+    record = replace(model.tensors[0], digest=bytes(32), casts={"BF16": bytes(32)}, sketch=None, axes=())
+    signature = sign(replace(model, tensors=(record,) * 40_000, neurons=()))
+    data = encode(signature)
+    assert len(data) > 4_000_000
+    assert len(decode(data).fingerprint.tensors) == 40_000
+
+
+@pytest.mark.parametrize("count", [1 << 17, 1 << 32, 1 << 60, -1])
 def test_counts_that_the_file_cannot_hold_cost_no_memory(tiny: bytes, count: int) -> None:
     envelope = unpack(tiny)
     for name in ("tensors", "neurons"):

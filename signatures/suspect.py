@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from fingerprint.assemble import SUSPECT_NEURONS, measure_checkpoint
 from fingerprint.checkpoint import open_checkpoint
 from fingerprint.revisit import Parts, with_parts, with_turned_digests
+from fingerprint.vocabulary import Role
 from signatures.relation import is_part, stem
 from signatures.signature import is_signature, read_signature
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from fingerprint.assemble import Measured
     from fingerprint.checkpoint import Checkpoint
     from fingerprint.comparing.comparison import Comparison
-    from fingerprint.records import Fingerprint
+    from fingerprint.records import Fingerprint, TensorRecord
 
 _TURNED_CHANGE: Final = 0.2
 """Relative change up to which a transposed match may turn out to have equal digests, after rounding to 8 bits say."""
@@ -29,6 +30,9 @@ _TURNED_CHANGE: Final = 0.2
 
 _MATCHED_WHOLE: Final = 0.9
 """Cosine from which a block counts as matched as it is: its first part alone reaches .5 to .7 of a fused one."""
+_OFTEN_FUSED: Final = ((Role.QUERY, Role.KEY, Role.VALUE), (Role.GATE, Role.UP))
+_RELATED: Final = -3.0
+"""log10 p from which a model is taken to know how the suspect's blocks are fused."""
 
 
 @dataclass(slots=True)
@@ -41,14 +45,16 @@ class Suspect:
     def look_again(self, comparisons: Sequence[Comparison]) -> bool:
         """Read what comparisons ask for. True if the fingerprint now knows more, so that it should be compared again.
 
-        Blocks of a size that is fused in a registered model, and that match nothing as they are, are split as they are
+        Blocks of a size that is fused in a related model, and that match nothing as they are, are split as they are
         split there; matrices that resemble the transpose of a registered one get the digest of their transpose.
         Raises ``InputError``.
         """
         if self.measured is None:
             return False
         # Splitting changes the positions that all comparisons speak of: one model's wishes at a time, and nothing else.
-        splits = next((found for comparison in comparisons if (found := _splits(comparison))), None)
+        whole = {position for comparison in comparisons for position in _matched_whole(comparison)}
+        related = [comparison for comparison in comparisons if comparison.log10_p <= _RELATED]
+        splits = next((found for comparison in related if (found := _splits(comparison, whole))), None)
         turned = {position for comparison in comparisons for position in _turned(comparison)}
         if splits:
             self.measured = with_parts(self.measured, splits)
@@ -69,17 +75,12 @@ def _turned(comparison: Comparison) -> list[int]:
     ]
 
 
-def _splits(comparison: Comparison) -> dict[int, Parts]:
-    fused: dict[tuple[int, int], tuple[int, ...]] = {}
-    blocks: dict[str, list[tuple[int, ...]]] = defaultdict(list)
-    for tensor in comparison.registered.tensors:
-        if is_part(tensor.name) and len(tensor.shape) == 2:
-            blocks[stem(tensor.name)].append(tensor.shape)
-    for shapes in blocks.values():
-        if len({columns for _, columns in shapes}) == 1:
-            sizes = tuple(rows for rows, _ in shapes)
-            fused[sum(sizes), shapes[0][1]] = sizes
-    matched = {match.suspect for match in comparison.matches if match.digest or abs(match.cosine) > _MATCHED_WHOLE}
+def _matched_whole(comparison: Comparison) -> list[int]:
+    return [match.suspect for match in comparison.matches if match.digest or abs(match.cosine) > _MATCHED_WHOLE]
+
+
+def _splits(comparison: Comparison, matched: set[int]) -> dict[int, Parts]:
+    fused = _fusions(comparison.registered.tensors)
     splits = {}
     for position, tensor in enumerate(comparison.suspect.tensors):
         if tensor.sketch is None or len(tensor.shape) != 2 or position in matched or is_part(tensor.name):
@@ -90,6 +91,26 @@ def _splits(comparison: Comparison) -> dict[int, Parts]:
         elif (columns, rows) in fused:
             splits[position] = Parts(fused[columns, rows], flipped=True)
     return splits
+
+
+def _fusions(registered: Sequence[TensorRecord]) -> dict[tuple[int, int], tuple[int, ...]]:
+    """Shapes of blocks, with the rows of their parts: those that are fused in the registered model, and those that
+    others fuse (query, key and value; gate and up)."""
+    blocks: dict[object, list[tuple[int, ...]]] = defaultdict(list)
+    for roles in _OFTEN_FUSED:
+        for role in roles:
+            for tensor in registered:
+                if tensor.role is role and tensor.layer is not None and len(tensor.shape) == 2:
+                    blocks[roles, tensor.layer, tensor.expert].append(tensor.shape)
+    for tensor in registered:
+        if is_part(tensor.name) and len(tensor.shape) == 2:
+            blocks[stem(tensor.name)].append(tensor.shape)
+    fused = {}
+    for shapes in blocks.values():
+        if len(shapes) > 1 and len({columns for _, columns in shapes}) == 1:
+            sizes = tuple(rows for rows, _ in shapes)
+            fused[sum(sizes), shapes[0][1]] = sizes
+    return fused
 
 
 @contextmanager

@@ -10,12 +10,20 @@ from typing import TYPE_CHECKING, Final
 from threadpoolctl import threadpool_limits
 
 from fingerprint.canonical import lay_out, with_fixed_residual
-from fingerprint.measure import TensorMeasurement, matrix_shape, measure_tensor
-from fingerprint.neurons import Projections, SliceNorms, pair_projections, sample_neurons
+from fingerprint.measure import MOST_SKETCHED_AXIS, TensorMeasurement, has_long_axis, matrix_shape, measure_tensor
+from fingerprint.neurons import (
+    MOST_MLPS,
+    MOST_NEURONS,
+    MOST_WIDTH,
+    Projections,
+    SliceNorms,
+    pair_projections,
+    sample_neurons,
+)
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.records import AxisSample, Fingerprint, NeuronSample, TensorRecord
-from fingerprint.signs import Stream, sample_indices
 from fingerprint.tensors import element_count
+from fingerprint.units import first_of, unit_of
 from fingerprint.vocabulary import Content
 
 if TYPE_CHECKING:
@@ -25,8 +33,10 @@ if TYPE_CHECKING:
     from fingerprint.checkpoint import Checkpoint
     from fingerprint.parameters import Parameters
 
-MOST_SAMPLED: Final = 8192
-"""Tensors whose slices are kept: of a mixture of experts with more, a hashed sample bounds the memory."""
+MOST_SKETCHED: Final = 1 << 15
+"""Tensors whose sketches are kept, the first by the order of their units: 4 KB each."""
+MOST_SAMPLED: Final = 1 << 13
+"""Tensors whose slices are kept too: up to 8 KB each."""
 SUSPECT_NEURONS: Final = 1024
 """Neurons of each MLP that are sampled of a suspect: more than of a registered model, so that the samples overlap."""
 
@@ -74,7 +84,9 @@ def measure_checkpoint(
     named = bool(layout.mlps)
     gates = {mlp.gate for mlp in layout.mlps}
 
-    sampled = set(sample_indices(parameters.seed, Stream.TENSOR_SAMPLE, len(layout.tensors), MOST_SAMPLED).tolist())
+    large = [i for i, tensor in enumerate(layout.tensors) if len(tensor.view.shape) > 1]
+    units = [unit_of(layout.tensors[i].layer, layout.tensors[i].expert) for i in large]
+    sketched, sampled = ({large[i] for i in first_of(units, most)} for most in (MOST_SKETCHED, MOST_SAMPLED))
 
     def measure(position: int) -> TensorMeasurement:
         tensor = layout.tensors[position]
@@ -82,7 +94,9 @@ def measure_checkpoint(
         result = measure_tensor(tensor.view, parameters, casts=casts, norms=wants_norms)
         if progress is not None:
             progress(element_count(tensor.view.shape) * tensor.view.dtype.bits // 8)
-        if result.sketch is not None and position not in sampled:
+        if position not in sketched:
+            result.sketch = None
+        elif result.sketch is not None and position not in sampled:
             result.sketch = replace(result.sketch, rows=None, columns=None)
         return result
 
@@ -91,7 +105,9 @@ def measure_checkpoint(
         if _has_sinusoidal_positions(layout, measured):
             layout = with_fixed_residual(layout)
         mlps = _projections(layout, measured)
+        mlps = [mlps[i] for i in sorted(first_of([unit_of(mlp.layer, mlp.expert) for mlp in mlps], MOST_MLPS))]
         count = neurons or parameters.neuron_samples
+        count = min(count, max(parameters.neuron_samples, MOST_NEURONS // max(len(mlps), 1)))
         samples = list(pool.map(lambda mlp: _sample(layout, measured, mlp, count, parameters), mlps))
     records = tuple(record_of(tensor, result) for tensor, result in zip(layout.tensors, measured, strict=True))
     made = Fingerprint(
@@ -105,10 +121,25 @@ def measure_checkpoint(
         complete=checkpoint.complete,
         tensors=records,
         neurons=tuple(sample for sample in samples if sample is not None),
-        findings=tuple((finding.code, finding.message) for finding in checkpoint.findings),
+        findings=tuple((finding.code, finding.message) for finding in checkpoint.findings)
+        + _limits_reached(layout, measured, len(large)),
         claims=dict(checkpoint.metadata),
     )
     return Measured(made, layout.tensors)
+
+
+def _limits_reached(layout: Layout, measured: Sequence[TensorMeasurement], large: int) -> tuple[tuple[str, str], ...]:
+    """Findings about matrices that are only compared whole, by their digests."""
+    long = sum(
+        len(tensor.view.shape) > 1 and result.content is Content.SMALL and has_long_axis(tensor.view.shape)
+        for tensor, result in zip(layout.tensors, measured, strict=True)
+    )
+    found = []
+    if long:
+        found.append(("axis-too-long", f"{long} matrices have an axis of more than {MOST_SKETCHED_AXIS}: no sketches"))
+    if large > MOST_SKETCHED:
+        found.append(("sketches-sampled", f"sketches are kept of the first {MOST_SKETCHED} of {large} matrices"))
+    return tuple(found)
 
 
 def _has_sinusoidal_positions(layout: Layout, measured: Sequence[TensorMeasurement]) -> bool:
@@ -153,7 +184,7 @@ def _sample(
         return None
     gate = measured[mlp.gate[0]]
     norms = gate.column_norms if mlp.gate[1] else gate.row_norms
-    if norms is None:
+    if norms is None or max(layout.tensors[mlp.gate[0]].view.shape[0 if mlp.gate[1] else 1], 1) > MOST_WIDTH:
         return None
     return sample_neurons(layout.tensors, mlp, norms, count, parameters)
 

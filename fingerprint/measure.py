@@ -73,6 +73,12 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     return (shape[0], math.prod(shape[1:])) if len(shape) >= 2 else (1, element_count(shape))
 
 
+def has_long_axis(shape: tuple[int, ...]) -> bool:
+    """Whether a matrix of that shape has too long an axis for a sketch."""
+    rows, columns = matrix_shape(shape)
+    return min(rows, columns) > 1 and max(rows, columns) > MOST_SKETCHED_AXIS
+
+
 def measure_tensor(view: TensorView, parameters: Parameters, *, casts: bool, norms: bool = False) -> TensorMeasurement:
     """Measure one canonical tensor in blocks, reading every element once.
 
@@ -89,7 +95,7 @@ def _measure(view: TensorView, parameters: Parameters, *, casts: bool, norms: bo
     is_float = view.dtype.kind is Kind.FLOAT
     wants_sketch = is_float and len(view.shape) >= 2 and min(rows, columns) > 1
     wants_sketch = wants_sketch and rows * columns >= parameters.minimum_elements
-    wants_sketch = wants_sketch and max(rows, columns) <= MOST_SKETCHED_AXIS
+    wants_sketch = wants_sketch and not has_long_axis(view.shape)
     digester = TensorDigester(parameters.digest_block)
     narrower = _narrower_types(view) if casts and is_float else {}
     cast_digesters = {name: TensorDigester(parameters.digest_block) for name in narrower}

@@ -9,17 +9,18 @@ units: first everything outside of experts, then experts by a hash of layer and 
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from fingerprint.units import ordered_units, unit_of
 from signatures.sections import DIGEST_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from fingerprint.records import Fingerprint, NeuronSample, TensorRecord
+    from fingerprint.units import Unit
 
 DEFAULT_LIMIT: Final = 24_000_000
 """Bytes that the file of a signature may have."""
@@ -28,8 +29,6 @@ SHARES: Final = {"sketches": 0.4, "axes": 0.3, "neurons": 0.3}
 """Shares of the room for samples; what one kind does not use goes to those after it."""
 
 _SAMPLE_HEAD: Final = 64  # bytes of a sample besides its numbers: its row of the table, its share of the indices
-
-Unit = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ def _with(
 
 
 def _unit(part: TensorRecord | NeuronSample) -> Unit:
-    return (-1 if part.layer is None else part.layer, -1 if part.expert is None else part.expert)
+    return unit_of(part.layer, part.expert)
 
 
 def _needs(fingerprint: Fingerprint) -> dict[str, Counter[Unit]]:
@@ -106,28 +105,12 @@ def _take(needs: Mapping[Unit, int], room: float) -> tuple[set[Unit], int]:
     """The longest run of units, in their order, that fits, and its bytes."""
     kept: set[Unit] = set()
     used = 0
-    for unit in _ordered(needs):
+    for unit in ordered_units(needs):
         if used + needs[unit] > room:
             break
         used += needs[unit]
         kept.add(unit)
     return kept, used
-
-
-def _ordered(units: Iterable[Unit]) -> list[Unit]:
-    by_layer: dict[int, list[Unit]] = defaultdict(list)
-    for unit in units:
-        by_layer[unit[0]].append(unit)
-    order: list[tuple[int, bytes, Unit]] = []
-    for found in by_layer.values():
-        experts = sorted((unit for unit in found if unit[1] >= 0), key=_hash)
-        order += [(0, _hash(unit), unit) for unit in found if unit[1] < 0]
-        order += [(turn, _hash(unit), unit) for turn, unit in enumerate(experts, start=1)]
-    return [unit for _, _, unit in sorted(order)]
-
-
-def _hash(unit: Unit) -> bytes:
-    return hashlib.sha256(b"weightprint budget %d %d" % unit).digest()
 
 
 def _trimmed(record: TensorRecord, kept: Mapping[str, set[Unit]]) -> TensorRecord:

@@ -77,7 +77,7 @@ def gather(suspect: Fingerprint, candidates: Sequence[Comparison]) -> Cover | No
     ``candidates`` are comparisons with the same suspect, the strongest first. None without a single matched sketch.
     """
     design = _Design(suspect, candidates)
-    if not design.targets:
+    if not design.targets or design.energy(list(design.targets)) <= 0.0:
         return None
     members = list(design.targets)
     coefficients, residual = _greedy(design, members)
@@ -265,10 +265,11 @@ def _minor_partner(design: _Design, members: list[int], major: int) -> set[int]:
 def _fit(design: _Design, members: list[int], chosen: list[int]) -> tuple[dict[int, float], float]:
     """Non-negative least squares on the given candidates: coefficients and relative residual."""
     target = np.concatenate([design.targets[i] for i in members])
+    length = float(np.linalg.norm(target))
+    if length <= 0.0:
+        return dict.fromkeys(chosen, 0.0), 0.0
     weights, left = nnls(np.stack([design.column(index, members) for index in chosen], axis=1), target)
-    return {index: float(weight) for index, weight in zip(chosen, weights, strict=True)}, left / float(
-        np.linalg.norm(target)
-    )
+    return {index: float(weight) for index, weight in zip(chosen, weights, strict=True)}, left / length
 
 
 def _greedy(design: _Design, members: list[int]) -> tuple[dict[int, float], float]:

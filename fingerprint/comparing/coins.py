@@ -245,6 +245,9 @@ def log10_p_signed_sum(total: int, weights: Int64) -> float:
 
 
 def _unit(rows: Float32) -> Float32:
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    units: Float32 = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    """Unit rows, 0 for those that are 0; by their largest entries first, so that no square overflows or vanishes."""
+    largest = np.abs(rows).max(axis=1, keepdims=True, initial=0.0)
+    scaled = np.divide(rows, largest, out=np.zeros_like(rows), where=largest > 0)
+    norms = np.linalg.norm(scaled, axis=1, keepdims=True)
+    units: Float32 = np.divide(scaled, norms, out=scaled, where=norms > 0)
     return units

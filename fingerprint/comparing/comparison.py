@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from fingerprint.records import Fingerprint, TensorRecord
 
 DIGEST_BITS: Final = 256
-_LEADS_PER_TENSOR: Final = 2
 _MATCHED_SCORE: Final = 0.5
 
 
@@ -118,13 +117,12 @@ def _align_evidence(
     if not trials:
         return None
     best: tuple[Alignment, int, int] | None = None
-    leads = np.argsort(-cosines.scores, axis=0)[:_LEADS_PER_TENSOR]
     for column, position in enumerate(cosines.registered.positions.tolist()):
-        for row in leads[:, column].tolist():
-            if cosines.scores[row, column] == 0.0:
+        for row in cosines.leads[:, column].tolist():
+            if row < 0:
                 continue
             theirs = int(cosines.suspect.positions[row])
-            turned = bool(cosines.transposed[row, column])
+            _, turned = cosines.at(row, column)
             for found in align_tensors(registered[position], suspect[theirs], transposed=turned):
                 if best is None or found.log10_p < best[0].log10_p:
                     best = (found, position, theirs)
@@ -171,9 +169,9 @@ def _coin_evidence(registered: Fingerprint, suspect: Fingerprint, neurons: Seque
 
 
 def _sketch_evidence(cosines: SketchCosines) -> Evidence | None:
-    if not cosines.cosines.size:
+    if not cosines.pairs:
         return None
-    largest = float(cosines.scores.max())
+    largest = cosines.largest
     trials = 2 * cosines.pairs
     return Evidence(
         test=Test.SKETCH,

@@ -20,11 +20,12 @@ from fingerprint.sketch import chance_spread
 from fingerprint.vocabulary import Content, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from fingerprint.records import TensorRecord
 
 Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
 
 EXACT: Final = "exact"
 _ACCEPT: Final = 5.5
@@ -33,6 +34,9 @@ _NULL_SPREAD: Final = 1.25
 _PLACELESS: Final = frozenset({Role.OTHER, Role.BUFFER})
 _DISTINCTIVE_ELEMENTS: Final = 64
 _ALL: Final = slice(None)
+_BLOCK_PAIRS: Final = 1 << 21
+LEADS: Final = 2
+"""Tensors of the suspect that each registered tensor is compared with exactly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +69,19 @@ class SketchTable:
     def __init__(self, tensors: Sequence[TensorRecord], corner: int | None = None) -> None:
         held = [i for i, tensor in enumerate(tensors) if tensor.sketch is not None]
         self.positions = np.array(held, np.int64)
-        if held:
-            stack = np.stack([np.asarray(tensors[i].sketch, np.float32)[:corner, :corner] for i in held])
-        else:
-            stack = np.zeros((0, corner or 1, corner or 1), np.float32)
-        norms = np.linalg.norm(stack, axis=(1, 2))
-        width = int(stack.shape[1])
+        first = next((tensors[i].sketch for i in held), None)
+        width = (corner or 1) if first is None else len(first[:corner])
+        self.units: Float32 = np.zeros((len(held), width, width), np.float32)
+        self.norms: Float64 = np.zeros(len(held), np.float64)
+        for row, i in enumerate(held):
+            sketch = np.asarray(tensors[i].sketch, np.float64)[:corner, :corner]
+            # In float64, where the squares of no float32 overflow or vanish.
+            norm = float(np.sqrt(np.sum(sketch * sketch)))
+            self.norms[row] = norm
+            if norm > 0.0:
+                self.units[row] = sketch / norm
         self.spreads: Float32 = np.array([chance_spread(tensors[i].shape, width) for i in held], np.float32)
         self.shapes = [matrix_shape(tensors[i].shape) for i in held]
-        self.norms = np.maximum(norms, np.float32(1e-30))
-        self.units: Float32 = (stack / self.norms[:, None, None]).astype(np.float32)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -88,42 +95,117 @@ class SketchTable:
 
 @dataclass(frozen=True, slots=True)
 class SketchCosines:
-    """Cosines (suspect x registered) of all pairs of sketches: of the larger magnitude of the two orientations.
+    """Cosines of all pairs of a suspect's and a registered sketch: of the larger magnitude of the two orientations.
 
     Only shapes that can correspond are compared, since sketches of a grown axis keep those of its prefix: one axis at
-    least must have the same length. ``scores`` are the magnitudes over the spread by chance, 0 for pairs left out;
-    ``pairs`` counts the comparisons, orientations and all.
+    least must have the same length. A score is the magnitude over its spread by chance. Of all scores the best are
+    kept: ``best`` and ``best_scores`` for each row of ``suspect`` (column -1 and score 0 if it has none), and for each
+    row of ``registered`` its ``leads``, (``LEADS``, columns) rows of ``suspect`` or -1, best first. ``pairs`` counts
+    the comparisons, orientations and all. Memory is linear in the number of tensors.
     """
 
     suspect: SketchTable
     registered: SketchTable
-    cosines: Float32
-    scores: Float32
-    transposed: NDArray[np.bool_]
+    best: NDArray[np.int64]
+    best_scores: Float32
+    leads: NDArray[np.int64]
     pairs: int
 
     @classmethod
     def of(cls, registered: Sequence[TensorRecord], suspect: Sequence[TensorRecord]) -> SketchCosines:
         """Compare every sketch with every sketch of a shape that can correspond to its own."""
         ours, theirs = SketchTable(registered), SketchTable(suspect)
-        cosines = np.zeros((len(theirs), len(ours)), np.float32)
-        transposed = np.zeros(cosines.shape, np.bool_)
+        best, best_scores = np.full(len(theirs), -1, np.int64), np.zeros(len(theirs), np.float32)
+        leads, lead_scores = np.full((LEADS, len(ours)), -1, np.int64), np.zeros((LEADS, len(ours)), np.float32)
         pairs = 0
-        by_shape = {shape: np.flatnonzero([one == shape for one in ours.shapes]) for shape in set(ours.shapes)}
-        for shape in set(theirs.shapes):
-            rows = np.flatnonzero([one == shape for one in theirs.shapes])
-            for turned in (False, True):
-                columns = [held for other, held in by_shape.items() if _may_correspond(shape, other, turned=turned)]
-                if not columns:
-                    continue
-                block = np.ix_(rows, np.sort(np.concatenate(columns)))
-                found = theirs.flat(rows, transposed=turned) @ ours.flat(block[1][0]).T
-                larger = np.abs(found) > np.abs(cosines[block])
-                cosines[block] = np.where(larger, found, cosines[block])
-                transposed[block] = np.where(larger, turned, transposed[block])
-                pairs += found.size
-        scores = np.abs(cosines) / np.maximum(theirs.spreads[:, None], ours.spreads[None, :])
-        return cls(theirs, ours, cosines, scores.astype(np.float32), transposed, pairs)
+        for block in _blocks(theirs, ours):
+            pairs += block.pairs
+            scores = block.scores
+            column = scores.argmax(axis=1)
+            value = scores[np.arange(len(scores)), column]
+            best_scores[block.rows] = value
+            best[block.rows] = np.where(value > 0, block.columns[column], -1)
+            top = np.argsort(-scores, axis=0, kind="stable")[:LEADS]
+            both = np.concatenate([lead_scores[:, block.columns], np.take_along_axis(scores, top, axis=0)])
+            rows = np.concatenate([leads[:, block.columns], block.rows[top]])
+            order = np.argsort(-both, axis=0, kind="stable")[:LEADS]
+            lead_scores[:, block.columns] = np.take_along_axis(both, order, axis=0)
+            leads[:, block.columns] = np.take_along_axis(rows, order, axis=0)
+        leads[lead_scores == 0] = -1
+        return cls(theirs, ours, best, best_scores, leads, pairs)
+
+    @property
+    def largest(self) -> float:
+        """The largest score of all; 0 without any."""
+        return float(self.best_scores.max(initial=0.0))
+
+    @property
+    def scores(self) -> Float32:
+        """All scores, (suspect x registered), 0 for pairs left out: for calibration on small models."""
+        dense = np.zeros((len(self.suspect), len(self.registered)), np.float32)
+        for block in _blocks(self.suspect, self.registered):
+            dense[np.ix_(block.rows, block.columns)] = block.scores
+        return dense
+
+    def at(self, row: int, column: int) -> tuple[float, bool]:
+        """Score of one pair, and whether the orientation that it is of is the transposed one; 0 if left out."""
+        theirs, ours = self.suspect, self.registered
+        spread = max(float(theirs.spreads[row]), float(ours.spreads[column]))
+        found = [
+            (abs(float(np.sum((unit.T if turned else unit) * ours.units[column]))) / spread, turned)
+            for unit in (theirs.units[row],)
+            for turned in (False, True)
+            if _may_correspond(theirs.shapes[row], ours.shapes[column], turned=turned)
+        ]
+        return max(found, key=lambda one: one[0], default=(0.0, False))
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Scores of some rows of the suspect's table with all columns that correspond to them."""
+
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    scores: Float32
+    pairs: int
+
+
+def _blocks(theirs: SketchTable, ours: SketchTable) -> Iterator[_Block]:
+    """All pairs that can correspond, in blocks of bounded size: every row of ``theirs`` in one block at most."""
+    by_rows, by_columns = _by_size(ours.shapes, 0), _by_size(ours.shapes, 1)
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for row, shape in enumerate(theirs.shapes):
+        groups[shape].append(row)
+    none = np.zeros(0, np.int64)
+    for shape, members in groups.items():
+        wanted = {
+            turned: np.union1d(by_rows.get(rows, none), by_columns.get(columns, none))
+            for turned, (rows, columns) in ((False, shape), (True, shape[::-1]))
+        }
+        columns = np.union1d(wanted[False], wanted[True])
+        step = max(1, _BLOCK_PAIRS // max(columns.size, 1))
+        for start in range(0, len(members) if columns.size else 0, step):
+            rows = np.array(members[start : start + step], np.int64)
+            cosines = np.zeros((rows.size, columns.size), np.float32)
+            for turned, chosen in wanted.items():
+                if chosen.size:
+                    found = np.abs(theirs.flat(rows, transposed=turned) @ ours.flat(chosen).T)
+                    places = np.searchsorted(columns, chosen)
+                    cosines[:, places] = np.maximum(cosines[:, places], found)
+            spreads = np.maximum(theirs.spreads[rows][:, None], ours.spreads[columns][None, :])
+            yield _Block(
+                rows,
+                columns,
+                (cosines / spreads).astype(np.float32),
+                rows.size * sum(one.size for one in wanted.values()),
+            )
+
+
+def _by_size(shapes: Sequence[tuple[int, int]], axis: int) -> dict[int, NDArray[np.int64]]:
+    found: dict[int, list[int]] = defaultdict(list)
+    for position, shape in enumerate(shapes):
+        found[shape[axis]].append(position)
+    return {size: np.array(positions, np.int64) for size, positions in found.items()}
 
 
 def _may_correspond(suspect: tuple[int, int], registered: tuple[int, int], *, turned: bool) -> bool:
@@ -183,13 +265,12 @@ def _digest_preference(ours: TensorRecord, theirs: TensorRecord, kind: str) -> t
 
 
 def _by_sketch(found: dict[int, TensorMatch], cosines: SketchCosines) -> None:
-    if not cosines.cosines.size:
+    if not cosines.pairs:
         return
     least = max(_ACCEPT, _NULL_SPREAD * math.sqrt(2 * math.log(max(cosines.pairs, 2))) + 1.0)
-    best = cosines.scores.argmax(axis=1)
     for row, position in enumerate(cosines.suspect.positions.tolist()):
-        column = int(best[row])
-        if position in found or cosines.scores[row, column] < least:
+        column = int(cosines.best[row])
+        if position in found or column < 0 or cosines.best_scores[row] < least:
             continue
         found[position] = _match(cosines, row, column)
 
@@ -201,7 +282,7 @@ def _by_place(
     cosines: SketchCosines,
 ) -> None:
     """Weaker matches where the suspect's layers have already found theirs: the same role at the expected place."""
-    if not found or not cosines.cosines.size:
+    if not found or not cosines.pairs:
         return
     layers = layer_map(found.values(), registered, suspect)
     places = {
@@ -217,7 +298,7 @@ def _by_place(
         column = places.get((tensor.role, layer, tensor.expert))
         if column is None:
             continue
-        if cosines.scores[row, column] >= _ACCEPT_AT_EXPECTED_PLACE:
+        if cosines.at(row, column)[0] >= _ACCEPT_AT_EXPECTED_PLACE:
             found[position] = _match(cosines, row, column)
 
 
@@ -234,7 +315,7 @@ def layer_map(
 
 
 def _match(cosines: SketchCosines, row: int, column: int) -> TensorMatch:
-    transposed = bool(cosines.transposed[row, column])
+    _, transposed = cosines.at(row, column)
     cosine, change, scale = _difference(cosines, row, column, transposed=transposed)
     return TensorMatch(
         registered=int(cosines.registered.positions[column]),
@@ -249,10 +330,14 @@ def _match(cosines: SketchCosines, row: int, column: int) -> TensorMatch:
 
 def _difference(cosines: SketchCosines, row: int, column: int, *, transposed: bool) -> tuple[float, float, float]:
     """Cosine, relative change and scale, from the sketches in float64: a change of 1e-6 is still seen."""
-    theirs = cosines.suspect.units[row].astype(np.float64) * float(cosines.suspect.norms[row])
+    theirs = cosines.suspect.units[row].astype(np.float64)
     theirs = theirs.T if transposed else theirs
-    ours = cosines.registered.units[column].astype(np.float64) * float(cosines.registered.norms[column])
-    length = float(np.linalg.norm(ours))
-    product = float(np.sum(theirs * ours))
-    cosine = product / (length * max(float(np.linalg.norm(theirs)), 1e-300))
-    return cosine, float(np.linalg.norm(theirs - ours)) / length, product / length**2
+    ours = cosines.registered.units[column].astype(np.float64)
+    if not ours.any():
+        # Nothing of the registered matrix is left without its means: nothing can be said but that it is equal or not.
+        return 1.0, 0.0, 1.0
+    # Of their units first, then in the registered matrix's own length: no square of a large number overflows.
+    relative = float(cosines.suspect.norms[row]) / float(cosines.registered.norms[column])
+    cosine = float(np.sum(theirs * ours) / np.sqrt(np.sum(theirs**2) * np.sum(ours**2))) if theirs.any() else 0.0
+    change = float(np.linalg.norm(theirs * relative - ours) / np.linalg.norm(ours))
+    return cosine, change, float(np.sum(theirs * ours) / np.sum(ours**2)) * relative

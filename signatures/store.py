@@ -317,14 +317,14 @@ class Store:
         """Settle at once if nobody else holds the lock; otherwise whoever holds it next does."""
         with suppress(sqlite3.Error, OSError):
             self._database.execute("PRAGMA busy_timeout = 0")
-            try:
-                self._database.execute("BEGIN IMMEDIATE")
-                self._settle()
-                self._database.execute("COMMIT")
-            finally:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
-                self._database.execute(f"PRAGMA busy_timeout = {int(self._timeout * 1000)}")
+            self._database.execute("BEGIN IMMEDIATE")
+            self._settle()
+            self._database.execute("COMMIT")
+        with suppress(sqlite3.Error):
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
+        with suppress(sqlite3.Error):
+            self._database.execute(f"PRAGMA busy_timeout = {int(self._timeout * 1000)}")
 
 
 def _create(folder: Path, method: Mapping[str, int]) -> None:

@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+CORE   := $(VENV)/.core
 STAMP  := $(VENV)/.installed
 CACHE  := .cache
 
-.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-hostile docs clean
+.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-resources bench-hostile clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -13,13 +14,18 @@ help: ## list the targets
 
 venv: $(STAMP) ## make the virtual environment
 
-$(STAMP): pyproject.toml constraints.txt
+$(CORE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	touch $(CORE)
+
+# Tests and benchmarks need torch as well: its CPU build is enough.
+$(STAMP): $(CORE)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
-demo: $(STAMP) ## fetch real weights, register two models, scan four suspects
+demo: $(CORE) ## fetch real weights, register two models, scan four suspects
 	$(BIN)/python -m benchmarks.demo --cache $(CACHE)
 
 test: $(STAMP) ## run the tests
@@ -47,8 +53,11 @@ bench-sizes: $(STAMP) ## sizes of signatures of large models
 bench-crash: $(STAMP) ## kill -9 at random moments of register and import, 200 times
 	$(BIN)/python -m benchmarks.crash_safety
 
+bench-resources: $(STAMP) ## time and memory of full scans, beside a checksum of the same file
+	$(BIN)/python -m benchmarks.resources --out docs/benchmarks
+
 bench-hostile: $(STAMP) ## memory and time on the hostile corpus
-	$(BIN)/python -m benchmarks.hostile
+	$(BIN)/python -m benchmarks.hostile --out docs/benchmarks
 
 clean: ## remove the virtual environment and what the benchmarks cached
 	rm -rf $(VENV) $(CACHE) build *.egg-info

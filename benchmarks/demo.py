@@ -15,8 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from benchmarks.corpus import MINILM, MINILM_FINE_TUNED, PROTEINMPNN, fetch
 
@@ -67,8 +68,8 @@ def main() -> None:
         rows.append((title, verdict, relation, log10_p))
     print(f"\n{'=' * 80}\nSummary")
     for title, verdict, relation, log10_p in rows:
-        p = "-" if log10_p is None else f"p = 10^{log10_p:.1f}"
-        print(f"  {title}\n      {verdict}, {relation}, {p}")
+        p = "nothing at or above possible" if log10_p is None else f"p = 10^{log10_p:.1f}"
+        print(f"  {title}\n      {verdict}{'' if relation == verdict else f', {relation}'}, {p}")
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Registry and suspects are in {folder}.")
     if not right:
         sys.exit("a relation is not the one that the history of these weights demands")
@@ -76,9 +77,9 @@ def main() -> None:
 
 def run(registry: Path, command: str, *arguments: object, expect: int = 0) -> None:
     """Run ``fp``, its output as it is; stops the demonstration if the exit status is not the expected one."""
-    line = ["fp", command, *map(str, arguments)]
+    line = ["fp", command, *map(str, arguments), "--registry", str(registry)]
     print(f"\n$ {' '.join(line)}", flush=True)
-    done = subprocess.run([FP, *line[1:], "--registry", str(registry)], check=False)
+    done = subprocess.run([FP, *line[1:]], check=False)
     if done.returncode != expect:
         sys.exit(f"fp {command} exited with status {done.returncode}, not {expect}")
 
@@ -109,8 +110,11 @@ def renamed_shard(path: Path, folder: Path) -> Path:
 def cast_to_bf16(path: Path, folder: Path) -> Path:
     """The same tensors rounded to bf16."""
     out = folder / "half.safetensors"
-    save_file({name: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
-               for name, tensor in load_file(path).items()}, out)  # fmt: skip
+    cast = {
+        name: values.astype(ml_dtypes.bfloat16) if values.dtype == np.float32 else values
+        for name, values in load_file(path).items()
+    }
+    save_file(cast, out)
     return out
 
 

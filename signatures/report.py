@@ -99,7 +99,8 @@ class Match:
     """One registered model at ``possible`` or above.
 
     ``aliases`` are other names of the same registered weights; ``layers`` maps layers of the suspect to registered
-    layers where both are known; ``note`` explains the link in a sentence.
+    layers where both are known; ``explained_by`` is the registered base that makes it a sibling; ``declared_base`` if
+    the user named this model as the suspect's base; ``note`` explains the link in a sentence.
     """
 
     model: str
@@ -116,6 +117,7 @@ class Match:
     layers: Mapping[str, int]
     aliases: tuple[str, ...]
     explained_by: str | None
+    declared_base: bool
     note: str
 
 
@@ -180,8 +182,8 @@ class Report:
 
     @property
     def strongest_accusation(self) -> Confidence | None:
-        """The highest confidence among matches whose link accuses: lineage. Others never raise the exit status."""
-        ranks = [match.confidence for match in self.matches if match.link is Link.LINEAGE]
+        """The highest confidence among matches that accuse: lineage, but not from the declared base."""
+        ranks = [one.confidence for one in self.matches if one.link is Link.LINEAGE and not one.declared_base]
         return max(ranks, key=lambda one: one.rank) if ranks else None
 
     def to_json(self, schema: str = SCAN_SCHEMA) -> dict[str, Any]:

@@ -160,7 +160,11 @@ def build_report(
     cover = gather(suspect, [finding.comparison for finding in ordered]) if ordered else None
     decide_links(ordered, cover, bases)
     merged = cover.models if cover is not None and len(cover.models) > 1 else set()
-    matches = [_match(finding, merged=index in merged) for index, finding in enumerate(ordered)]
+    declared = {name.lower() for name in bases}
+    matches = [
+        _match(finding, merged=index in merged, declared=finding.is_named(declared))
+        for index, finding in enumerate(ordered)
+    ]
     matches.sort(key=lambda match: (match.link is not Link.LINEAGE, -match.confidence.rank))
     return Report(
         suspect=_summary(suspect, path),
@@ -186,7 +190,7 @@ def _verdict(suspect: Fingerprint, matches: Sequence[Match], registry: RegistryS
     return Verdict.NO_MATCH
 
 
-def _match(finding: Finding, *, merged: bool) -> Match:
+def _match(finding: Finding, *, merged: bool, declared: bool) -> Match:
     comparison, change = finding.comparison, finding.change
     description = describe(change, merged=merged)
     relation = description.relation
@@ -210,7 +214,8 @@ def _match(finding: Finding, *, merged: bool) -> Match:
         layers=_layers(finding),
         aliases=finding.model.aliases,
         explained_by=finding.explained_by,
-        note=finding.note or _lineage_note(finding),
+        declared_base=declared,
+        note="declared as the base of the suspect" if declared else finding.note or _lineage_note(finding),
     )
 
 
@@ -298,11 +303,11 @@ def _power(suspect: Fingerprint, *, weights_at_hand: bool) -> Power:
     if not weights_at_hand:
         missing.append("digests of transposed matrices: only a signature is at hand")
         missing.append("rows of neurons that the signature does not sample")
-    missing.append("gauge: rotated residual streams are not undone at this depth")
+    missing.append("gauge: permuted or rotated residual streams are not undone")
     smallest = min((tensor.elements for tensor in matrices), default=0)
     detectable = (
-        f"an unrotated copy of any registered matrix with a cosine of about .4 or more to one of {len(matrices)} "
-        f"matrices here (smallest: {smallest:,} elements)"
+        f"a copy of any registered matrix with a cosine of about .4 or more to one of {len(matrices)} matrices here "
+        f"(smallest: {smallest:,} elements), if its residual stream was neither permuted nor rotated"
         if matrices
         else "exact copies of single tensors only"
     )
@@ -315,7 +320,10 @@ def _notes(suspect: Fingerprint, matches: Sequence[Match], registry: RegistrySum
     for tensor in suspect.tensors:
         if tensor.content in {Content.ANALYTIC, Content.CONSTANT, Content.NONFINITE}:
             aside[tensor.content] += 1
-    notes += [f"{number} {content} tensors were set aside: no evidence" for content, number in aside.items()]
+    notes += [
+        f"{number} {content} {'tensor was' if number == 1 else 'tensors were'} set aside: no evidence"
+        for content, number in aside.items()
+    ]
     if not registry.models:
         notes.append("the registry is empty: there was nothing to compare with")
     if not suspect.complete:

@@ -57,6 +57,10 @@ class Finding:
         """Smallest corrected p-value of a test that counts."""
         return min((one.log10_p for one in self.evidence if one.test is not Test.SKETCH), default=0.0)
 
+    def is_named(self, names: set[str]) -> bool:
+        """Whether one of the model's names is among ``names`` (in lower case)."""
+        return any(entry.name.lower() in names for entry in self.model.registrations)
+
     @property
     def distance(self) -> float:
         """How far the suspect is from the registered weights: change where matched, everything where not."""
@@ -109,7 +113,10 @@ def decide_links(findings: Sequence[Finding], cover: Cover | None, bases: Sequen
             base = _base_that_explains(finding, findings, bases)
             if base is not None:
                 finding.link, finding.explained_by = Link.SIBLING, base.model.name
-                finding.note = f"both descend from {base.model.name}; beyond it they share nothing that was measured"
+                finding.note = (
+                    f"{base.model.name} explains it: beyond what both share with that model, "
+                    "they have nothing in common that was measured"
+                )
 
 
 def _set(finding: Finding, link: Link, note: str) -> None:
@@ -166,8 +173,7 @@ def _base_that_explains(finding: Finding, findings: Sequence[Finding], declared:
 
 
 def _can_be_base(base: Finding, of: Finding, declared: Sequence[str]) -> bool:
-    names = {entry.name.lower() for entry in base.model.registrations}
-    if (of.model.base or "").lower() in names or any(name.lower() in names for name in declared):
+    if base.is_named({name.lower() for name in (of.model.base or "", *declared)}):
         return True
     return base.model.registered < of.model.registered or (
         base.model.registered == of.model.registered and base.model.id < of.model.id

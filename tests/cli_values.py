@@ -53,7 +53,8 @@ def match(
         layers={str(layer): layer for layer in range(6)} | {"6": 4, "7": 5},
         aliases=("acme/alias",),
         explained_by="public/base" if link is Link.SIBLING else None,
-        note="both descend from public/base; beyond it they share nothing that was measured"
+        declared_base=False,
+        note="public/base explains it: beyond what both share with that model, they have nothing in common"
         if link is Link.SIBLING
         else "a common ancestor that is not registered is not excluded",
     )

@@ -119,7 +119,7 @@ def test_layer_maps_are_short() -> None:
         "suspect -> registered: 0-31 -> 0-31 (each in its place)"
     ]
     assert layer_lines({"0": 0, "1": 2, "unnamed copy 1": 4}, look) == [
-        "suspect -> registered: 0 -> 0, 1 -> 2, unnamed copy 1 -> 4"
+        "suspect -> registered: 0 -> 0, 1 -> 2, layers without numbers -> 4"
     ]
     assert layer_lines({}, look) == []
 

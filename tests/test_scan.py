@@ -322,3 +322,12 @@ def test_a_fused_block_alone_is_split_as_the_registered_model_is(tmp_path: Path)
             assert links(report) == {"d/fused": Link.LINEAGE}
             assert report.matches[0].coverage.suspect == 1.0
             assert report.suspect.tensors == 3
+
+
+def test_a_declared_base_is_named_and_not_accused(registry: Registry, tmp_path: Path) -> None:
+    weights = disguised(low_rank_change(model(1), 9, 0.05))
+    report = scan(registry, weights, tmp_path, base=("A/Base",))
+    assert report.matches[0].model == "a/base"
+    assert report.matches[0].declared_base
+    assert report.strongest_accusation is None
+    assert scan(registry, weights, tmp_path).strongest_accusation is Confidence.CERTAIN

@@ -21,7 +21,8 @@ def layer_lines(layers: Mapping[str, int], look: Look) -> list[str]:
     arrow = "→" if look.symbols else "->"
     numbered = sorted((int(key), value) for key, value in layers.items() if key.isdecimal())
     pieces = [f"{_span(*theirs)} {arrow} {_span(*ours)}" for theirs, ours in parallel_runs(numbered)]
-    pieces += [f"{key} {arrow} {value}" for key, value in layers.items() if not key.isdecimal()]
+    nameless = [value for key, value in layers.items() if not key.isdecimal()]
+    pieces += [f"layers without numbers {arrow} {_spans(nameless)}"] if nameless else []
     shown = pieces if look.details else pieces[:_SHOWN]
     text = ", ".join(shown)
     if len(shown) < len(pieces):
@@ -29,6 +30,18 @@ def layer_lines(layers: Mapping[str, int], look: Look) -> list[str]:
     if numbered and len(numbered) == len(layers) and all(one == other for one, other in numbered):
         text += " (each in its place)"
     return [f"suspect {arrow} registered: {text}"]
+
+
+def _spans(numbers: list[int]) -> str:
+    """``0-3, 3, 5``: runs of numbers, each as often as it occurs."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        last = runs[-1] if runs else []
+        if last and number == last[-1] + 1:
+            last[-1:] = [number] if len(last) > 1 else [last[0], number]
+        else:
+            runs.append([number])
+    return ", ".join(_span(run[0], run[-1]) for run in runs)
 
 
 def parallel_runs(pairs: list[tuple[int, int]]) -> list[tuple[tuple[int, int], tuple[int, int]]]:

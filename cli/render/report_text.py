@@ -154,7 +154,7 @@ def _why(match: Match) -> str:
 def _what_it_is_not(match: Match) -> str:
     note = match.note.rstrip(".")
     sentence = f"{note[:1].upper()}{note[1:]}. " if note else ""
-    if match.link is Link.SIBLING:
+    if match.link is Link.SIBLING or match.declared_base:
         return f"No accusation. {sentence}".strip()
     if match.link is Link.SHARED_COMPONENT:
         return f"No copy of the whole model. {sentence}".strip()

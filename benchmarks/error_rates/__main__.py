@@ -22,10 +22,11 @@ from benchmarks.error_rates.replicates import replicate
 from benchmarks.error_rates.report import as_mapping, markdown, plot
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from benchmarks.error_rates.comparisons import Samples
     from benchmarks.error_rates.population import Model
+    from benchmarks.error_rates.report import Rates
 
 POSSIBLE = -3.0
 SOURCES = 10
@@ -34,6 +35,16 @@ ABOUT = (
     "Uncorrected p-values of each test between models that share no training. A cell is the share of comparisons with "
     "p at most alpha, and its 95% interval by bootstrap over models. Written by `python -m benchmarks.error_rates`."
 )
+
+
+def assemble(zoo: Path, corpus: Path | None, family: str, sources: int = SOURCES) -> list[Model]:
+    """All models of the benchmark; of about ``sources`` trained ones there are look-alikes of each sort."""
+    models = load_zoo(zoo, lambda name: name.startswith((f"{family}-", f"quick-{family}-")))
+    bases = [one for one in models if "-pop-" in one.id and one.id == one.root]
+    some = bases[:: max(1, len(bases) // sources)]
+    models += load_corpus(corpus) if corpus else []
+    models += lookalikes(zoo, some) + tied(zoo, some)
+    return models + upcycled(bases[:: max(1, len(bases) // (4 * sources))])
 
 
 def run(
@@ -52,7 +63,7 @@ def run(
     return samples, extra
 
 
-def replicated_pairs(models: Sequence[Model], most: int = 12) -> list[tuple[str, Model, Model]]:
+def replicated_pairs(models: Sequence[Model], most: int) -> list[tuple[str, Model, Model]]:
     """Pairs for the replicates: models with their relatives, unrelated ones of one recipe, and the awkward kinds."""
     trained = [one for one in models if one.trained]
     knotted = [one for one in models if one.kind == TIED]
@@ -66,6 +77,13 @@ def replicated_pairs(models: Sequence[Model], most: int = 12) -> list[tuple[str,
     return [(label, *pair) for label, pairs in choices.items() for pair in pairs[:: max(1, len(pairs) // most)][:most]]
 
 
+def failures(found: Rates, extra: Mapping[str, Any]) -> list[str]:
+    """What the command fails for: shares above alpha, and unrelated pairs at ``possible`` after correction."""
+    wrong = [f"{test}, {stratum}" for (test, stratum), rows in found.items() if any(one.rejected for one in rows)]
+    smallest = extra.get("smallest", {})
+    return wrong + [f"{test}: {one[0]:.2f} after correction" for test, one in smallest.items() if one[0] <= POSSIBLE]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.error_rates", description=__doc__)
     parser.add_argument("--zoo", type=Path, required=True)
@@ -73,21 +91,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--break", dest="broken", choices=sorted(BROKEN), help="run a deliberately broken test")
-    parser.add_argument("--quick", action="store_true", help="few replicates")
+    parser.add_argument("--quick", action="store_true", help="fewer look-alikes and replicates")
     options = parser.parse_args(argv)
     started = time.monotonic()
-    trained = load_zoo(options.zoo, lambda name: name.startswith((f"{options.family}-", f"quick-{options.family}-")))
-    bases = [one for one in trained if "-pop-" in one.id and one.id == one.root]
-    models = [*trained, *(load_corpus(options.corpus) if options.corpus else [])]
-    some = bases[:: max(1, len(bases) // SOURCES)]
-    models += (
-        lookalikes(options.zoo, some)
-        + tied(options.zoo, some)
-        + upcycled(bases[:: max(1, len(bases) // (4 * SOURCES))])
-    )
+    sources, most, scale = (3, 5, 0.1) if options.quick else (SOURCES, 12, 1.0)
+    models = assemble(options.zoo, options.corpus, options.family, sources)
     print(f"{len(models)} models measured after {time.monotonic() - started:.0f} s", flush=True)
-    scale = 0.05 if options.quick else 1.0
-    samples, extra = run(models, replicated_pairs(models), options.broken, scale=scale)
+    samples, extra = run(models, replicated_pairs(models, most), options.broken, scale=scale)
     found = table(samples)
     options.out.mkdir(parents=True, exist_ok=True)
     stem = "error-rates" if options.broken is None else f"error-rates-broken-{options.broken}"
@@ -98,11 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = test.replace(", ", "-").replace(" ", "-")
         plot({k: v for k, v in samples.items() if k[0] == test}, options.out / f"{stem}-{name}.png", test)
     print(text)
-    failures = [f"{test}, {stratum}" for (test, stratum), rows in found.items() if any(one.rejected for one in rows)]
-    failures += [f"{test}: {one[0]:.2f} after correction" for test, one in extra.get("smallest", {}).items()
-                 if one[0] <= POSSIBLE]  # fmt: skip
-    print(f"{time.monotonic() - started:.0f} s; " + ("failed: " + "; ".join(failures) if failures else "passed"))
-    return 1 if failures else 0
+    wrong = failures(found, extra)
+    print(f"{time.monotonic() - started:.0f} s; " + ("failed: " + "; ".join(wrong) if wrong else "passed"))
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.error_rates.calibrate``: fit the tail of the sketch statistic on half of the models, check on the rest.
+"""``python -m benchmarks.error_rates.calibrate``: fit the sketch's tail on half of the models, check on the rest.
 
 The constants in ``fingerprint/comparing/tail.py`` were read off this command's first table and frozen. Models are dealt
 to the two halves by their roots, alternately within each recipe; a pair counts where both its models are of one half.
@@ -68,10 +68,10 @@ def scores(models: Sequence[Model]) -> Half:
         ours = [_is_table(registered.registered.tensors[i]) for i in cosines.registered.positions.tolist()]
         theirs = [_is_table(suspect.suspect.tensors[i]) for i in cosines.suspect.positions.tolist()]
         tables = np.logical_and.outer(theirs, ours)
-        compared = cosines.scores > 0
-        single[stratum, TABLES] += cosines.scores[compared & tables].tolist()
-        single[stratum, REST] += cosines.scores[compared & ~tables].tolist()
-        largest[stratum].append((float(cosines.scores.max()), 2 * cosines.pairs))
+        dense = cosines.scores
+        single[stratum, TABLES] += dense[(dense > 0) & tables].tolist()
+        single[stratum, REST] += dense[(dense > 0) & ~tables].tolist()
+        largest[stratum].append((cosines.largest, 2 * cosines.pairs))
     return Half({key: np.array(values) for key, values in single.items() if values}, largest)
 
 
@@ -80,9 +80,10 @@ def _is_table(tensor: TensorRecord) -> bool:
 
 
 def fit_table(half: Half) -> list[str]:
-    """Markdown: how often the start of the tail is exceeded, the Pareto shape there, and the mean excess further out."""
+    """Markdown: how often the start of the tail is exceeded, the Pareto shape there, the mean excess further out."""
     lines = [
-        f"| stratum | pairs | number | above {TAIL_START:g} | Pareto shape | above {FITTED_ABOVE:g} | mean excess | largest |",
+        f"| stratum | pairs | number | above {TAIL_START:g} | Pareto shape | above {FITTED_ABOVE:g} | mean excess "
+        "| largest |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for (stratum, kind), values in sorted(half.single.items()):
@@ -122,16 +123,16 @@ def report(models: Sequence[Model]) -> tuple[str, bool]:
     lines = [
         "# The tail of the sketch statistic",
         "",
-        "The statistic of two tensors is the larger magnitude of the sketch cosine in the two orientations, in units of "
-        "its standard deviation for unrelated matrices of independent entries. Between unrelated trained models it is "
-        "close to that law but for pairs of token tables (embeddings, output heads) over one vocabulary: their rows "
+        "The statistic of two tensors is the larger magnitude of the sketch cosine in the two orientations, in units "
+        "of its standard deviation for unrelated matrices of independent entries. Between unrelated trained models it "
+        "is close to that law but for pairs of token tables (embeddings, output heads) over one vocabulary: their rows "
         "share a direction of frequent against rare tokens, so the cosine is that of two directions of the residual "
         "stream, which is as wide as the model is narrow.",
         "",
-        f"Frozen: `p = exp(-(x - {TAIL_START:g}) / {TAIL_SCALE:g})` above {TAIL_START:g}, 1 below: an exponential tail as "
-        "heavy as that of the token tables, for every pair, since a matrix without a name does not say what it is. "
-        f"The scale is the mean excess over {FITTED_ABOVE:g}, rounded up; generalised Pareto shapes below 0 say that an "
-        "exponential of that scale falls no faster than the data; p is 1 at the start, where the share is well below 1.",
+        f"Frozen: `p = exp(-(x - {TAIL_START:g}) / {TAIL_SCALE:g})` above {TAIL_START:g}, 1 below: an exponential tail "
+        "as heavy as that of the token tables, for every pair, since a matrix without a name does not say what it is. "
+        f"The scale is the mean excess over {FITTED_ABOVE:g}, rounded up; generalised Pareto shapes below 0 say that "
+        "an exponential of that scale falls no faster than the data; p is 1 at the start, where the share is below 1.",
         "",
         "Written by `python -m benchmarks.error_rates.calibrate`.",
         "",

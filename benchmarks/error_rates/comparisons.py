@@ -31,7 +31,6 @@ SKETCH_ALL = "sketch, all tensor pairs"
 SKETCH_MAX = "sketch, largest of a model"
 
 OTHER = "other recipes"
-LEADS_PER_TENSOR = 2
 OTHER_PAIRS = 3000
 _STEP = 0.001
 Samples = dict[tuple[str, str], Sample]
@@ -124,13 +123,12 @@ def leads_p(registered: Model, suspect: Model, cosines: SketchCosines, procedure
     would be too small even before the correction for the choice.
     """
     found = []
-    order = np.argsort(-cosines.scores, axis=0)[:LEADS_PER_TENSOR]
     for column, ours in enumerate(cosines.registered.positions.tolist()):
-        for row in order[:, column].tolist():
-            if cosines.scores[row, column] == 0.0:
+        for row in cosines.leads[:, column].tolist():
+            if row < 0:
                 continue
             theirs = suspect.suspect.tensors[int(cosines.suspect.positions[row])].axes
-            turned = bool(cosines.transposed[row, column])
+            _, turned = cosines.at(row, column)
             others = {(1 - sample.dimension if turned else sample.dimension): sample for sample in theirs}
             found += [
                 procedures.align(sample, others[sample.dimension]).log10_p
@@ -200,20 +198,24 @@ def sketch_p(
 
     The largest is corrected by Bonferroni for the pairs that it is the largest of, as the product does.
     """
-    everything = cosines.scores[cosines.scores > 0]
+    scores = cosines.scores
+    everything = scores[scores > 0]
     if not everything.size:
         return np.zeros(0), np.zeros(0), np.zeros(0)
-    same = _same_name(cosines, registered.registered.tensors, suspect.suspect.tensors)
-    largest = procedures.sketch(float(everything.max()), 2 * cosines.pairs)
+    same = _same_name(cosines, scores, registered.registered.tensors, suspect.suspect.tensors)
+    largest = procedures.sketch(cosines.largest, 2 * cosines.pairs)
     return _many(same, procedures), _many(everything, procedures), np.array([largest])
 
 
 def _same_name(
-    cosines: SketchCosines, registered: Sequence[TensorRecord], suspect: Sequence[TensorRecord]
+    cosines: SketchCosines,
+    scores: NDArray[np.float32],
+    registered: Sequence[TensorRecord],
+    suspect: Sequence[TensorRecord],
 ) -> NDArray[np.float32]:
     columns = {registered[int(position)].name: column for column, position in enumerate(cosines.registered.positions)}
     found = [
-        cosines.scores[row, columns[name]]
+        scores[row, columns[name]]
         for row, position in enumerate(cosines.suspect.positions)
         if (name := suspect[int(position)].name) in columns
     ]

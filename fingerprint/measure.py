@@ -30,6 +30,8 @@ Float32 = NDArray[np.float32]
 
 BLOCK_ELEMENTS: Final = 1 << 18
 """Elements per block of the pass: 1 MB in float32, so that a block stays in the cache while it is used."""
+BLOCK_ROWS: Final = 1 << 15
+"""Most rows of a block, however few columns: each takes a row of signs."""
 TRANSPOSED_BLOCK_ELEMENTS: Final = 1 << 24
 """Larger where every block has to gather columns of the whole source."""
 MOST_SKETCHED_AXIS: Final = 1 << 22
@@ -154,7 +156,8 @@ def measure_digest(view: TensorView, parameters: Parameters) -> bytes:
 def row_blocks(view: TensorView) -> Iterator[tuple[int, int, Array]]:
     """The tensor in row-major blocks: (first row, first column, (b, c) array of the stored type).
 
-    Whole rows where they fit into a block, else pieces of one row: no more than a block is ever read at once.
+    Whole rows where they fit into a block, else pieces of one row. Of a transposed matrix larger pieces are read, and
+    cut into blocks.
     """
     rows, columns = matrix_shape(view.shape)
     if not rows * columns:
@@ -167,9 +170,13 @@ def row_blocks(view: TensorView) -> Iterator[tuple[int, int, Array]]:
                 yield row, first, view.read(row * columns + first, row * columns + last).reshape(1, -1)
         return
     step = budget // columns
+    part = max(1, min(BLOCK_ELEMENTS // columns, BLOCK_ROWS))
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        yield start, 0, view.read(start * columns, stop * columns).reshape(-1, columns)
+        held = view.read(start * columns, stop * columns).reshape(-1, columns)
+        for row in range(0, len(held), part):
+            for first in range(0, columns, BLOCK_ELEMENTS):
+                yield start + row, first, held[row : row + part, first : first + BLOCK_ELEMENTS]
 
 
 def project_slices(view: TensorView, indices: NDArray[np.int64], frame: Float32, *, columns: bool) -> Float32:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from fingerprint.units import first_of, unit_of
 from signatures.change import whiteness
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ LEAST_RESIDUAL: Final = 1e-3
 """Relative residual (not squared) below which nothing is left to explain."""
 LEAST_COEFFICIENT: Final = 0.02
 MOST_MODELS: Final = 8
+MOST_TENSORS: Final = 2048
+"""Matched tensors of the suspect that take part, the first by the order of their units: 24 KB each and candidate."""
 _PASSTHROUGH: Final = 0.1
 _PARTLY_EXPLAINS: Final = 0.2
 _WHITE_REMAINDER: Final = 0.82
@@ -121,11 +124,15 @@ class _Design:
         self.width = suspect.parameters.sketch_width
         self._matches = [{match.suspect: match for match in candidate.matches} for candidate in candidates]
         self._places = [_places(candidate.registered) for candidate in candidates]
+        matched = sorted(set().union(*self._matches))
+        units = [unit_of(suspect.tensors[i].layer, suspect.tensors[i].expert) for i in matched]
+        used = {matched[i] for i in first_of(units, MOST_TENSORS)}
+        self._left_out = set(matched) - used
         for number, (candidate, matches) in enumerate(zip(candidates, self._matches, strict=True)):
             for position, match in matches.items():
                 ours = candidate.registered.tensors[match.registered]
                 theirs = suspect.tensors[position]
-                if theirs.sketch is None or ours.sketch is None or position in self.targets:
+                if position not in used or theirs.sketch is None or ours.sketch is None or position in self.targets:
                     continue
                 axes = _common_axes(theirs, ours, turned=match.transposed)
                 self.targets[position] = _features(theirs, axes, turned=False)
@@ -176,7 +183,7 @@ class _Design:
         rest = sum(
             float(np.sum(tensor.sketch.astype(np.float64) ** 2))
             for position, tensor in enumerate(self.suspect.tensors)
-            if tensor.sketch is not None and position not in self.targets
+            if tensor.sketch is not None and position not in self.targets and position not in self._left_out
         )
         return float(np.sqrt((residual**2 * matched + rest) / (matched + rest))) if matched + rest else 0.0
 

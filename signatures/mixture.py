@@ -35,7 +35,7 @@ LEAST_RESIDUAL: Final = 1e-3
 """Relative residual (not squared) below which nothing is left to explain."""
 LEAST_COEFFICIENT: Final = 0.02
 MOST_MODELS: Final = 8
-MOST_TENSORS: Final = 2048
+MOST_TENSORS: Final = 1024
 """Matched tensors of the suspect that take part, the first by the order of their units: 24 KB each and candidate."""
 _PASSTHROUGH: Final = 0.1
 _PARTLY_EXPLAINS: Final = 0.2

@@ -1,0 +1,271 @@
+"""Builds the registry, makes the suspects, and asks the index, the slow search and the full comparison about each."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors.numpy import save_file
+from threadpoolctl import threadpool_limits
+
+from benchmarks.retrieval.damage import DAMAGE, disguised
+from benchmarks.retrieval.population import Arrays, Source, sources, stream
+from fingerprint.assemble import SUSPECT_NEURONS, fingerprint
+from fingerprint.checkpoint import open_checkpoint
+from fingerprint.comparing.comparison import compare_fingerprints
+from fingerprint.comparing.matching import SketchTable
+from signatures.codec import decode_vectors
+from signatures.index import TIE, ExactIndex, Hits
+from signatures.registry import Registry
+from signatures.scan import LEAST_CANDIDATES
+from signatures.search import find_candidates
+from signatures.signature import encode, sign
+from signatures.verdict import assess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from fingerprint.records import Fingerprint
+    from signatures.index import Float32
+    from signatures.records import DigestHit, ModelRecord
+
+
+class SlowSearch:
+    """The registry with another search: every vector is compared, in one product of matrices, and nothing is indexed.
+
+    Ids of hits and digests are the registry's, so that ``find_candidates`` works on it as on the registry.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._models = registry.models()
+        rows, owners = [], []
+        for record in self._models:
+            _, vectors = decode_vectors(encode(registry.load_signature(record)), path=record.name)
+            rows.append(vectors)
+            owners += [record.id] * len(vectors)
+        self.matrix = np.concatenate(rows)
+        self.owners = np.array(owners, np.int64)
+        self._starts = np.flatnonzero(np.diff(self.owners, prepend=-1))
+
+    def models(self) -> tuple[ModelRecord, ...]:
+        return self._models
+
+    def lookup_digests(self, digests: Iterable[bytes]) -> list[DigestHit]:
+        return self._registry.lookup_digests(digests)
+
+    def search(self, queries: Float32, n: int) -> Hits:
+        """As ``VectorIndex.search``, without positions."""
+        best = np.maximum.reduceat(queries @ self.matrix.T, self._starts, axis=1)
+        models = self.owners[self._starts]
+        n = min(n, len(models))
+        order = np.argsort(-best, axis=1, kind="stable")
+        scores = np.take_along_axis(best, order, axis=1)
+        kept = scores >= scores[:, n - 1 : n] - TIE
+        width = int(kept.sum(axis=1).max(initial=0))
+        kept = kept[:, :width]
+        return Hits(
+            np.where(kept, scores[:, :width], -np.inf).astype(np.float32),
+            np.where(kept, models[order[:, :width]], -1),
+            np.full(kept.shape, -1, np.int64),
+        )
+
+    def differences(self, queries: Float32, n: int) -> int:
+        """For how many queries the models found differ from those of the index that the unit tests use as oracle."""
+        oracle = ExactIndex(self.matrix.shape[1])
+        for model in np.unique(self.owners).tolist():
+            held = self.matrix[self.owners == model]
+            oracle.add(model, np.arange(len(held)), held)
+        mine, other = self.search(queries, n), oracle.search(queries, n)
+        return sum(
+            set(a[a >= 0].tolist()) != set(b[b >= 0].tolist()) for a, b in zip(mine.models, other.models, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One suspect. ``parents``: names of the models it was made of.
+
+    For every parent: ``detected`` if comparing with it reaches possible after correction for the whole registry,
+    ``slow`` if the slow search proposes it, ``proposed`` if the registry does. ``seconds`` of the registry's
+    search, and ``work``, seconds of the processor in it: less than the former on a busy machine.
+    """
+
+    damage: str
+    parents: tuple[str, ...]
+    detected: tuple[bool, ...]
+    slow: tuple[bool, ...]
+    proposed: tuple[bool, ...]
+    vectors: int
+    seconds: float
+    work: float
+
+
+@dataclass(slots=True)
+class Result:
+    """What was measured. ``cold``: seconds of first searches after opening; ``large``: of a large suspect's."""
+
+    models: int
+    trained: int
+    vectors: int
+    asked: list[Asked]
+    build_seconds: float
+    cold: list[float]
+    large: dict[str, float]
+    oracle_queries: int
+    oracle_differences: int
+
+
+def measure(
+    zoo: Path | None,
+    work: Path,
+    *,
+    models: int,
+    suspects: int,
+    seed: int = 1,
+    large: Sequence[tuple[str, Fingerprint]] = (),
+    report: Callable[[str], None] = lambda _: None,
+) -> Result:
+    """Build a registry of ``models`` in ``work`` and ask it about ``suspects``; ``large`` are suspects for timing.
+
+    Everything runs in one thread.
+    """
+    with threadpool_limits(1):
+        return _measured(zoo, work, models, suspects, seed, large, report)
+
+
+def _measured(
+    zoo: Path | None,
+    work: Path,
+    models: int,
+    suspects: int,
+    seed: int,
+    large: Sequence[tuple[str, Fingerprint]],
+    report: Callable[[str], None],
+) -> Result:
+    population = sources(zoo, models)
+    started = time.perf_counter()
+    with Registry.open(work / "registry") as registry:
+        for number, source in enumerate(population):
+            registry.register(sign(_fingerprinted(source.weights(), work, registered=True)), name=source.name)
+            if number % 200 == 199:
+                report(f"{number + 1} models are registered")
+    built = time.perf_counter() - started
+    asked: list[Asked] = []
+    largest, _ = _suspect(population, "renamed", 0, seed, work)
+    queries: list[Float32] = []
+    with Registry.open(work / "registry", create=False) as registry:
+        slow = SlowSearch(registry)
+        records = {record.name: record for record in registry.models()}
+        for number in range(suspects):
+            damage = list(DAMAGE)[number % len(DAMAGE)]
+            theirs, parents = _suspect(population, damage, number, seed, work)
+            asked.append(_ask(registry, slow, records, theirs, damage, parents))
+            if len(theirs.tensors) > len(largest.tensors):
+                largest = theirs
+            if number % 25 == 0:
+                queries.append(SketchTable(theirs.tensors, corner=theirs.parameters.index_width).flat()[:4])
+            if number % 500 == 499:
+                report(f"{number + 1} suspects are searched")
+    return Result(
+        models=len(population),
+        trained=sum(source.path is not None for source in population),
+        vectors=len(slow.matrix),
+        asked=asked,
+        build_seconds=built,
+        cold=[_search_seconds(work / "registry", largest) for _ in range(5)],
+        large={name: _search_seconds(work / "registry", one) for name, one in large},
+        oracle_queries=sum(map(len, queries)),
+        oracle_differences=slow.differences(np.concatenate(queries), 16),
+    )
+
+
+def _search_seconds(folder: Path, suspect: Fingerprint) -> float:
+    """Seconds of the first search after a registry was opened."""
+    with Registry.open(folder, create=False) as registry:
+        started = time.perf_counter()
+        find_candidates(registry, suspect, LEAST_CANDIDATES)
+        return time.perf_counter() - started
+
+
+def _suspect(
+    population: Sequence[Source], damage: str, number: int, seed: int, work: Path
+) -> tuple[Fingerprint, tuple[str, ...]]:
+    random = stream(f"suspect/{seed}/{number}")
+    source = population[int(random.integers(len(population)))]
+    weights, parents, other = source.weights(), [source.name], Arrays()
+    if "merged" in damage:
+        partner = _partner(population, source, random)
+        if partner is not None:
+            other = partner.weights()
+            parents.append(partner.name)
+    damaged = disguised(DAMAGE[damage](weights, other, random), random)
+    return _fingerprinted(damaged, work, registered=False), tuple(parents)
+
+
+def _partner(population: Sequence[Source], source: Source, random: np.random.Generator) -> Source | None:
+    """A model of another family with the same tensors."""
+    others = [one for one in population if one.shape == source.shape and one.family != source.family]
+    return others[int(random.integers(len(others)))] if others else None
+
+
+def _fingerprinted(weights: Arrays, work: Path, *, registered: bool) -> Fingerprint:
+    """Measured from a file, as everything is."""
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        path = Path(folder) / "model.safetensors"
+        save_file({name: np.ascontiguousarray(value) for name, value in weights.items()}, path)
+        with open_checkpoint(path) as checkpoint:
+            if registered:
+                return fingerprint(checkpoint, workers=1)
+            return fingerprint(checkpoint, casts=False, neurons=SUSPECT_NEURONS, workers=1)
+
+
+def _ask(
+    registry: Registry,
+    slow: SlowSearch,
+    records: dict[str, ModelRecord],
+    theirs: Fingerprint,
+    damage: str,
+    parents: tuple[str, ...],
+) -> Asked:
+    started, worked = time.perf_counter(), time.process_time()
+    candidates = find_candidates(registry, theirs, LEAST_CANDIDATES)
+    seconds, work = time.perf_counter() - started, time.process_time() - worked
+    proposed = {one.model.name for one in candidates}
+    by_slow = {one.model.name for one in find_candidates(slow, theirs, LEAST_CANDIDATES)}  # type: ignore[arg-type]
+    detected = []
+    for parent in parents:
+        ours = registry.load_signature(records[parent]).fingerprint
+        detected.append(assess(records[parent], compare_fingerprints(ours, theirs), len(records)) is not None)
+    return Asked(
+        damage=damage,
+        parents=parents,
+        detected=tuple(detected),
+        slow=tuple(parent in by_slow for parent in parents),
+        proposed=tuple(parent in proposed for parent in parents),
+        vectors=sum(tensor.sketch is not None for tensor in theirs.tensors),
+        seconds=seconds,
+        work=work,
+    )
+
+
+def counts(asked: Sequence[Asked]) -> Counter[str]:
+    """Suspects; those whose every parent is detected, that the slow search proposes, and both with the index."""
+    found: Counter[str] = Counter()
+    for one in asked:
+        found["suspects"] += 1
+        found["detected"] += any(one.detected)
+        found["slow"] += any(one.slow)
+        # Every parent that is found the slow way must be proposed; a suspect without one is not counted.
+        found["proposed of detected"] += any(one.detected) and _implied(one.detected, one.proposed)
+        found["proposed of slow"] += any(one.slow) and _implied(one.slow, one.proposed)
+    return found
+
+
+def _implied(first: Sequence[bool], second: Sequence[bool]) -> bool:
+    return all(b or not a for a, b in zip(first, second, strict=True))

@@ -83,7 +83,7 @@ def _splits(comparison: Comparison, matched: set[int]) -> dict[int, Parts]:
     fused = _fusions(comparison.registered.tensors)
     splits = {}
     for position, tensor in enumerate(comparison.suspect.tensors):
-        if tensor.sketch is None or len(tensor.shape) != 2 or position in matched or is_part(tensor.name):
+        if tensor.sketch is None or len(tensor.shape) != 2 or position in matched:
             continue
         rows, columns = tensor.shape
         if (rows, columns) in fused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors.numpy import save_file
 
 from benchmarks.error_rates.__main__ import assemble, failures, main, replicated_pairs, run
 from benchmarks.error_rates.calibrate import halves
-from benchmarks.error_rates.comparisons import pairs_of, same_place
+from benchmarks.error_rates.comparisons import best_of_each, pairs_of, same_place
 from benchmarks.error_rates.procedures import BROKEN
 from benchmarks.error_rates.rates import Sample, rates, table
 from benchmarks.error_rates.replicates import flip, permute
@@ -110,7 +111,7 @@ def test_a_broken_test_makes_the_command_fail(zoo, tmp_path, capsys) -> None:
     ],
 )
 def test_each_broken_variant_is_caught_in_its_own_test_alone(models, broken, test) -> None:
-    samples, extra = run(models, replicated_pairs(models, most=5), broken, scale=0.1)
+    samples, extra = run(models, replicated_pairs(models, most=5), broken, scale=0.2)
     found = failures(table(samples), extra)
     assert found
     assert all(one.startswith(test) for one in found)
@@ -152,6 +153,18 @@ def test_flips_leave_the_matching_and_the_choice_of_coins_as_they_are(models) ->
         assert not np.array_equal(before.coins, after.coins)
     for one, other in zip(usable_coins(a.registered.neurons), usable_coins(flipped), strict=True):
         assert np.array_equal(one, other)
+
+
+def test_the_best_single_matches_are_the_choice_among_all(models) -> None:
+    a, b = models[0].registered.neurons, models[2].suspect.neurons
+    single = [
+        replace(match, registered=i, suspect=j)
+        for i, ours in enumerate(a)
+        for j, theirs in enumerate(b)
+        for match in match_neurons([ours], [theirs])
+    ]
+    chosen = [(one.registered, one.suspect, one.partners.tolist()) for one in best_of_each(single)]
+    assert chosen == [(one.registered, one.suspect, one.partners.tolist()) for one in match_neurons(a, b)]
 
 
 def test_a_permuted_axis_lands_no_more_even_in_a_copy(models) -> None:

@@ -43,8 +43,7 @@ def assemble(zoo: Path, corpus: Path | None, family: str, sources: int = SOURCES
     bases = [one for one in models if "-pop-" in one.id and one.id == one.root]
     some = bases[:: max(1, len(bases) // sources)]
     models += load_corpus(corpus) if corpus else []
-    models += lookalikes(zoo, some) + tied(zoo, some)
-    return models + upcycled(bases[:: max(1, len(bases) // (4 * sources))])
+    return models + lookalikes(zoo, some) + tied(zoo, some) + upcycled(some)
 
 
 def run(
@@ -94,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer look-alikes and replicates")
     options = parser.parse_args(argv)
     started = time.monotonic()
-    sources, most, scale = (3, 5, 0.1) if options.quick else (SOURCES, 12, 1.0)
+    sources, most, scale = (3, 5, 0.2) if options.quick else (SOURCES, 12, 1.0)
     models = assemble(options.zoo, options.corpus, options.family, sources)
     print(f"{len(models)} models measured after {time.monotonic() - started:.0f} s", flush=True)
     samples, extra = run(models, replicated_pairs(models, most), options.broken, scale=scale)

@@ -291,7 +291,7 @@ def test_concatenated_features_are_not_exchangeable() -> None:
     assert sizes.width == 128
     assert not sizes.fused
     assert sizes.axes((128, 384)) == (Axis.RESIDUAL, Axis.UNKNOWN)
-    assert sizes.axes((512, 128)) == (Axis.UNKNOWN, Axis.RESIDUAL)
+    assert sizes.axes((512, 128)) == (Axis.UNKNOWN, Axis.UNKNOWN)
     assert sizes.axes((21, 128)) == (Axis.UNKNOWN, Axis.RESIDUAL)
     assert sizes.axes((128, 128)) == (Axis.UNKNOWN, Axis.UNKNOWN)
 
@@ -321,3 +321,11 @@ def test_many_distinct_shapes_are_understood_in_one_pass() -> None:
     sizes = understand(planes, {})
     assert sizes.axes((100, 101))[0] is Axis.UNKNOWN
     assert sizes.axes((101, 102))[0] is Axis.UNIT
+
+
+def test_many_shapes_on_one_width_are_understood_in_one_pass() -> None:
+    """Each size could be a gated MLP's, or a fused block: nothing may look at all the others for each."""
+    gated = {plane: count for size in range(1000, 21_000) for plane, count in (((size, 64), 2), ((64, size), 1))}
+    assert not understand(gated, {}).neurons
+    fused = {(1000 + number, 64): 1 for number in range(20_000)}
+    assert understand(fused, {}).width == 64

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from fingerprint.roles.layout import CanonicalTensor
 from fingerprint.roles.parts import split, transposed
-from fingerprint.roles.sizes import Fused, Plane, Sizes, understand
+from fingerprint.roles.sizes import Sizes, understand
 from fingerprint.tensors import Reshaped, RowSlice
 from fingerprint.vocabulary import Axis, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from fingerprint.roles.fused import Fused, Plane
     from fingerprint.tensors import TensorView
 
 MOST_STACKED = 4096
@@ -151,7 +152,7 @@ def _place(view: TensorView, sizes: Sizes, vectors: Mapping[int, Fused]) -> list
     pieces = split(source, fused.runs(), fused.labels)
     return [
         _tensor(piece, role, axes, oriented=True)
-        for piece, role, axes in zip(pieces, fused.roles, fused.axes, strict=True)
+        for piece, role, axes in zip(pieces, fused.roles, sizes.part_axes(fused), strict=True)
     ]
 
 

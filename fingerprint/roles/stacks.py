@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from fingerprint.roles.tables import Entry, Table
     from fingerprint.tensors import TensorView
 
+_HEADS = frozenset({Role.OUTPUT_HEAD, Role.CLASSIFIER})
+
 
 @dataclass(slots=True)
 class Member:
@@ -192,7 +194,8 @@ def _measure(stack: Stack) -> None:
     """Count orientations, and note the inner width of attention and the latent width of each layer."""
     for member in stack.members:
         entry = member.entry
-        if entry.kind is not Kind.MATRIX or member.match.adapter:
+        # Heads keep the layout of the embedding, to which they may be tied.
+        if entry.kind is not Kind.MATRIX or entry.parts[0].role in _HEADS or member.match.adapter:
             continue
         plane, side = entry.plane(member.view.shape), entry.residual_side
         if plane is None or side is None or not any(map(stack.is_width, plane)) or plane[0] == plane[1]:

@@ -146,9 +146,9 @@ def page(outcomes: list[Outcome], baseline: Baseline) -> str:
         f"The baseline is the scan of a good file of one small matrix: {baseline.processor:.2f} s with the start of "
         f"the interpreter, {baseline.anonymous / 1e6:.0f} MB anonymous and {baseline.resident / 1e6:.0f} MB resident "
         "at the peak. Memory and time in the tables are beyond it. Memory is the larger of the peak of anonymous "
-        "memory (sampled every 5 ms) and of resident memory (exact, with the pages of mapped files). Time is that of all "
-        "threads on a processor, which other work on the machine does not lengthen much; a case that took too long was "
-        f"run again, up to {_TRIES} times. The bounds are {MOST_MEMORY / 1e6:.0f} MB and {MOST_SECONDS:g} s.",
+        "memory (sampled every 5 ms) and of resident memory (exact, with the pages of mapped files). Time is that of "
+        "all threads on a processor, which other work on the machine does not lengthen much; a case that took too "
+        f"long was run again, up to {_TRIES} times. The bounds are {MOST_MEMORY / 1e6:.0f} MB and {MOST_SECONDS:g} s.",
         "",
         "| expected | statuses | cases | failed | most memory, MB | longest, s |",
         "|---|---|--:|--:|--:|--:|",

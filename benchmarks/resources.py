@@ -151,10 +151,10 @@ def page(rows: Sequence[Row], start: Observed) -> str:
         "",
         "`python -m benchmarks.resources`: `fp sketch` (a full fingerprint, with the digests after rounding that a "
         f"registration needs) in a process of its own, on {os.cpu_count()} cores, beside `openssl dgst -sha256` of the "
-        "same file just before. The files are bf16, Llama-shaped of width 2048, and a mixture of experts of very small "
-        "tensors. Time is on the clock, and in brackets on a processor (all threads together); the ratio is of "
-        "processor times, which other work on the machine changes least. Memory is the peak of anonymous memory of the whole "
-        "process, interpreter included, so without the mapped file; `fp --version` alone takes "
+        "same file just before. The files are bf16, Llama-shaped of width 2048, and a mixture of experts of very "
+        "small tensors. Time is on the clock, and in brackets on a processor (all threads together); the ratio is of "
+        "processor times, which other work on the machine changes least. Memory is the peak of anonymous memory of "
+        "the whole process, interpreter included, so without the mapped file; `fp --version` alone takes "
         f"{start.anonymous / 1e6:.0f} MB. The bound is {MOST_MEMORY / 1e6:.0f} MB.",
         "",
         "| file | tensors | GB | fingerprint, s | sha256, s | ratio | anonymous, MB | read, GB | signature, MB |",
@@ -164,9 +164,18 @@ def page(rows: Sequence[Row], start: Observed) -> str:
         plain = f"{row.hashed[0]:.1f} ({row.hashed[1]:.1f})" if row.hashed else "-"
         ratio = f"{row.seen.processor / row.hashed[1]:.2f}" if row.hashed and row.hashed[1] else "-"
         took = f"{row.seen.wall:.1f} ({row.seen.processor:.1f})"
-        lines.append(
-            f"| {row.title} | {row.tensors} | {row.stored / 1e9:.2f} | {took} | {plain} | {ratio} | {row.seen.anonymous / 1e6:.0f} | {row.read / 1e9:.2f} | {row.signature / 1e6:.2f} |"
+        cells = (
+            row.title,
+            row.tensors,
+            f"{row.stored / 1e9:.2f}",
+            took,
+            plain,
+            ratio,
+            f"{row.seen.anonymous / 1e6:.0f}",
+            f"{row.read / 1e9:.2f}",
+            f"{row.signature / 1e6:.2f}",
         )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 

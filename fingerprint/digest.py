@@ -8,6 +8,7 @@ for every NaN, and hashed with BLAKE3; integers are written as they are. The ten
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Final
 
 import ml_dtypes
@@ -85,6 +86,8 @@ def narrowest(values: Array) -> tuple[str, Array]:
 
     ``values`` is 1-D of a real float dtype; the bits are unsigned integers of that width, little-endian.
     """
+    if values.dtype.name.startswith("float8"):
+        return "bf16", _bfloat16_of_bytes(values.dtype).take(values.view(np.uint8), mode="clip")
     if values.dtype == _BF16:
         return "bf16", _normal_bfloat16(values.view(np.uint16))
     if values.dtype == np.float64:
@@ -109,6 +112,13 @@ def narrowest(values: Array) -> tuple[str, Array]:
         if np.array_equal(half.astype(np.float32), single, equal_nan=True):
             return "f16", _normal(half, np.uint16)
     return "f32", _normal(single, np.uint32)
+
+
+@cache
+def _bfloat16_of_bytes(dtype: np.dtype[Any]) -> Array:
+    """The normalised bits of all 256 values of an 8-bit float type, each of which bf16 holds exactly."""
+    every = np.arange(256, dtype=np.uint8).view(dtype).astype(np.float32).astype(_BF16)
+    return _normal_bfloat16(every.view(np.uint16))
 
 
 def _normal(values: Array, bits: type[np.unsignedinteger[Any]]) -> Array:

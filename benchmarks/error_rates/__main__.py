@@ -19,7 +19,7 @@ from benchmarks.error_rates.population import TIED, UPCYCLED, load_corpus, load_
 from benchmarks.error_rates.procedures import BROKEN, TRUE
 from benchmarks.error_rates.rates import table
 from benchmarks.error_rates.replicates import replicate
-from benchmarks.error_rates.report import as_mapping, markdown, plot
+from benchmarks.error_rates.report import as_mapping, enough, markdown, plot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,10 +31,21 @@ if TYPE_CHECKING:
 POSSIBLE = -3.0
 SOURCES = 10
 """Trained models of which look-alikes are made."""
-ABOUT = (
-    "Uncorrected p-values of each test between models that share no training. A cell is the share of comparisons with "
-    "p at most alpha, and its 95% interval by bootstrap over models. Written by `python -m benchmarks.error_rates`."
-)
+ABOUT = """Uncorrected p-values of each test between models that share no training. A cell is the share of comparisons
+with p at most alpha, and its 95% interval by bootstrap over models (over replicates in the strata of replicates). The
+claim is that the share is at most alpha. A row is marked where that is refuted: by the bootstrap and the binomial law
+together, each at level .001. Then, and if after correction an unrelated pair reaches `possible`, the command exits with
+status 1; `--break` runs deliberately broken tests, which must.
+
+Registered models are as a signature file holds them (samples rounded to 8 bits), suspects as they are measured. Models
+are related, and never paired, if one descends from the other, or both from one, or share an initialisation or a donated
+tensor. Look-alikes are random weights with a trained model's mean and deviation per tensor, and its elements shuffled;
+tied slices are matrices whose rows or columns repeat four prototypes; upcycled are registered models whose eight MLPs
+are near-copies of one. Coins flipped: the registered model's up and down projections negated together for random
+neurons; axis permuted: its sampled slices in random order. Both leave nothing to be found even in its relatives and
+copies, so every replicate is a draw from the null.
+
+Written by `python -m benchmarks.error_rates`."""
 
 
 def assemble(zoo: Path, corpus: Path | None, family: str, sources: int = SOURCES) -> list[Model]:
@@ -108,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         plot({k: v for k, v in samples.items() if k[0] == test}, options.out / f"{stem}-{name}.png", test)
     print(text)
     wrong = failures(found, extra)
+    if not enough(found) and not options.quick:
+        print("fewer comparisons than a verdict needs: see the totals")
     print(f"{time.monotonic() - started:.0f} s; " + ("failed: " + "; ".join(wrong) if wrong else "passed"))
     return 1 if wrong else 0
 

@@ -6,7 +6,7 @@ import json
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +92,7 @@ def load_corpus(folder: Path) -> list[Model]:
     return [*models, measure(path, "minilm", "minilm", "minilm", MINILM)]
 
 
-def _roots(manifests: Mapping[str, dict]) -> dict[str, str]:
+def _roots(manifests: Mapping[str, dict[str, Any]]) -> dict[str, str]:
     """Connected components of descent, donation and shared initialisation."""
     leader = {name: name for name in manifests}
 
@@ -111,7 +111,7 @@ def _roots(manifests: Mapping[str, dict]) -> dict[str, str]:
     return {name: find(name) for name in manifests}
 
 
-def _recipe(manifests: Mapping[str, dict], name: str) -> str:
+def _recipe(manifests: Mapping[str, dict[str, Any]], name: str) -> str:
     while parents := [one for one in manifests[name]["parents"] if one in manifests]:
         name = parents[0]
     one = manifests[name]
@@ -164,21 +164,22 @@ def upcycled(sources: Iterable[Model], noise: float = 0.05) -> list[Model]:
     """
     made = []
     for number, source in enumerate(sources):
-        if not source.registered.neurons or source.registered.neurons[0].up is None:
+        first = next(iter(source.registered.neurons), None)
+        if first is None or first.up is None:
             continue
         rng = np.random.default_rng([3, number])
-        first = source.registered.neurons[0]
         copies = []
         for expert in range(_COPIES):
-            parts = {
-                part: (value + rng.normal(0, noise * value.std(), value.shape)).astype(np.float32)
-                for part, value in (("gate", first.gate), ("up", first.up), ("down", first.down))
-            }
-            copies.append(replace(first, expert=expert, **parts))
+            gate, up, down = (_noised(part, noise, rng) for part in (first.gate, first.up, first.down))
+            copies.append(replace(first, expert=expert, gate=gate, up=up, down=down))
         name = f"{source.id}:upcycled"
         fingerprinted = replace(source.registered, neurons=tuple(copies))
         made.append(Model(name, source.root, source.recipe, UPCYCLED, fingerprinted, source.suspect))
     return made
+
+
+def _noised(values: NDArray[np.float32], noise: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    return (values + rng.normal(0, noise * values.std(), values.shape)).astype(np.float32)
 
 
 def _sorted(arrays: Arrays) -> list[tuple[str, NDArray[np.float32]]]:

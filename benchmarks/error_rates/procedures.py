@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ def _usable_all(registered: Sequence[NeuronSample]) -> list[Any]:
 
 
 def _third(value: float) -> float:
-    return value - np.log10(3.0)
+    return value - math.log10(3.0)
 
 
 def _toss_one_sided(matches: Sequence[NeuronMatch], usable: Sequence[Any]) -> CoinToss:

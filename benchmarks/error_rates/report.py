@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.error_rates.comparisons import one_recipe
+from benchmarks.error_rates.comparisons import (
+    ALIGN,
+    COIN,
+    FISHER,
+    LEADS,
+    SKETCH,
+    SKETCH_ALL,
+    SKETCH_MAX,
+    one_recipe,
+)
 from benchmarks.error_rates.rates import ALPHAS, REJECTS_AT
 
 if TYPE_CHECKING:
@@ -15,6 +24,21 @@ if TYPE_CHECKING:
 
     from benchmarks.error_rates.comparisons import Samples
     from benchmarks.error_rates.rates import Rate
+
+COUNTED = (ALIGN, COIN, FISHER, SKETCH_ALL)
+"""The tests of which at least ``ENOUGH`` unrelated comparisons are wanted, half of them of one recipe."""
+ENOUGH = 10_000
+MEANING = {
+    ALIGN: "One alignment of the slices of one axis of two tensors: the registered one and the suspect's at its place.",
+    LEADS: "The same, of each registered tensor with the two of the suspect whose sketches are most alike: what the "
+    "product looks at before it corrects for all pairs.",
+    COIN: "The coins of one registered MLP, matched with one MLP of the suspect; all pairs of MLPs.",
+    FISHER: "The coins of all registered MLPs, by Fisher's method: with the partners that the product chooses, and in "
+    "each cyclic assignment of layers to layers.",
+    SKETCH: "The sketch statistic of two tensors of one name; calibrated.",
+    SKETCH_ALL: "The sketch statistic of all pairs of tensors whose shapes can correspond; calibrated.",
+    SKETCH_MAX: "The largest sketch statistic of two models, corrected for the pairs that it is the largest of.",
+}
 
 Rates = dict[tuple[str, str], "list[Rate]"]
 
@@ -47,10 +71,9 @@ def markdown(rates: Rates, extra: Mapping[str, Any]) -> str:
     lines = ["# Error rates", "", *_preface(extra)]
     for test in dict.fromkeys(test for test, _ in rates):
         rows = {stratum: found for (name, stratum), found in rates.items() if name == test}
-        unrelated = {stratum: found for stratum, found in rows.items() if ", " not in stratum or one_recipe(stratum)}
-        total = sum(found[0].comparisons for found in unrelated.values())
-        same = sum(found[0].comparisons for stratum, found in unrelated.items() if one_recipe(stratum))
-        lines += ["", f"## {test}", "", f"{total:,} unrelated comparisons, {same:,} of them of one recipe.", ""]
+        total, same = totals(rates, test)
+        lines += ["", f"## {test}", "", MEANING[test]]
+        lines += [f"{total:,} unrelated comparisons, {same:,} of them between trained models of one recipe.", ""]
         lines += ["| stratum | comparisons | " + " | ".join(f"p ≤ {alpha:g}" for alpha in ALPHAS) + " | |"]
         lines += ["|---|--:|" + "--:|" * len(ALPHAS) + "---|"]
         for stratum, found in rows.items():
@@ -58,6 +81,21 @@ def markdown(rates: Rates, extra: Mapping[str, Any]) -> str:
             verdict = "**too many**" if any(one.rejected for one in found) else ""
             lines.append(f"| {stratum} | {found[0].comparisons:,} | {cells} | {verdict} |")
     return "\n".join([*lines, ""])
+
+
+def totals(rates: Rates, test: str) -> tuple[int, int]:
+    """Numbers of unrelated comparisons of a test (replicates apart), and of those between trainings of one recipe."""
+    counts = {
+        stratum: found[0].comparisons
+        for (name, stratum), found in rates.items()
+        if name == test and (one_recipe(stratum) or ", " not in stratum)
+    }
+    return sum(counts.values()), sum(count for stratum, count in counts.items() if one_recipe(stratum))
+
+
+def enough(rates: Rates) -> bool:
+    """Whether every test has its ``ENOUGH`` comparisons, half of them of one recipe."""
+    return all(total >= ENOUGH and 2 * same >= total for total, same in (totals(rates, test) for test in COUNTED))
 
 
 def _preface(extra: Mapping[str, Any]) -> list[str]:

@@ -40,6 +40,11 @@ def digests(root: Path = ROOT) -> dict[str, str]:
     return found
 
 
+def digest(root: Path = ROOT) -> str:
+    """One SHA-256 over all of them: two tables with the same one come from the same rules."""
+    return hashlib.sha256(json.dumps(digests(root), sort_keys=True).encode()).hexdigest()
+
+
 def freeze(path: Path = FROZEN, root: Path = ROOT) -> dict[str, Any]:
     """Write down the rules as they are now; raises FileExistsError if they are frozen already."""
     if path.exists():

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.lineage.derive import derive_all
 from benchmarks.lineage.distributions import collect, draw, rows
-from benchmarks.lineage.freeze import ROOT, state
+from benchmarks.lineage.freeze import ROOT, digest, state
 from benchmarks.lineage.registries import Builder, plan
 from benchmarks.lineage.score import Outcome, score
 from benchmarks.lineage.table import summary, to_json, to_markdown
@@ -102,6 +102,7 @@ def run(
         "date": datetime.now(UTC).date().isoformat(),
         "frozen": frozen,
         "changed": changed,
+        "rules": digest(),
         "registered": max(one["registry"]["models"] for one in reports),
         "scores": rows(values),
         "seconds": round(statistics.median(one["seconds"] for one in reports), 2),

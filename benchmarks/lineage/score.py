@@ -53,6 +53,7 @@ class Outcome:
 
     The marks are None where the truth asks nothing: ``model`` (the first match is a parent), ``links`` (of every
     registered model), ``relation``, ``layers`` (of the parents, the worst), ``mixture``, ``mixture_layers``.
+    ``mixture_error`` is the largest difference of a coefficient from ``least_squares``.
     ``asked_layers`` says whether a wrong layer map fails the case. ``others``: models that were matched and share
     nothing with the suspect. ``problems`` is empty if the case is right.
     """
@@ -74,6 +75,7 @@ class Outcome:
     layers: LayerMap | None
     asked_layers: bool
     mixture: bool | None
+    mixture_error: float | None
     mixture_layers: bool | None
     coefficients: Mapping[str, float]
     least_squares: Mapping[str, float]
@@ -113,7 +115,11 @@ def score(truth: Mapping[str, Any], report: Mapping[str, Any]) -> Outcome:
         problems.append(f"the layer map is wrong: {_told_layers(matches, parents)}")
     elif truth["case"] in _ORDER_ASKED and layers is LayerMap.UNORDERED:
         problems.append(f"the layer map does not say the order: {_told_layers(matches, parents)}")
-    mixture, least_squares, mixture_problems = _mixture_right(truth, report["mixture"])
+    error, least_squares = _mixture_error(truth, report["mixture"])
+    mixture_problems = []
+    if error is not None and error > TOLERANCE:
+        told = _shown({} if report["mixture"] is None else report["mixture"]["coefficients"])
+        mixture_problems.append(f"a mixture coefficient is off by {error:.3f}: {told}, not {_shown(least_squares)}")
     mixture_layers = None
     if wanted is Verdict.MATCH and len(parents) > 1 and truth["case"].startswith("frankenmerge"):
         mixture_layers = _mixture_layers_right(truth, report["mixture"])
@@ -137,7 +143,8 @@ def score(truth: Mapping[str, Any], report: Mapping[str, Any]) -> Outcome:
         relation=relation,
         layers=layers,
         asked_layers=asked_layers,
-        mixture=mixture,
+        mixture=None if error is None else error <= TOLERANCE,
+        mixture_error=error,
         mixture_layers=mixture_layers,
         coefficients={} if report["mixture"] is None else report["mixture"]["coefficients"],
         least_squares=least_squares,
@@ -194,19 +201,19 @@ def _told_layers(matches: Sequence[Mapping[str, Any]], parents: Sequence[str]) -
     return "; ".join(f"{match['model']}: {match['layers']}" for match in matches if match["model"] in parents) or "none"
 
 
-def _mixture_right(
+def _mixture_error(
     truth: Mapping[str, Any], mixture: Mapping[str, Any] | None
-) -> tuple[bool | None, Mapping[str, float], list[str]]:
-    """Whether the coefficients are those of least squares over the same models (the parents, if it took others)."""
+) -> tuple[float | None, Mapping[str, float]]:
+    """The largest error of a coefficient, and those of least squares over the same models.
+
+    Over the parents, if the report took other models. None where the truth has no mixture.
+    """
     if not truth["mixtures"]:
-        return None, {}, []
+        return None, {}
     told = {} if mixture is None else mixture["coefficients"]
     solved = next((one for one in truth["mixtures"] if set(one["coefficients"]) == set(told)), truth["mixtures"][0])
-    wanted = solved["coefficients"]
-    worst = max(abs(told.get(model, 0.0) - wanted.get(model, 0.0)) for model in {*told, *wanted})
-    if worst <= TOLERANCE:
-        return True, wanted, []
-    return False, wanted, [f"a mixture coefficient is off by {worst:.3f}: {_shown(told)}, not {_shown(wanted)}"]
+    wanted: Mapping[str, float] = solved["coefficients"]
+    return max(abs(told.get(model, 0.0) - wanted.get(model, 0.0)) for model in {*told, *wanted}), wanted
 
 
 def _mixture_layers_right(truth: Mapping[str, Any], mixture: Mapping[str, Any] | None) -> bool:

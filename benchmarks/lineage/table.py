@@ -37,8 +37,9 @@ _LEGEND = """\
 parent. *Links right*: every registered relative is matched with the link that is true (for an ancestor's ancestor:
 lineage). *Layer map*: exact; unordered (the registered layers, each as often as is true, but not where, since the
 suspect's names do not say); wrong. In brackets where the case does not ask for it. *Mixture*: every coefficient within
-0.02 of least squares on the full weights. *Others*: models that share nothing with the suspect and are at possible or
-above: there must be none. *s*: seconds of the scan. A case is right if all that is asked of it is.
+0.02 of least squares on the full weights (and how far off the worst is). *Others*: models that share nothing with the
+suspect and are at possible or above: there must be none. *s*: seconds of the scan. A case is right if all that is asked
+of it is.
 """
 _ABOUT_SCORES = """\
 Of every suspect with the models that its truth names, and with a few drawn from the look-alikes. The similarity is
@@ -149,7 +150,7 @@ def _cells(one: Outcome) -> list[str]:
         _mark(one.links),
         _mark(one.relation),
         layers,
-        _mark(one.mixture),
+        "" if one.mixture_error is None else f"{_mark(one.mixture)} ({one.mixture_error:.3f})",
         _mark(one.mixture_layers),
         ", ".join(one.others),
         f"{one.seconds:.1f}",

@@ -35,15 +35,28 @@ if TYPE_CHECKING:
     from signatures.records import DigestHit, ModelRecord
 
 
-class SlowSearch:
-    """The registry with another search: every vector is compared, in one product of matrices, and nothing is indexed.
-
-    Ids of hits and digests are the registry's, so that ``find_candidates`` works on it as on the registry.
-    """
+class IndexAlone:
+    """The registry without its digests: equal gains would give many a damaged suspect's relative away."""
 
     def __init__(self, registry: Registry) -> None:
-        self._registry = registry
+        self.registry = registry
         self._models = registry.models()
+
+    def models(self) -> tuple[ModelRecord, ...]:
+        return self._models
+
+    def lookup_digests(self, _: Iterable[bytes]) -> list[DigestHit]:
+        return []
+
+    def search(self, queries: Float32, n: int) -> Hits:
+        return self.registry.search(queries, n)
+
+
+class SlowSearch(IndexAlone):
+    """With another search: every vector is compared, in one product of matrices, and nothing is indexed."""
+
+    def __init__(self, registry: Registry) -> None:
+        super().__init__(registry)
         rows, owners = [], []
         for record in self._models:
             _, vectors = decode_vectors(encode(registry.load_signature(record)), path=record.name)
@@ -52,12 +65,6 @@ class SlowSearch:
         self.matrix = np.concatenate(rows)
         self.owners = np.array(owners, np.int64)
         self._starts = np.flatnonzero(np.diff(self.owners, prepend=-1))
-
-    def models(self) -> tuple[ModelRecord, ...]:
-        return self._models
-
-    def lookup_digests(self, digests: Iterable[bytes]) -> list[DigestHit]:
-        return self._registry.lookup_digests(digests)
 
     def search(self, queries: Float32, n: int) -> Hits:
         """As ``VectorIndex.search``, without positions."""
@@ -92,8 +99,9 @@ class Asked:
     """One suspect. ``parents``: names of the models it was made of.
 
     For every parent: ``detected`` if comparing with it reaches possible after correction for the whole registry,
-    ``slow`` if the slow search proposes it, ``proposed`` if the registry does. ``seconds`` of the registry's
-    search, and ``work``, seconds of the processor in it: less than the former on a busy machine.
+    ``slow`` if the slow search proposes it, ``proposed`` if the index does, both without the help of digests.
+    ``seconds`` of the registry's own search, digests and all, and ``work``, seconds of the processor in it: less than
+    the former on a busy machine.
     """
 
     damage: str
@@ -157,7 +165,7 @@ def _measured(
                 report(f"{number + 1} models are registered")
     built = time.perf_counter() - started
     asked: list[Asked] = []
-    largest, _ = _suspect(population, "renamed", 0, seed, work)
+    largest = _fingerprinted(population[0].weights(), work, registered=False)
     queries: list[Float32] = []
     with Registry.open(work / "registry", create=False) as registry:
         slow = SlowSearch(registry)
@@ -165,7 +173,7 @@ def _measured(
         for number in range(suspects):
             damage = list(DAMAGE)[number % len(DAMAGE)]
             theirs, parents = _suspect(population, damage, number, seed, work)
-            asked.append(_ask(registry, slow, records, theirs, damage, parents))
+            asked.append(_ask(slow, records, theirs, damage, parents))
             if len(theirs.tensors) > len(largest.tensors):
                 largest = theirs
             if number % 25 == 0:
@@ -226,18 +234,14 @@ def _fingerprinted(weights: Arrays, work: Path, *, registered: bool) -> Fingerpr
 
 
 def _ask(
-    registry: Registry,
-    slow: SlowSearch,
-    records: dict[str, ModelRecord],
-    theirs: Fingerprint,
-    damage: str,
-    parents: tuple[str, ...],
+    slow: SlowSearch, records: dict[str, ModelRecord], theirs: Fingerprint, damage: str, parents: tuple[str, ...]
 ) -> Asked:
+    registry = slow.registry
     started, worked = time.perf_counter(), time.process_time()
-    candidates = find_candidates(registry, theirs, LEAST_CANDIDATES)
+    find_candidates(registry, theirs, LEAST_CANDIDATES)
     seconds, work = time.perf_counter() - started, time.process_time() - worked
-    proposed = {one.model.name for one in candidates}
-    by_slow = {one.model.name for one in find_candidates(slow, theirs, LEAST_CANDIDATES)}  # type: ignore[arg-type]
+    proposed = _names(IndexAlone(registry), theirs)
+    by_slow = _names(slow, theirs)
     detected = []
     for parent in parents:
         ours = registry.load_signature(records[parent]).fingerprint
@@ -252,6 +256,11 @@ def _ask(
         seconds=seconds,
         work=work,
     )
+
+
+def _names(searched: IndexAlone, theirs: Fingerprint) -> set[str]:
+    # The search asks a registry for three things only, which are all here.
+    return {one.model.name for one in find_candidates(searched, theirs, LEAST_CANDIDATES)}  # type: ignore[arg-type]
 
 
 def counts(asked: Sequence[Asked]) -> Counter[str]:

@@ -1,0 +1,121 @@
+"""The retrieval benchmark, small: a registry of synthetic models, damaged suspects, and an index that misses some."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.retrieval.damage import DAMAGE, disguised
+from benchmarks.retrieval.measure import Asked, Result, SlowSearch, counts, measure
+from benchmarks.retrieval.population import SHAPES, sources, stream, synthetic, trained_like, tuned
+from benchmarks.retrieval.report import as_mapping, to_json, to_markdown
+from signatures.index import Hits
+from signatures.registry import Registry
+
+MODELS = 24
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory) -> Result:
+    return measure(None, tmp_path_factory.mktemp("retrieval"), models=MODELS, suspects=len(DAMAGE))
+
+
+def test_the_index_proposes_what_comparing_and_the_slow_search_find(result):
+    found = counts(result.asked)
+    assert found["suspects"] == len(DAMAGE)
+    assert found["detected"] >= 0.9 * len(DAMAGE)
+    assert found["proposed of detected"] == found["detected"]
+    assert found["proposed of slow"] == found["slow"]
+
+
+def test_the_slow_search_is_the_oracle_of_the_unit_tests(result):
+    assert result.oracle_queries > 0
+    assert result.oracle_differences == 0
+
+
+def test_an_index_that_forgets_every_other_model_fails(monkeypatch, tmp_path):
+    whole = Registry.search
+
+    def half(self: Registry, queries: np.ndarray, n: int) -> Hits:
+        hits = whole(self, queries, n)
+        return Hits(hits.scores, np.where(hits.models % 2 == 0, hits.models, -1), hits.positions)
+
+    monkeypatch.setattr(Registry, "search", half)
+    broken = measure(None, tmp_path, models=8, suspects=12)
+    said = as_mapping(broken)
+    assert said["shares"]["of detected"] < 0.9
+    assert said["shares"]["of slow"] < 0.9
+    assert said["missed"]
+    assert not said["right"]
+
+
+def test_the_slow_search_returns_ties_beyond_the_number_asked_for(tmp_path):
+    measure(None, tmp_path, models=4, suspects=1)
+    with Registry.open(tmp_path / "registry", create=False) as registry:
+        slow = SlowSearch(registry)
+        slow.matrix[:] = slow.matrix[0]
+        assert (slow.search(slow.matrix[:1], 2).models >= 0).sum() == 4
+
+
+def test_a_merge_is_proposed_only_if_all_its_parents_are():
+    def asked(proposed: tuple[bool, bool]) -> Asked:
+        return Asked("merged", ("a", "b"), (True, True), (True, False), proposed, 1, 0.1, 0.1)
+
+    assert counts([asked((True, True))])["proposed of detected"] == 1
+    assert counts([asked((True, False))])["proposed of detected"] == 0
+    assert counts([asked((True, False))])["proposed of slow"] == 1
+
+
+def test_a_slow_search_step_fails_the_benchmark(result):
+    assert as_mapping(result)["shares"] == {"of detected": 1.0, "of slow": 1.0}
+    result_slow = Result(
+        **{name: getattr(result, name) for name in Result.__slots__} | {"large": {"large suspect": 1.5}}
+    )
+    assert not as_mapping(result_slow)["right"]
+
+
+def test_page_and_numbers_say_the_same(result):
+    said = json.loads(to_json(result))
+    page = to_markdown(result)
+    assert said["models"] == MODELS
+    assert all(f"| {damage} | 1 |" in page for damage in DAMAGE)
+    assert "**100.000%**" in page
+
+
+def test_damage_makes_suspects_of_other_values_or_fewer_tensors():
+    weights = synthetic(SHAPES[0], [1])
+    for name, damage in DAMAGE.items():
+        made = damage(dict(weights), synthetic(SHAPES[0], [2]), stream(name))
+        same = set(made) == set(weights) and all(np.array_equal(made[key], weights[key]) for key in made)
+        assert same is (name == "renamed"), name
+        assert any(value.ndim == 2 for value in made.values()), name
+
+
+def test_a_disguise_keeps_the_values_and_none_of_the_names():
+    weights = synthetic(SHAPES[1], [1])
+    made = disguised(weights, stream("names"))
+    assert not set(made) & set(weights)
+    assert sorted(float(v.sum()) for v in made.values()) == sorted(float(v.sum()) for v in weights.values())
+
+
+def test_siblings_share_weights_and_families_do_not():
+    four = [one.weights()["model.layers.0.mlp.gate_proj.weight"].ravel() for one in sources(None, 4)]
+    assert all(np.corrcoef(four[0], other)[0, 1] > 0.9 for other in four[1:])
+    stranger = synthetic(SHAPES[0], [1, 6])["model.layers.0.mlp.gate_proj.weight"].ravel()
+    assert abs(np.corrcoef(four[0], stranger)[0, 1]) < 0.05
+
+
+def test_synthetic_matrices_have_few_strong_directions_as_trained_ones_have():
+    values = np.linalg.svd(trained_like(256, 64, stream("w")), compute_uv=False)
+    noise = np.linalg.svd(stream("n").standard_normal((256, 64)), compute_uv=False)
+    assert values[0] / np.median(values) > 2 * noise[0] / np.median(noise)
+
+
+def test_tuning_changes_matrices_by_the_stated_share():
+    weights = synthetic(SHAPES[0], [1])
+    made = tuned(weights, 0.3, stream("t"))
+    for name, value in weights.items():
+        change = np.linalg.norm(made[name] - value) / np.linalg.norm(value)
+        assert change == pytest.approx(0.3 if value.ndim == 2 else 0.0, abs=1e-3)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from threadpoolctl import threadpool_limits
 
 from benchmarks.error_rates.comparisons import collect, pairs_of
 from benchmarks.error_rates.corrected import smallest_corrected
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from benchmarks.error_rates.report import Rates
 
 POSSIBLE = -3.0
-SOURCES = 10
+SOURCES = 6
 """Trained models of which look-alikes are made."""
 ABOUT = """Uncorrected p-values of each test between models that share no training. A cell is the share of comparisons
 with p at most alpha, and its 95% interval by bootstrap over models (over replicates in the strata of replicates). The
@@ -63,10 +66,11 @@ def run(
     """All samples, and what goes beside the table. ``scale`` shrinks the numbers of replicates."""
     procedures = BROKEN[broken] if broken else TRUE
     pairs = pairs_of(models)
-    samples = collect(pairs, procedures)
-    samples |= replicate(
-        relatives, procedures, flips=max(1, round(300 * scale)), permutations=max(1, round(30 * scale))
-    )
+    flips, permutations = max(1, round(300 * scale)), max(1, round(30 * scale))
+    # The products are small: threads of BLAS would only wait for each other.
+    with threadpool_limits(1, "blas"):
+        samples = collect(pairs, procedures)
+        samples |= replicate(relatives, procedures, flips=flips, permutations=permutations)
     extra: dict[str, Any] = {"about": ABOUT, "models": len(models), "broken": broken or ""}
     if broken is None:
         extra |= smallest_corrected(pairs)
@@ -103,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--break", dest="broken", choices=sorted(BROKEN), help="run a deliberately broken test")
     parser.add_argument("--quick", action="store_true", help="fewer look-alikes and replicates")
     options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     started = time.monotonic()
     sources, most, scale = (3, 5, 0.2) if options.quick else (SOURCES, 12, 1.0)
     models = assemble(options.zoo, options.corpus, options.family, sources)

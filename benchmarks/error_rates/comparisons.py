@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,9 @@ SKETCH_MAX = "sketch, largest of a model"
 
 OTHER = "other recipes"
 OTHER_PAIRS = 2000
+PROGRESS = 500
 _STEP = 0.001
+_log = logging.getLogger(__name__)
 Samples = dict[tuple[str, str], Sample]
 
 
@@ -86,7 +89,9 @@ def collect(pairs: Iterable[tuple[str, Model, Model]], procedures: Procedures) -
     def add(test: str, stratum: str, registered: Model, suspect: Model, log10_p: NDArray[np.float64]) -> None:
         samples.setdefault((test, stratum), Sample()).add(registered.id, suspect.id, log10_p)
 
-    for stratum, registered, suspect in pairs:
+    for done, (stratum, registered, suspect) in enumerate(pairs):
+        if done % PROGRESS == 0:
+            _log.info("%d pairs of models: p-values", done)
         coins, combined = coin_p(registered, suspect, procedures)
         add(COIN, stratum, registered, suspect, coins)
         add(FISHER, stratum, registered, suspect, combined)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.error_rates.comparisons import PROGRESS
 from fingerprint.comparing.comparison import compare_fingerprints
 
 if TYPE_CHECKING:
@@ -12,12 +14,16 @@ if TYPE_CHECKING:
 
     from benchmarks.error_rates.population import Model
 
+_log = logging.getLogger(__name__)
+
 
 def smallest_corrected(pairs: Sequence[tuple[str, Model, Model]]) -> dict[str, Any]:
     """Compare all pairs as the product does, correct for the number of registered models, keep each test's smallest."""
     registered_models = len({registered.id for _, registered, _ in pairs})
     smallest: dict[str, tuple[float, str, str]] = {}
-    for _, registered, suspect in pairs:
+    for done, (_, registered, suspect) in enumerate(pairs):
+        if done % PROGRESS == 0:
+            _log.info("%d pairs of models: after correction", done)
         comparison = compare_fingerprints(registered.registered, suspect.suspect)
         for one in comparison.evidence:
             corrected = one.corrected(registered_models)

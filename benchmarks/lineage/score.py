@@ -187,7 +187,7 @@ def _link_problems(truth: Mapping[str, Any], matches: Sequence[Mapping[str, Any]
 
 def _layer_map(truth: Mapping[str, Any], parent: str, matches: Sequence[Mapping[str, Any]]) -> LayerMap:
     """How right the layer map of one parent is. Numbers of layers mean nothing where all names are scrambled."""
-    told = next((match["layers"] for match in matches if match["model"] == parent), {})
+    told: Mapping[str, int] = next((match["layers"] for match in matches if match["model"] == parent), {})
     wanted = {str(one["suspect"]): one["layer"] for one in truth["layers"] if one["model"] == parent}
     if dict(told) == wanted:
         return LayerMap.EXACT

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     from benchmarks.retrieval.population import Float32
 
+    Damage = Callable[[Arrays, Arrays, Generator], Arrays]
+
 _LAYER = re.compile(r"\.(\d+)\.")
 LEAST_MATRIX = 4096
 """Elements of the smallest matrix that is shown alone."""
-
-Damage = "Callable[[Arrays, Arrays, Generator], Arrays]"
 
 
 def _each(weights: Mapping[str, Float32], change: Callable[[Float32], Float32]) -> Arrays:
@@ -43,7 +43,8 @@ def quantised(weights: Arrays, bits: int) -> Arrays:
 
     def rounded(w: Float32) -> Float32:
         scale = np.maximum(np.abs(w).max(axis=1, keepdims=True), 1e-12) / top
-        return np.rint(w / scale) * scale
+        whole: Float32 = np.rint(w / scale) * scale
+        return whole
 
     return _each(weights, rounded)
 

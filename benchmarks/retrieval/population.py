@@ -142,7 +142,8 @@ def trained_like(rows: int, columns: int, random: np.random.Generator) -> Float3
     low = (random.standard_normal((rows, rank)) * strengths) @ random.standard_normal((rank, columns))
     noise = random.standard_normal((rows, columns))
     both = low / np.sqrt(np.mean(low**2)) + noise
-    return (0.05 / np.sqrt(2) * both).astype(np.float32)
+    matrix: Float32 = (0.05 / np.sqrt(2) * both).astype(np.float32)
+    return matrix
 
 
 def tuned(weights: Mapping[str, Float32], amount: float, random: np.random.Generator) -> Arrays:

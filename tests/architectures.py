@@ -486,6 +486,22 @@ def modernbert() -> Shapes:
     return shapes
 
 
+def protein_mpnn() -> Shapes:
+    shapes: Shapes = linear("features.embeddings.linear", 16, 66) | linear(
+        "features.edge_embedding", 128, 416, bias=False
+    )
+    shapes |= norm("features.norm_edges", 128) | linear("W_e", 128, 128) | linear("W_out", 21, 128)
+    shapes["W_s.weight"] = (21, 128)
+    for side, messages, maps in (("encoder", 384, "W1 W2 W3 W11 W12 W13"), ("decoder", 512, "W1 W2 W3")):
+        for layer in range(3):
+            at = f"{side}_layers.{layer}."
+            for name in maps.split():
+                shapes |= linear(f"{at}{name}", 128, messages if name in {"W1", "W11"} else 128)
+            shapes |= linear(f"{at}dense.W_in", 512, 128) | linear(f"{at}dense.W_out", 128, 512)
+            shapes |= norm(f"{at}norm1", 128) | norm(f"{at}norm2", 128)
+    return {f"model_state_dict.{name}": shape for name, shape in shapes.items()}
+
+
 def architectures() -> Iterator[tuple[str, Shapes]]:
     """Every architecture that the tests lay out, by name."""
     yield "llama-3-8b", llama(32, 4096, 4096, 1024, 14336, 128256)
@@ -536,3 +552,4 @@ def architectures() -> Iterator[tuple[str, Shapes]]:
     yield "llava", llava()
     yield "whisper-tiny", whisper()
     yield "modernbert", modernbert()
+    yield "protein-mpnn", protein_mpnn()

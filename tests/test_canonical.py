@@ -129,6 +129,7 @@ EXPECTED: Mapping[str, tuple[str, int, Mapping[Role, tuple[int, tuple[int, ...]]
     "qwen3-vl-moe-out-in": ("stacked_moe", 2048, {Role.UP: (6144, (768, 2048)), Role.DOWN: (6144, (2048, 768))}),
     "gguf-llama": ("gguf", 4096, {Role.GATE: (32, (14336, 4096)), Role.VALUE: (32, (1024, 4096))}),
     "gguf-mixtral": ("gguf", 4096, {Role.GATE: (256, (14336, 4096)), Role.DOWN: (256, (4096, 14336))}),
+    "protein-mpnn": ("protein_mpnn", 128, {Role.FC_IN: (6, (512, 128)), Role.FC_OUT: (6, (128, 512))}),
     "modernbert": ("modernbert", 768, {Role.QUERY: (22, (768, 768)), Role.GATE: (22, (1152, 768))}),
 }  # fmt: skip
 

@@ -60,6 +60,7 @@ _TEST_WORDS: Final = {
 _CERTAIN_P: Final = -12.0
 _LIKELY_P: Final = -6.0
 _ROUNDING: Final = 1e-6
+_LINE: Final = 80
 _NAME_WIDTH: Final = 60
 _SHOWN_COMPONENTS: Final = 5
 _SHOWN_PARTS: Final = 8
@@ -86,13 +87,15 @@ def report_text(report: Report, look: Look) -> str:
 
 def _headline(report: Report, look: Look) -> str:
     word, symbol, plain = _WORDS[report.verdict]
-    head = look.styled(f"{symbol if look.symbols else plain} {word}", fg=_colour(report), bold=True)
+    words = f"{symbol if look.symbols else plain} {word}"
+    head = look.styled(words, fg=_colour(report), bold=True)
     if not report.matches:
         return head
     best = report.matches[0]
     what = _SHORT_LINK[best.link] or best.relation.value
     sure = "" if best.confidence.value == report.verdict.value else f", {best.confidence.value}"
-    return f"{head}  {_short(best.model)}: {what}{sure}"
+    room = _LINE - len(f"{words}  : {what}{sure}")
+    return f"{head}  {clipped_middle(printable(best.model), min(room, _NAME_WIDTH))}: {what}{sure}"
 
 
 def _colour(report: Report) -> str:

@@ -4,8 +4,8 @@ For a centred matrix W (rows x columns) and the sign matrix G of the generator, 
 (k x k numbers) divided by k, so that its squared Frobenius norm estimates that of W and inner products of sketches
 estimate inner products of matrices (Charikar, Chen & Farach-Colton 2002; tensor form as in Pham & Pagh 2013). Rows and
 columns draw from the same stream, so the sketch of the transpose is the transpose of the sketch. Centring removes
-the mean of every row and of every column, and from square matrices the multiple of the identity; it is applied to the
-sums afterwards, since everything is linear.
+the mean of every row and of every column, and from square matrices the multiple of the identity (from their slices only
+where it stands out); it is applied to the sums afterwards, since everything is linear.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 _PIECE = 1 << 16
+_TRACE_OUT_OF_CHANCE = 8.0
+"""Standard deviations of the trace of a matrix of independent entries (its Frobenius norm over the root of its size)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +123,11 @@ class MatrixSketcher:
             # The centred identity I - 11'/n, in the amount that leaves no trace.
             amount = (self._trace - rows * mean) / max(rows - 1, 1)
             whole -= amount * (self._gram() - np.outer(left_sum, right_sum) / rows)
-            rows_part -= amount * (self._sampled_signs(self.row_indices) - in_sum / rows)
-            columns_part -= amount * (self._sampled_signs(self.column_indices) - out_sum / rows)
+            # A slice loses its share only where the trace stands out of chance: taking a chance amount out would give
+            # each slice a mark of its own number, the same in every model.
+            if abs(amount) * rows > _TRACE_OUT_OF_CHANCE * float(np.linalg.norm(whole)) / k / math.sqrt(rows):
+                rows_part -= amount * (self._sampled_signs(self.row_indices) - in_sum / rows)
+                columns_part -= amount * (self._sampled_signs(self.column_indices) - out_sum / rows)
         scale = 1.0 / np.sqrt(w)
         return MatrixSketch(
             whole=(whole / k).astype(np.float32),

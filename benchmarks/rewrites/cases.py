@@ -1,0 +1,189 @@
+"""The table of rewrites, each alone and all together, and of damages on top of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from benchmarks.lineage import derive_ops as ops
+from benchmarks.rewrites import symmetries as sym
+from benchmarks.rewrites.forward import layer_count, logits
+from benchmarks.rewrites.tune import fine_tune
+from benchmarks.zoo.models import Style, generator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Generator, Tensor
+
+    from benchmarks.zoo.models import Shape, Weights
+
+_BOTH = frozenset(Style)
+_LLAMA = frozenset({Style.LLAMA})
+TOLERANCE = 1e-5
+"""Largest difference of logits, over their standard deviation, that rounding to float32 is allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """Symmetries one after the other. tokens: whether the vocabulary is permuted at last."""
+
+    name: str
+    done: str
+    steps: tuple[sym.Rewrite, ...]
+    tokens: bool = False
+    styles: frozenset[Style] = _BOTH
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """A rewritten model, float32. order: old token number by new one. error: see ``TOLERANCE``."""
+
+    tensors: Weights
+    order: Tensor
+    error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a damage may need beside the rewritten model.
+
+    sibling: a sibling fine-tune of the source, rewritten in the very same way. order: see ``Rewritten``.
+    """
+
+    shape: Shape
+    random: Generator
+    order: Tensor
+    sibling: Callable[[], Weights]
+    data: str
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """What is done after the rewrite. uses_sibling: whether it needs one; dtype: of the matrices that are written."""
+
+    name: str
+    done: str
+    apply: Callable[[Weights, Site], Weights]
+    uses_sibling: bool = False
+    dtype: torch.dtype = field(default=torch.float32)
+
+
+_PERMUTED = (sym.permute_neurons, sym.permute_heads)
+_SCALED = (sym.rescale_neurons, sym.rescale_values)
+_EVERYTHING = (
+    *_PERMUTED,
+    sym.mix_values,
+    sym.change_keys,
+    sym.rotate_residual,
+    sym.scramble_gains,
+)
+
+
+def rewrites(style: Style) -> list[Rewrite]:
+    """List the rewrites of a style, in a fixed order."""
+    gated = style is Style.LLAMA
+    neurons = (sym.rescale_neurons, sym.scramble_signs) if gated else ()
+    found = [
+        Rewrite("none", "nothing", ()),
+        Rewrite("neurons-permuted", "MLP neurons permuted", (sym.permute_neurons,)),
+        Rewrite("heads-permuted", "attention heads permuted", (sym.permute_heads,)),
+        Rewrite("neurons-rescaled", "up and down rescaled, by neuron", (sym.rescale_neurons,), styles=_LLAMA),
+        Rewrite("signs-scrambled", "up and down of half of the neurons negated", (sym.scramble_signs,), styles=_LLAMA),
+        Rewrite("signs-negated", "up and down of every neuron negated", (sym.negate_pairs,), styles=_LLAMA),
+        Rewrite("values-rescaled", "value channels rescaled, signs and all", (sym.rescale_values,)),
+        Rewrite("values-mixed", "values of each head times an invertible matrix", (sym.mix_values,)),
+        Rewrite(
+            "keys-changed",
+            "rotary pairs of queries and keys turned and rescaled; without rotary positions, mixed",
+            (sym.change_keys,),
+        ),
+        Rewrite("gains-folded", "norm gains moved into the matrices behind them", (sym.fold_gains,)),
+        Rewrite("gains-scrambled", "norm gains replaced by random ones", (sym.scramble_gains,)),
+        Rewrite("rotated", "gains folded, residual stream rotated", (sym.rotate_residual,)),
+        Rewrite("vocabulary-permuted", "tokens numbered anew", (), tokens=True),
+        Rewrite(
+            "laundered",
+            "permuted, rescaled, folded, rotated; signs of neurons left",
+            (*_PERMUTED, *(_SCALED if gated else (sym.mix_values,)), sym.rotate_residual),
+        ),
+        Rewrite(
+            "all-but-vocabulary",
+            "everything but the vocabulary, signs scrambled",
+            (*neurons, *_EVERYTHING),
+        ),
+        Rewrite("all", "everything, signs scrambled and vocabulary permuted", (*neurons, *_EVERYTHING), tokens=True),
+    ]
+    return [one for one in found if style in one.styles]
+
+
+def rewrite(weights: Weights, shape: Shape, case: Rewrite, key: str) -> Rewritten:
+    """Rewrite a model with a random stream of its own and check that it computes the same.
+
+    Raises ArithmeticError if the logits differ by more than ``TOLERANCE`` on random tokens.
+    """
+    wide = {name: w.double() for name, w in weights.items()}
+    out = wide
+    # A stream for each step: models that differ in nothing but values get the same rewrite.
+    for number, step in enumerate(case.steps):
+        out = step(out, shape, generator(f"{key}/{number}"))
+    order = torch.arange(shape.vocabulary)
+    if case.tokens:
+        order = sym.token_order(shape, generator(f"{key}/tokens"))
+        out = sym.permute_vocabulary(out, shape, order)
+    made = {name: w.float().contiguous() for name, w in out.items()}
+    error = difference(shape, wide, made, order)
+    if not error <= TOLERANCE:
+        raise ArithmeticError(f"{case.name}: the logits differ by {error:.3g} of their deviation")
+    return Rewritten(made, order, error)
+
+
+def difference(shape: Shape, original: Weights, made: Weights, order: Tensor) -> float:
+    """Largest difference of logits on random tokens, over the deviation of the logits; all computed in float64."""
+    ids = torch.randint(0, shape.vocabulary, (2, min(48, shape.positions)), generator=generator("logits"))
+    new = torch.argsort(order)[ids]
+    one = logits(shape, {name: w.double() for name, w in original.items()}, ids)
+    two = logits(shape, {name: w.double() for name, w in made.items()}, new)
+    return float((two - one[..., order]).abs().max() / one.std())
+
+
+def damages() -> list[Damage]:
+    """List what is done after a rewrite, in a fixed order."""
+    return [
+        Damage("intact", "nothing", lambda w, _: w),
+        Damage("fine-tuned", "fine-tuned as rewritten", _tuned),
+        Damage("bf16", "cast to bf16", lambda w, _: w, dtype=torch.bfloat16),
+        Damage("8bit", "rounded to 8 bits in groups of 32", partial(_rounded, bits=8)),
+        Damage("4bit", "rounded to 4 bits in groups of 32", partial(_rounded, bits=4)),
+        Damage("noise-5", "noise of 5% of each tensor's deviation", lambda w, s: ops.add_noise(w, 0.05, s.random)),
+        Damage("sparse-50", "smallest half of each matrix set to zero", lambda w, _: ops.prune_small(w, 0.5)),
+        Damage("merged", "half of a sibling fine-tune, rewritten alike", _merged, uses_sibling=True),
+        Damage("layers-dropped", "every second layer left out, the first kept", _dropped),
+        Damage("neurons-halved", "half of the neurons of smallest norms left out", _halved),
+    ]
+
+
+def _tuned(weights: Weights, site: Site) -> Weights:
+    return fine_tune(weights, site.shape, site.order, site.data, site.steps, site.random)
+
+
+def _rounded(weights: Weights, site: Site, *, bits: int) -> Weights:
+    return ops.quantise(weights, site.shape.style, bits, 32, symmetric=False)
+
+
+def _merged(weights: Weights, site: Site) -> Weights:
+    return ops.linear((weights, site.sibling()), (0.5, 0.5))
+
+
+def _dropped(weights: Weights, site: Site) -> Weights:
+    kept: Sequence[int] = range(0, layer_count(site.shape.style, weights), 2)
+    return ops.take_layers([(weights, i) for i in kept], weights)
+
+
+def _halved(weights: Weights, site: Site) -> Weights:
+    norms = ops.neuron_norms(weights, site.shape)
+    return ops.take_neurons(weights, site.shape, [n.topk(len(n) // 2).indices.sort().values for n in norms])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from fingerprint.roles.layout import OFFSET_GLU, CanonicalTensor, Layout, Mlp
 from fingerprint.roles.named import NamedLayout, Placed, lay_out_named, without_residual
+from fingerprint.roles.parts import HINT_PREFIXES
 from fingerprint.roles.shapes import lay_out_shapes
 from fingerprint.vocabulary import Role
 
@@ -102,7 +103,7 @@ def _mlp(
         return None
     activation = named.activations.get(key[0], "")
     if activation != OFFSET_GLU and not key[0]:
-        claims = (hints.get(prefix + name) for prefix in ("", "text_config.") for name in _HINTS)
+        claims = (hints.get(prefix + name) for prefix in HINT_PREFIXES for name in _HINTS)
         activation = next((claim[:32] for claim in claims if claim), activation)
     return Mlp(key[1], key[2], gate, up, down, activation)
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
-from fingerprint.readers import folder, reader_for
+from fingerprint.readers import folder, gguf, reader_for
 from fingerprint.readers.base import Catalogue, Contents, FileRecord, Finding
 from fingerprint.readers.index import is_index
+from fingerprint.readers.restore import restored
 from fingerprint.source import FileSource, stat_path
 
 if TYPE_CHECKING:
@@ -88,6 +89,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             source.close()
             return _of_folder(name, found)
         reader = reader_for(source)
+        if reader is gguf.READER and folder.numbered_parts(name):
+            # Only the first part has the metadata that all of them need.
+            source.close()
+            return _of_folder(name, folder.open_parts(name))
         contents = reader.open(source, Catalogue(name))
     except BaseException:
         source.close()
@@ -102,16 +107,17 @@ def _of_folder(name: str, found: folder.FolderContents) -> Checkpoint:
 def _checkpoint(
     name: str, file_format: str, files: tuple[FileRecord, ...], contents: Contents, sources: tuple[Source, ...]
 ) -> Checkpoint:
+    contents = restored(contents, file_format)
     findings = contents.findings
     if not contents.tensors:
         findings += (Finding("no-tensors", "there is not one tensor in it"),)
     return Checkpoint(
         path=name,
         format=file_format,
-        files=files,
+        files=files + contents.files,
         tensors=contents.tensors,
         findings=findings,
         metadata=MappingProxyType(dict(contents.metadata)),
         complete=contents.complete,
-        sources=sources,
+        sources=sources + contents.sources,
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from fingerprint.errors import InputError, LimitExceededError, UnsupportedFormatError, clipped
-from fingerprint.readers import READERS, reader_for, recognised
+from fingerprint.readers import READERS, gguf, reader_for, recognised
 from fingerprint.readers.base import MAX_NAME, Catalogue, Contents, FileRecord, Finding, bounded, some
 from fingerprint.readers.bounded_json import JsonCursor
 from fingerprint.readers.index import SUFFIXES, compare_index, read_index
@@ -61,6 +61,22 @@ def open_index(source: Source) -> FolderContents:
     return _open_indexed(place, catalogue, read_index(source, catalogue), place.file_names())
 
 
+def numbered_parts(path: str) -> bool:
+    """True for the name of one of several parts, such as ``model-00001-of-00003.gguf``."""
+    match = _NUMBERED.fullmatch(os.path.basename(path))
+    return match is not None and int(match.group(3)) > 1
+
+
+def open_parts(path: str) -> FolderContents:
+    """The checkpoint that the file ``path`` is a numbered part of; the others lie beside it. Raises ``InputError``."""
+    name = os.path.basename(path)
+    place, catalogue = Place(os.path.dirname(path) or "."), Catalogue(path)
+    joined = _Joined(place, catalogue, {})
+    siblings, present = _numbered_siblings([name]), set(place.file_names())
+    joined.expect(siblings, present)
+    return joined.read(sorted(siblings.keys() & present | {name}))
+
+
 def _open_indexed(
     place: Place, catalogue: Catalogue, weight_map: Mapping[str, str], names: Iterable[str]
 ) -> FolderContents:
@@ -102,8 +118,25 @@ def _open_unindexed(place: Place, catalogue: Catalogue, names: Iterable[str]) ->
             text = f"{len(files)} files in the format {other} were not read: {some(files)}"
             joined.findings.append(Finding("other-format", text))
     shards = by_format[chosen]
+    if chosen == gguf.READER.name:
+        _check_one_gguf(shards, place)
     joined.expect(_numbered_siblings(shards), set(shards))
     return joined.read(shards)
+
+
+def _check_one_gguf(shards: Iterable[str], place: Place) -> None:
+    """Raises ``InputError`` where a folder holds several GGUF checkpoints, which are mostly quantisations of one.
+
+    Projectors of vision models (``mmproj``) are parts of the checkpoint.
+    """
+    heads: dict[str, str] = {}
+    for shard in shards:
+        match = _NUMBERED.fullmatch(shard)
+        if "mmproj" not in shard.lower():
+            heads.setdefault(shard if match is None else match.group(1), shard)
+    if len(heads) > 1:
+        hint = "give one of them as the path"
+        raise InputError(f"{len(heads)} GGUF checkpoints: {some(heads.values())}", path=place.path, hint=hint)
 
 
 def _numbered_siblings(shards: Iterable[str]) -> dict[str, int]:

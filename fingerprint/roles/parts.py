@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from fingerprint.tensors import TensorView
 
 MOST_HEADS = 4096
+HINT_PREFIXES = ("", "text_config.", "config.", "config.text_config.")
+"""What stands before a field of a config among the claims of a checkpoint."""
 _PIECE = 1 << 20
 
 
@@ -177,7 +179,7 @@ def heads_from(hints: Mapping[str, str], width: int | None, inner: int | None) -
 
 
 def _claimed(hints: Mapping[str, str], names: Sequence[str]) -> int | None:
-    for prefix in ("", "text_config."):
+    for prefix in HINT_PREFIXES:
         for name in names:
             text = hints.get(prefix + name, "")
             if text.isascii() and text.isdigit() and len(text) <= 4 and 0 < int(text) <= MOST_HEADS:

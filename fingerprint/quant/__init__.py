@@ -1,0 +1,1 @@
+"""Quantised storage seen as the float tensors that it stands for."""

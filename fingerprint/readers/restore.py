@@ -1,0 +1,18 @@
+"""What is done to the tensors of a whole checkpoint once all its files were read: storage is turned into weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fingerprint.readers import gguf
+from fingerprint.readers.rope_order import with_halves_first
+
+if TYPE_CHECKING:
+    from fingerprint.readers.base import Contents
+
+
+def restored(contents: Contents, file_format: str) -> Contents:
+    """``contents`` of a checkpoint of that format (several joined with ``+``) as the weights that it stands for."""
+    if gguf.READER.name in file_format.split("+"):
+        contents = with_halves_first(contents)
+    return contents

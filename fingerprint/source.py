@@ -58,6 +58,26 @@ class MemorySource:
         """Nothing to give up."""
 
 
+class Section:
+    """Part of another source, as a source of its own: a member of an archive, a stream inside a file."""
+
+    def __init__(self, source: Source, offset: int, size: int, path: str | None = None) -> None:
+        """``size`` bytes of ``source`` from ``offset`` on. Raises ``MalformedFileError`` if it has fewer."""
+        check_range(source, offset, size)
+        self.path = source.path if path is None else path
+        self.size = size
+        self._source = source
+        self._offset = offset
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """See ``Source.read``."""
+        check_range(self, offset, length)
+        return self._source.read(self._offset + offset, length)
+
+    def close(self) -> None:
+        """Nothing to give up: the whole is closed by its owner."""
+
+
 class FileSource:
     """A regular file, mapped read-only.
 

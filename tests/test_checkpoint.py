@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from fingerprint.checkpoint import Checkpoint, open_checkpoint
 from fingerprint.errors import InputError, InputNotFoundError
-from fingerprint.readers import base, folder, index, pickles, places, safetensors, torch_zip, zips
+from fingerprint.readers import base, folder, index, pickles, places, safetensors, torch_views, torch_zip, zips
 from fingerprint.readers.base import MAX_FINDINGS, Finding, bounded
 from fingerprint.readers.index import is_plain_name
 
@@ -259,6 +259,6 @@ def test_every_limit_is_documented_as_it_is() -> None:
         pickles.MAX_OPCODES, zips.MAX_ENTRIES,
     ]  # fmt: skip
     assert [limit for limit in limits if f"{limit:,}" not in documented] == []
-    sizes = [base.MAX_CATALOGUE, index.MAX_INDEX, pickles.MAX_PICKLE, pickles.MAX_MEMORY, zips.MAX_DIRECTORY]
+    sizes = [base.MAX_CATALOGUE, index.MAX_INDEX, torch_zip.MAX_PICKLE, pickles.MAX_MEMORY, zips.MAX_DIRECTORY]
     assert [size for size in sizes if f"{size >> 20} MiB" not in documented] == []
-    assert f"| {torch_zip.MAX_SHARING} times the file |" in documented
+    assert f"| {torch_views.MAX_SHARING} times the file |" in documented

@@ -55,13 +55,15 @@ class Contents:
     """What a reader found in one file.
 
     ``metadata`` are claims of the file about itself. ``complete`` is False where the file holds tensors that could not
-    be read.
+    be read. ``files`` and ``sources`` are further files that the tensors lie in.
     """
 
     tensors: tuple[TensorView, ...]
     findings: tuple[Finding, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     complete: bool = True
+    files: tuple[FileRecord, ...] = ()
+    sources: tuple[Source, ...] = field(default=(), repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,12 @@ class StoredTensor:
         if self.big_endian:
             raw = swapped(raw, self.dtype)
         return decode(raw, self.dtype, stop - first)[start - first :]
+
+
+def truncated(size: int, absent: int, count: int, first: str) -> Finding:
+    """The finding about a file of ``size`` bytes that ends before all of its ``count`` tensors do."""
+    text = f"the file is cut off at byte {size}: {absent} of {count} tensors are not, or not wholly, in it"
+    return Finding("truncated", text, first)
 
 
 def swapped(raw: memoryview, dtype: DType) -> memoryview:

@@ -4,7 +4,8 @@ Every opcode up to protocol 5 is known. ``GLOBAL`` and its kin give a ``Global``
 ``INST``, ``OBJ``, ``NEWOBJ`` and ``NEWOBJ_EX`` give a ``Call``, the note that the pickle asks for a call; ``BUILD``
 notes a state; persistent ids and extension codes are kept as they are. What the descriptions mean is up to the caller,
 who knows a closed list of names. Opcodes, memory, line lengths and integers are bounded. Dicts become lists of pairs,
-so that nothing hostile is ever hashed.
+so that nothing hostile is ever hashed. Long strings stay where they are: a ``Blob`` says where, so that a pickle of any
+size is read in little memory.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from fingerprint.errors import LimitExceededError, MalformedFileError, clipped
+from fingerprint.source import MemorySource
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MAX_PICKLE = 32 << 20
-"""Most bytes of a pickle."""
+    from fingerprint.source import Source
+
 MAX_OPCODES = 2**21
 MAX_MEMORY = 96 << 20
 """Most bytes, by estimate, that what a pickle builds may take."""
@@ -28,6 +30,9 @@ MAX_LINE = 4096
 """Most bytes of an argument that is a line of text."""
 MAX_INTEGER = 255
 """Most bytes of an integer."""
+MAX_INLINE = 1 << 14
+"""Most bytes of a string that is taken out of the file."""
+_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +75,28 @@ class Persistent:
     key: Any
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Blob:
+    """A long string, left in the file: ``length`` bytes at ``offset``, which are text in UTF-8 if ``encoded``."""
+
+    source: Source
+    offset: int
+    length: int
+    encoded: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Pickle:
     """What a pickle describes: its ``root``, every ``Global`` it names, and the position ``end`` behind it.
 
-    ``memory``: bytes, by estimate, that all this takes.
+    ``persistents`` are all persistent ids, in order; ``memory``: bytes, by estimate, that all this takes.
     """
 
     root: Any
     globals: tuple[Global, ...]
     end: int
     memory: int
+    persistents: tuple[Persistent, ...] = ()
 
 
 class _Mark:
@@ -94,45 +110,63 @@ _DECIMAL: Final = re.compile(rb"[+-]?[0-9]{1,614}")
 
 def read_pickle(data: bytes, path: str, start: int = 0) -> Pickle:
     """The pickle in ``data`` from position ``start`` on. Raises ``InputError``; ``path`` is for messages."""
-    if len(data) > MAX_PICKLE:
-        raise LimitExceededError(f"a pickle of {len(data)} bytes; {MAX_PICKLE} are allowed", path=path)
-    return _Machine(data, path, start).run()
+    return read_pickle_at(MemorySource(data, path), start)
+
+
+def read_pickle_at(source: Source, start: int = 0) -> Pickle:
+    """The pickle at position ``start`` of ``source``. Raises ``InputError``."""
+    return _Machine(source, start).run()
 
 
 class _Machine:
-    """The stack, the memo, and what is left of the bounds."""
+    """The stack, the memo, and what is left of the bounds; ``data`` is the piece of the source in hand."""
 
-    def __init__(self, data: bytes, path: str, start: int) -> None:
-        self.data = data
-        self.path = path
-        self.position = start
+    def __init__(self, source: Source, start: int) -> None:
+        self.source = source
+        self.data = b""
+        self.base = start
+        self.position = 0
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.globals: dict[Global, None] = {}
+        self.persistents: list[Persistent] = []
         self.memory = MAX_MEMORY
         self.stopped = False
 
     def run(self) -> Pickle:
-        data, size = self.data, len(self.data)
         for _ in range(MAX_OPCODES):
-            if self.position >= size:
+            if self.position >= len(self.data) and not self.fetch(1):
                 self.fail("it ends without STOP")
-            step = _STEPS.get(data[self.position])
+            step = _STEPS.get(self.data[self.position])
             if step is None:
-                self.fail(f"unknown opcode {data[self.position]:#04x}")
+                self.fail(f"unknown opcode {self.data[self.position]:#04x}")
             self.position += 1
             step(self)
             if self.stopped:
-                return Pickle(self.pop(), tuple(self.globals), self.position, MAX_MEMORY - self.memory)
+                spent = MAX_MEMORY - self.memory
+                return Pickle(self.pop(), tuple(self.globals), self.offset, spent, tuple(self.persistents))
         return self.limit(f"more than {MAX_OPCODES} opcodes")
+
+    # The piece in hand
+
+    @property
+    def offset(self) -> int:
+        return self.base + self.position
+
+    def fetch(self, size: int) -> bool:
+        """Have ``size`` bytes from the position on in hand; False if there are not so many."""
+        start = self.offset
+        length = min(max(size, _CHUNK), self.source.size - start)
+        self.data, self.base, self.position = bytes(self.source.read(start, length)), start, 0
+        return length >= size
 
     # Bounds and errors
 
     def fail(self, message: str) -> NoReturn:
-        raise MalformedFileError(f"pickle: {message}", path=self.path, offset=self.position)
+        raise MalformedFileError(f"pickle: {message}", path=self.source.path, offset=self.offset)
 
     def limit(self, message: str) -> NoReturn:
-        raise LimitExceededError(f"pickle: {message}", path=self.path, offset=self.position)
+        raise LimitExceededError(f"pickle: {message}", path=self.source.path, offset=self.offset)
 
     def charge(self, size: int) -> None:
         self.memory -= size
@@ -142,23 +176,46 @@ class _Machine:
     # Arguments
 
     def take(self, size: int) -> bytes:
-        start = self.position
-        if size > len(self.data) - start:
+        if size > len(self.data) - self.position and (size > self.left or not self.fetch(size)):
             self.fail("it ends inside an argument")
+        start = self.position
         self.position = start + size
         return self.data[start : self.position]
+
+    @property
+    def left(self) -> int:
+        return self.source.size - self.offset
+
+    def skip(self, size: int) -> None:
+        if size > self.left:
+            self.fail("it ends inside an argument")
+        self.base, self.position, self.data = self.offset + size, 0, b""
 
     def number(self, size: int) -> int:
         return int.from_bytes(self.take(size), "little")
 
-    def sized(self, size: int) -> bytes:
-        raw = self.take(self.number(size))
+    def sized(self, size: int, *, encoded: bool = False) -> Any:
+        """A string whose length is given in ``size`` bytes: ``bytes``, or a ``Blob`` if it is long."""
+        length = self.number(size)
+        if length > MAX_INLINE:
+            self.charge(200)
+            blob = Blob(self.source, self.offset, length, encoded)
+            self.skip(length)
+            return blob
+        raw = self.take(length)
         # One character beyond the first plane, and each of a string takes four bytes.
         self.charge(len(raw) if raw.isascii() else 4 * len(raw))
         return raw
 
+    def text(self, size: int, encoding: str) -> Any:
+        raw = self.sized(size, encoded=encoding == "utf-8")
+        return raw if isinstance(raw, Blob) else raw.decode(encoding, "replace")
+
     def line(self) -> bytes:
         end = self.data.find(b"\n", self.position, self.position + MAX_LINE + 1)
+        if end < 0:
+            self.fetch(MAX_LINE + 1)
+            end = self.data.find(b"\n", 0, MAX_LINE + 1)
         if end < 0:
             self.limit(f"a line of text that ends nowhere, or after more than {MAX_LINE} bytes")
         line = self.data[self.position : end]
@@ -221,6 +278,12 @@ class _Machine:
         if found not in self.globals:
             self.charge(200 + len(module) + len(name))
             self.globals[found] = None
+        self.push(found)
+
+    def persist(self, key: Any) -> None:
+        found = Persistent(key)
+        self.charge(64)
+        self.persistents.append(found)
         self.push(found)
 
     def stack_global(self) -> None:
@@ -339,10 +402,6 @@ class _Machine:
         self.fail("a buffer outside the pickle")
 
 
-def _utf8(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace")
-
-
 _STEPS: Final[dict[int, Callable[[_Machine], object]]] = {
     ord("I"): _Machine.integer_line,
     ord("J"): lambda m: m.push(struct.unpack("<i", m.take(4))[0]),
@@ -358,16 +417,16 @@ _STEPS: Final[dict[int, Callable[[_Machine], object]]] = {
     0x89: lambda m: m.push(False),
     # Strings of Python 2 are text here; escapes in a quoted one stay as they are.
     ord("S"): lambda m: m.push(m.line().strip(b"\"'").decode("latin-1")),
-    ord("T"): lambda m: m.push(m.sized(4).decode("latin-1")),
-    ord("U"): lambda m: m.push(m.sized(1).decode("latin-1")),
+    ord("T"): lambda m: m.push(m.text(4, "latin-1")),
+    ord("U"): lambda m: m.push(m.text(1, "latin-1")),
     ord("B"): lambda m: m.push(m.sized(4)),
     ord("C"): lambda m: m.push(m.sized(1)),
     0x8E: lambda m: m.push(m.sized(8)),
     0x96: lambda m: m.push(m.sized(8)),
     ord("V"): lambda m: m.push(m.line().decode("raw-unicode-escape", "replace")),
-    ord("X"): lambda m: m.push(_utf8(m.sized(4))),
-    0x8C: lambda m: m.push(_utf8(m.sized(1))),
-    0x8D: lambda m: m.push(_utf8(m.sized(8))),
+    ord("X"): lambda m: m.push(m.text(4, "utf-8")),
+    0x8C: lambda m: m.push(m.text(1, "utf-8")),
+    0x8D: lambda m: m.push(m.text(8, "utf-8")),
     0x97: _Machine.refuse_buffer,
     0x98: lambda m: m.top(),
     ord("]"): lambda m: m.container([]),
@@ -410,8 +469,8 @@ _STEPS: Final[dict[int, Callable[[_Machine], object]]] = {
     0x92: _Machine.new_extended,
     0x80: _Machine.protocol,
     0x95: lambda m: m.take(8),
-    ord("P"): lambda m: m.push(Persistent(m.text_line())),
-    ord("Q"): lambda m: m.push(Persistent(m.pop())),
+    ord("P"): lambda m: m.persist(m.text_line()),
+    ord("Q"): lambda m: m.persist(m.pop()),
     ord("."): _Machine.stop,
 }
 """What each opcode does; ``pickletools`` describes them."""

@@ -1,8 +1,8 @@
 """safetensors files: an eight-byte length, a JSON header, and the tensors' bytes.
 
 Format: https://github.com/huggingface/safetensors#format. The header is checked as hostile text; every tensor's offsets
-lie inside the file, fit its dtype and shape, and overlap with no other's. Bytes that belong to no tensor, which the
-library refuses, are tolerated with a finding: they do not hinder measuring.
+fit its dtype and shape, and overlap with no other's. Bytes that belong to no tensor, and tensors behind the end of a
+file that was cut off, both of which the library refuses, are tolerated with a finding: they do not hinder measuring.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from fingerprint.readers.base import (
     Reader,
     StoredTensor,
     checked_count,
+    truncated,
 )
 from fingerprint.readers.bounded_json import Json, JsonCursor
 
@@ -84,7 +85,11 @@ def open_safetensors(source: Source, catalogue: Catalogue | None = None) -> Cont
         tensors.append(tensor)
     cursor.end()
     findings += _check_layout(source, data_start, extents, tensors)
-    return Contents(tuple(tensors), tuple(findings), metadata)
+    absent = [tensors[number].name for _, end, number in extents if end > source.size]
+    if absent:
+        findings.append(truncated(source.size, len(absent), len(tensors), absent[0]))
+        tensors = [tensor for tensor, (_, end, _) in zip(tensors, extents, strict=True) if end <= source.size]
+    return Contents(tuple(tensors), tuple(findings), metadata, not absent)
 
 
 def _header_size(source: Source) -> int:
@@ -139,13 +144,6 @@ def _entry(cursor: JsonCursor, name: str, source: Source, data_start: int) -> tu
     if end - begin != length:
         sizes = clipped(str(list(shape)))
         cursor.fail(f"data_offsets span {end - begin} bytes where {dtype.name} {sizes} takes {length}")
-    if end > source.size - data_start:
-        raise MalformedFileError(
-            f"the tensor ends at byte {data_start + end} of a file of {source.size}",
-            path=source.path,
-            offset=data_start + begin,
-            hint="is the file truncated?",
-        )
     return StoredTensor(name, dtype, shape, source, data_start + begin), length
 
 
@@ -202,7 +200,7 @@ def _check_layout(
     findings = []
     if unused:
         findings.append(Finding("unused-bytes", f"{unused} bytes between the tensors belong to none of them"))
-    if trailing := source.size - position:
+    if (trailing := source.size - position) > 0:
         findings.append(Finding("trailing-bytes", f"{trailing} bytes after the last tensor belong to none"))
     return findings
 

@@ -1,7 +1,8 @@
 """What a pickle of PyTorch means: tensors found in its descriptions by a closed list of names.
 
 Nothing is imported from torch. A description that asks for one of torch's rebuilding functions with the arguments that
-they take is a tensor; everything else is walked for tensors inside it, whatever class it claims to be.
+they take is a tensor, and one that makes a numpy array out of bytes is one too; everything else is walked for tensors
+inside it, whatever class it claims to be.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from fingerprint import dtypes
 from fingerprint.errors import LimitExceededError
+from fingerprint.readers import numpy_objects
 from fingerprint.readers.base import MAX_NAME, Catalogue
-from fingerprint.readers.pickles import Call, Global, Pairs, Persistent, Pickle
+from fingerprint.readers.numpy_objects import ArrayNote, array_note, is_array
+from fingerprint.readers.numpy_types import NoNumbersError, UnreadTypeError
+from fingerprint.readers.pickles import Blob, Call, Global, Pairs, Persistent, Pickle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +39,16 @@ STORAGE_DTYPES: Final = {
     "BoolStorage": dtypes.BOOL,
     "ComplexFloatStorage": dtypes.C64,
 }
+_OTHER_STORAGES: Final = {
+    "ComplexDoubleStorage": 16,
+    "QInt32Storage": 4,
+    "QInt8Storage": 1,
+    "QUInt2x4Storage": 1,
+    "QUInt4x2Storage": 1,
+    "QUInt8Storage": 1,
+    "UntypedStorage": 1,
+}
+"""Bytes of an element of those storages that are not read as numbers."""
 TORCH_DTYPES: Final = {
     "float64": dtypes.F64,
     "float32": dtypes.F32,
@@ -86,9 +100,6 @@ _HARMLESS: Final = {
     ("collections", "Counter"),
     ("collections", "OrderedDict"),
     ("collections", "defaultdict"),
-    ("numpy", "dtype"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy.core.multiarray", "scalar"),
     ("torch", "Size"),
     ("torch", "Tensor"),
     ("torch", "device"),
@@ -96,6 +107,7 @@ _HARMLESS: Final = {
     ("torch.serialization", "_get_layout"),
     ("torch.storage", "TypedStorage"),
     ("torch.storage", "UntypedStorage"),
+    *numpy_objects.KNOWN,
 }
 _QUIET_PARTS: Final = {"_modules", "_parameters", "_buffers"}
 """Dicts inside a pickled module, which its own ``state_dict`` leaves out of the names."""
@@ -130,7 +142,7 @@ class TensorNote:
 class Found:
     """What a walk found: tensors, names of those that are there and cannot be read, and optimiser states."""
 
-    tensors: list[TensorNote] = field(default_factory=list)
+    tensors: list[TensorNote | ArrayNote] = field(default_factory=list)
     unread: list[tuple[str, str]] = field(default_factory=list)
     optimisers: list[str] = field(default_factory=list)
 
@@ -154,7 +166,7 @@ def find_tensors(root: Any, catalogue: Catalogue) -> Found:
     """All tensors that ``root`` (of ``read_pickle``) holds, under names joined with dots. Raises ``InputError``."""
     found = Found()
     walked: set[int] = set()
-    read: dict[int, TensorNote] = {}
+    read: dict[int, TensorNote | ArrayNote] = {}
     # Walks, not lists of parts: names are long and made by the file, and only those on the way are kept.
     walks: list[tuple[str, Iterator[tuple[Any, Any]]]] = [("", iter([("", root)]))]
     while walks:
@@ -162,7 +174,9 @@ def find_tensors(root: Any, catalogue: Catalogue) -> Found:
         key, value = next(walk, (None, _END))
         if value is _END:
             walks.pop()
-        elif isinstance(value, Persistent) or (isinstance(value, Call) and _is_tensor(value)):
+        elif (isinstance(value, Persistent) and not _is_class(value)) or (
+            isinstance(value, Call) and (_is_tensor(value) or is_array(value))
+        ):
             _note_tensor(found, _joined(name, key, catalogue), value, catalogue, read)
         # A container that is reached on several ways is walked once: otherwise a small pickle could hold 2**n ways.
         elif isinstance(value, Call | Pairs | list | tuple) and id(value) not in walked:
@@ -182,13 +196,16 @@ _END: Final = object()
 
 
 def _note_tensor(
-    found: Found, name: str, value: Call | Persistent, catalogue: Catalogue, read: dict[int, TensorNote]
+    found: Found, name: str, value: Call | Persistent, catalogue: Catalogue, read: dict[int, TensorNote | ArrayNote]
 ) -> None:
     note = read.get(id(value))
     try:
         if note is None:
-            note = read[id(value)] = _tensor(name, value)
-    except _Unread as reason:
+            note = array_note(name, value) if isinstance(value, Call) and is_array(value) else _tensor(name, value)
+            read[id(value)] = note
+    except NoNumbersError:
+        pass  # labels and dates, such as lists of strings are
+    except (_Unread, UnreadTypeError) as reason:
         catalogue.add(name, ())
         found.unread.append((name, str(reason)))
     else:
@@ -221,6 +238,8 @@ def _sequence(value: Any) -> tuple[Any, ...] | list[Any]:
 
 
 def _joined(name: str, key: Any, catalogue: Catalogue) -> str:
+    if isinstance(key, Blob):
+        raise LimitExceededError(f"a name of more than {MAX_NAME} characters", path=catalogue.path)
     if not isinstance(key, str | int) or key == "" or key in _QUIET_PARTS:
         return name
     if isinstance(key, str) and len(name) + len(key) > MAX_NAME:
@@ -276,22 +295,65 @@ def _tensor(name: str, call: Call | Persistent) -> TensorNote:
         raise _Unread("raw bytes without a dtype")
     if isinstance(flags, Pairs) and flags.pairs:
         raise _Unread("a lazy conjugate or negative")
-    return TensorNote(name, storage, dtype, _size(arguments[1]), _sizes(arguments[2]), _sizes(arguments[3]))
+    offset = _size(arguments[1]) + _view_offset(arguments[0])
+    return TensorNote(name, storage, dtype, offset, _sizes(arguments[2]), _sizes(arguments[3]))
 
 
 def _storage(value: Any) -> StorageNote:
-    key = value.key if isinstance(value, Persistent) else None
-    if not isinstance(key, tuple) or len(key) < 5 or key[0] != "storage" or not isinstance(key[1], Global):
+    key = _storage_key(value)
+    if key is None:
         raise _Unread("without a storage that is known")
     kind, name, count = key[1], key[2], _size(key[4])
     if not isinstance(name, str | int):
         raise _Unread("its storage has no name")
-    if str(kind) == "torch.storage.UntypedStorage":
+    if kind.module == "torch.storage" and kind.name == "UntypedStorage":
         return StorageNote(None, str(name), count)
-    dtype = STORAGE_DTYPES.get(kind.name) if kind.module == "torch" else None
+    dtype = STORAGE_DTYPES.get(kind.name) if kind.module in _STORAGE_MODULES else None
     if dtype is None:
         raise _Unread(f"storages of {kind} are not read")
     return StorageNote(dtype, str(name), count)
+
+
+_STORAGE_MODULES: Final = {"torch", "torch.cuda"}
+
+
+def _storage_key(value: Any) -> tuple[Any, ...] | None:
+    key = value.key if isinstance(value, Persistent) else None
+    known = isinstance(key, tuple) and len(key) >= 5 and key[0] == "storage" and isinstance(key[1], Global)
+    return key if known else None
+
+
+def _is_class(value: Persistent) -> bool:
+    """True for the class of a module, which old files keep together with its source code."""
+    return isinstance(value.key, tuple) and value.key[:1] == ("module",)
+
+
+def _view_offset(value: Any) -> int:
+    """Where in its storage a view of it begins, as early files could say: ``(key, offset, size)``, in elements."""
+    key = _storage_key(value)
+    view = key[5] if key is not None and len(key) > 5 else None
+    if view is None:
+        return 0
+    if not isinstance(view, tuple) or len(view) != 3:
+        raise _Unread("a view of a storage in a form that is not known")
+    return _size(view[1])
+
+
+def storage_sizes(pickle: Pickle) -> dict[str, tuple[int, int]]:
+    """Of every storage that a pickle names: elements, and bytes of each. The first mention counts, as it does in torch.
+
+    Storages of unknown kinds are left out.
+    """
+    sizes: dict[str, tuple[int, int]] = {}
+    for persistent in pickle.persistents:
+        key = _storage_key(persistent)
+        if key is None or not isinstance(key[2], str | int) or not isinstance(key[4], int):
+            continue
+        dtype = STORAGE_DTYPES.get(key[1].name)
+        width = dtype.bits // 8 if dtype is not None else _OTHER_STORAGES.get(key[1].name)
+        if width is not None and 0 <= key[4] < 2**63:
+            sizes.setdefault(str(key[2]), (key[4], width))
+    return sizes
 
 
 def _torch_dtype(value: Any) -> DType:

@@ -83,9 +83,12 @@ class ZipArchive:
             raise LimitExceededError(message, path=self.source.path, hint=hint)
         return InflatedSource(self.source, start, entry), 0, entry.size
 
-    def check_crc(self, name: str, data: bytes) -> None:
-        """Notes a finding where ``data``, all of the entry's bytes, do not have the checksum of the directory."""
-        if zlib.crc32(data) != self.entries[name.lower()].crc:
+    def check_crc(self, name: str, entry: Source) -> None:
+        """Notes a finding where the bytes of an entry do not have the checksum of the directory."""
+        checksum = 0
+        for start in range(0, entry.size, _PIECE):
+            checksum = zlib.crc32(entry.read(start, min(_PIECE, entry.size - start)), checksum)
+        if checksum != self.entries[name.lower()].crc:
             self.findings.append(Finding("crc-mismatch", f"the checksum of {name!r} is wrong"))
 
     def _read_directory(self, size: int, count: int) -> dict[str, Entry]:

@@ -53,6 +53,10 @@ def _error(name: str, data: object, detail: str = MALFORMED) -> Case:
     return file_case(f"safetensors: {name}", "model.safetensors", data, Expect.ERROR, detail)  # type: ignore[arg-type]
 
 
+def _partial(name: str, data: bytes) -> Case:
+    return file_case(f"safetensors: {name}", "model.safetensors", data, Expect.PARTIAL, "truncated")
+
+
 def _finding(name: str, data: bytes, detail: str) -> Case:
     return file_case(f"safetensors: {name}", "model.safetensors", data, Expect.FINDING, detail)
 
@@ -106,7 +110,7 @@ SAFETENSORS_CASES: tuple[Case, ...] = (
     _error("huge sizes excused by a zero", safetensors({"weight": entry(shape=[0, 2**40, 2**40], end=0)})),
     _error("a thousand axes", safetensors({"weight": entry(shape=[1] * 1_000, end=4)}, bytes(4)), LIMIT),
     _error("offsets run backwards", safetensors({"weight": entry(begin=16, end=0)}, bytes(16))),
-    _error("offsets behind the file", safetensors({"weight": entry(begin=1_000, end=1_016)}, bytes(16))),
+    _partial("offsets behind the file", safetensors({"weight": entry(begin=1_000, end=1_016)}, bytes(16))),
     _error("offsets at the end of 64 bits", safetensors({"weight": entry(begin=2**64 - 16, end=2**64)}, bytes(16)), LIMIT),
     _error("negative offsets", safetensors({"weight": entry(begin=-16, end=0)}, bytes(16))),
     _error("three offsets", _raw('"dtype":"F32","shape":[4],"data_offsets":[0,8,16]')),
@@ -116,7 +120,9 @@ SAFETENSORS_CASES: tuple[Case, ...] = (
     _error("two tensors in one place", safetensors({"a": entry(), "b": entry()}, bytes(16))),
     _error("one tensor inside another", safetensors({"a": entry(), "b": entry("U8", [1], 4, 5)}, bytes(16))),
     _error("half a byte", safetensors({"weight": entry("F4", [3], 0, 1)}, bytes(2))),
-    _error("data cut off", GOOD[:-1]),
+    _partial("data cut off", GOOD[:-1]),
+    _partial("the second tensor cut off", safetensors({"a": entry(), "b": entry(begin=16, end=32)}, bytes(31))),
+    _partial("cut off behind the header", GOOD[:-16]),
     _error("2**18 + 1 tensors", _many_tensors, LIMIT),
     _error("90 MB of names", _long_names, LIMIT),
     _error("97 MB of plain names", _plain_names, LIMIT),

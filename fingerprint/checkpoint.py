@@ -114,10 +114,10 @@ def _checkpoint(
     return Checkpoint(
         path=name,
         format=file_format,
-        files=files + contents.files,
+        files=files,
         tensors=contents.tensors,
         findings=findings,
         metadata=MappingProxyType(dict(contents.metadata)),
         complete=contents.complete,
-        sources=sources + contents.sources,
+        sources=sources,
     )

@@ -114,10 +114,10 @@ def _checkpoint(
     return Checkpoint(
         path=name,
         format=file_format,
-        files=files,
+        files=files + contents.files,
         tensors=contents.tensors,
         findings=findings,
         metadata=MappingProxyType(dict(contents.metadata)),
         complete=contents.complete,
-        sources=sources,
+        sources=sources + contents.sources,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fingerprint.roles.layout import OFFSET_GLU, CanonicalTensor, Layout, Mlp
 from fingerprint.roles.named import NamedLayout, Placed, lay_out_named, without_residual
 from fingerprint.roles.parts import HINT_PREFIXES
+from fingerprint.roles.numbers import layers_in
 from fingerprint.roles.shapes import lay_out_shapes
 from fingerprint.vocabulary import Role
 
@@ -37,7 +38,9 @@ def lay_out(tensors: Sequence[TensorView], hints: Mapping[str, str]) -> Layout:
     """
     named = lay_out_named(tensors, hints)
     _distrust(named)
-    shaped = lay_out_shapes((place, view) for place, view in enumerate(tensors) if place not in named.placed)
+    nameless = [(place, view) for place, view in enumerate(tensors) if place not in named.placed]
+    shaped = lay_out_shapes(nameless)
+    numbers = layers_in((place, view.name) for place, view in nameless)
     canonical: list[CanonicalTensor] = []
     slots: dict[_Key, _Slots] = {}
     for place in range(len(tensors)):
@@ -46,7 +49,7 @@ def lay_out(tensors: Sequence[TensorView], hints: Mapping[str, str]) -> Layout:
             if slot is not None:
                 slots.setdefault(_key(one), [None, None, None])[slot] = len(canonical)
             canonical.append(one.tensor)
-        canonical.extend(shaped.placed.get(place, ()))
+        canonical.extend(replace(one, layer=numbers.get(place)) for one in shaped.placed.get(place, ()))
     mlps = [mlp for key, found in slots.items() if (mlp := _mlp(key, found, canonical, named, hints)) is not None]
     if not mlps:
         mlps = _only_mlp(canonical)

@@ -29,7 +29,7 @@ Float64 = NDArray[np.float64]
 
 _PIECE = 1 << 16
 _TRACE_OUT_OF_CHANCE = 8.0
-"""Standard deviations of the trace of a matrix of independent entries (its Frobenius norm over the root of its size)."""
+"""In standard deviations of the trace of independent entries: the matrix's norm over the root of its size."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ Float64 = NDArray[np.float64]
 NEURON_ROLES: Final = frozenset({Role.GATE, Role.UP, Role.DOWN, Role.FC_IN, Role.FC_OUT})
 LAYERLESS_ROLES: Final = frozenset({Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING, Role.OUTPUT_HEAD})
 _FLOOR: Final = 1e-6
+_OF_A_FACTOR: Final = 0.1
+"""A change of which less than this share is left when the least-squares factor is taken out is a change of scale."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,11 @@ class Change:
         share = self.mean([float(one) for one in same])
         total = self.mean([match.change**2 * one for match, one in zip(self.matrices, same, strict=True)])
         return float(np.sqrt(total / share)) if share else 0.0
+
+    @cached_property
+    def residual(self) -> float:
+        """What a factor for each matrix leaves of the matched matrices: root of the weighted mean of squares."""
+        return float(np.sqrt(self.mean([match.difference.residual**2 for match in self.matrices])))
 
     @cached_property
     def changed(self) -> int:
@@ -134,6 +141,15 @@ class Change:
             difference = (theirs.T if match.transposed else theirs).astype(np.float64) - ours.astype(np.float64)
             ratios.append(whiteness(difference, self.ours[match.registered].shape))
         return float(np.mean(ratios)) if ratios else 0.0
+
+    @cached_property
+    def rescaled_share(self) -> float:
+        """Share of matched elements in matrices that differ from the registered ones by a factor and little else."""
+        return self.mean([float(self._is_rescaled(match)) for match in self.matrices])
+
+    def _is_rescaled(self, match: TensorMatch) -> bool:
+        residual = match.difference.residual
+        return match.change > _FLOOR and residual < _OF_A_FACTOR * min(match.change, 1.0)
 
     @cached_property
     def evenness(self) -> float:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from fingerprint.comparing.matching import layer_map
 from fingerprint.vocabulary import Axis
 from signatures.change import LAYERLESS_ROLES, NEURON_ROLES
 from signatures.report import Relation
@@ -26,6 +27,7 @@ _WHITE: Final = 0.92
 _EVEN: Final = 0.2
 _FEWER_NEURONS: Final = 0.05
 _MOVED: Final = 0.3
+_RESCALED: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ def describe(change: Change, *, merged: bool) -> Description:
     """Describe what turned the registered weights into the suspect's; ``merged`` if a mixture explains it better."""
     undone = _undone(change)
     for relation, applies in (
-        (Relation.MERGED, merged or _reordered_layers(change)),
+        (Relation.MERGED, merged),
         (Relation.UPCYCLED, _upcycled(change)),
         (Relation.DEPTH_UPSCALED, _repeated(change)),
         (Relation.PRUNED, _pruned_depth(change)),
@@ -48,6 +50,7 @@ def describe(change: Change, *, merged: bool) -> Description:
         (Relation.DTYPE_CAST, change.cast_share > 0.5),
         (Relation.PRUNED, change.narrowed >= _FEWER_NEURONS or _sparsified(change)),
         (Relation.QUANTISED, change.grid_share >= _ON_GRID),
+        (Relation.REWRITTEN, change.rescaled_share > _RESCALED),
         (Relation.NOISED, _noised(change)),
         (Relation.CONTINUED_TRAINING, change.amount >= SMALL_CHANGE),
         (Relation.EXTENDED, _extended(change)),
@@ -75,10 +78,14 @@ def _undone(change: Change) -> list[str]:
     order = [match.registered for match in matches]
     if order != sorted(order):
         found.append("reordered")
+    if _reordered_layers(change):
+        found.append("layers-reordered")
     if change.comparison.suspect.files != change.comparison.registered.files:
         found.append("resharded")
     if change.moved_neurons > _MOVED:
         found.append("neurons-permuted")
+    if change.rescaled_share > _RESCALED:
+        found.append("rescaled")
     if change.narrowed >= _FEWER_NEURONS:
         found.append(f"neurons-pruned-{change.narrowed:.0%}")
     if _sparsified(change):
@@ -142,17 +149,9 @@ def _partial(change: Change) -> bool:
 
 
 def _reordered_layers(change: Change) -> bool:
-    """All layers are there once, in another order than the suspect's own layer numbers say."""
-    pairs = {
-        (change.theirs[match.suspect].layer, change.ours[match.registered].layer)
-        for match in change.matrices
-        if change.theirs[match.suspect].layer is not None and change.ours[match.registered].layer is not None
-    }
-    firsts = sorted((theirs, ours) for theirs, ours in pairs if theirs is not None and ours is not None)
-    if len({theirs for theirs, _ in firsts}) != len(firsts) or len({ours for _, ours in firsts}) != len(firsts):
-        return False
-    order = [ours for _, ours in firsts]
-    return order != sorted(order)
+    """Registered layers in another order than the suspect's own numbers say, each of them at most once."""
+    order = list(layer_map(change.matrices, change.ours, change.theirs).values())
+    return len(set(order)) == len(order) and order != sorted(order)
 
 
 def _extended(change: Change) -> bool:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from fingerprint.comparing.matching import SketchTable, is_distinctive
 
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
     from signatures.registry import Registry
 
 NEIGHBOURS: Final = 16
-"""Models that are asked for per sketch and orientation."""
+"""Models that are asked for per sketch, orientation and sign."""
 _CHANCE: Final = 3.0
 """Standardised cosine (in units of its spread by chance) below which a neighbour is no vote."""
 
@@ -30,8 +33,8 @@ class Candidate:
 def find_candidates(registry: Registry, suspect: Fingerprint, limit: int) -> list[Candidate]:
     """The ``limit`` registered models most likely to be related, best first.
 
-    Every tensor of the suspect votes for its nearest models in both orientations, with the square of how far its cosine
-    lies above chance; every equal digest votes with more than any cosine can.
+    Every tensor of the suspect votes for its nearest models, in both orientations and with both signs, with the square
+    of how far its cosine lies above chance; every equal digest votes with more than any cosine can.
     """
     models = {model.id: model for model in registry.models()}
     votes: dict[int, float] = defaultdict(float)
@@ -40,8 +43,8 @@ def find_candidates(registry: Registry, suspect: Fingerprint, limit: int) -> lis
     table = SketchTable(suspect.tensors, corner=suspect.parameters.index_width)
     if len(table):
         nearest: dict[tuple[int, int], float] = {}
-        for transposed in (False, True):
-            hits = registry.search(table.flat(transposed=transposed), NEIGHBOURS)
+        for transposed, sign in product((False, True), (1.0, -1.0)):
+            hits = registry.search(table.flat(transposed=transposed) * np.float32(sign), NEIGHBOURS)
             for row in range(len(table)):
                 for score, model in zip(hits.scores[row].tolist(), hits.models[row].tolist(), strict=True):
                     if model >= 0:

@@ -63,9 +63,9 @@ class Finding:
 
     @property
     def distance(self) -> float:
-        """How far the suspect is from the registered weights: change where matched, everything where not."""
+        """How far the suspect is from the registered weights: what they leave where matched, everything where not."""
         coverage = self.comparison.suspect_coverage
-        return self.change.amount * coverage + 2.0 * (1.0 - coverage)
+        return self.change.residual * coverage + 2.0 * (1.0 - coverage)
 
 
 def assess(model: ModelRecord, comparison: Comparison, models: int) -> Finding | None:

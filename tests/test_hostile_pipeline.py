@@ -330,7 +330,7 @@ def test_sketches_of_many_tensors_are_compared_as_all_pairs_say(tmp_path: Path) 
         assert found.best_scores[row] == dense[row].max()
         assert found.best[row] == (dense[row].argmax() if dense[row].max() > 0 else -1)
         for column in range(len(ours)):
-            assert found.at(row, column)[0] == pytest.approx(dense[row, column], rel=1e-4, abs=1e-6)
+            assert found.at(row, column).score == pytest.approx(dense[row, column], rel=1e-4, abs=1e-6)
     for column in range(len(ours)):
         best = np.sort(dense[:, column])[::-1][: len(found.leads)]
         kept = [dense[row, column] if row >= 0 else 0.0 for row in found.leads[:, column]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -164,11 +165,12 @@ def test_layers_dropped_repeated_and_swapped_are_mapped(registry: Registry, tmp_
     for order, relation in (
         ([0, 2], Relation.PRUNED),
         ([0, 1, 1, 2], Relation.DEPTH_UPSCALED),
-        ([1, 0, 2], Relation.MERGED),
+        ([1, 0, 2], Relation.REFORMATTED),
     ):
         report = scan(registry, with_layers(order), tmp_path)
         assert report.matches[0].relation is relation
         assert report.matches[0].layers == {str(new): old for new, old in enumerate(order)}
+        assert ("layers-reordered" in report.matches[0].undone) is (order != sorted(order))
         nameless = scan(registry, disguised(with_layers(order)), tmp_path)
         assert sorted(nameless.matches[0].layers.values()) == sorted(order)
 
@@ -188,6 +190,27 @@ def test_permuted_neurons_are_found_and_said(registry: Registry, tmp_path: Path)
     assert (first.model, first.relation) == ("b/base", Relation.REWRITTEN)
     assert "neurons-permuted" in first.undone
     assert first.coverage.suspect > 0.95
+
+
+@pytest.mark.parametrize("factor", [1.01, 3.0, -1.0])
+def test_rescaled_weights_are_found_and_said(registry: Registry, tmp_path: Path, factor: float) -> None:
+    weights = {name: value * np.float32(factor) for name, value in model(2).items()}
+    first = scan(registry, disguised(weights), tmp_path).matches[0]
+    assert (first.model, first.relation, first.confidence) == ("b/base", Relation.REWRITTEN, Confidence.CERTAIN)
+    assert "rescaled" in first.undone
+
+
+def test_numbers_of_layers_in_scrambled_names_are_used(registry: Registry, tmp_path: Path) -> None:
+    order, weights = [2, 0, 1], model(2)
+    renamed: Weights = {}
+    for name, value in weights.items():
+        *_, tail = name.split(".layers.")
+        number, _, rest = tail.partition(".")
+        scrambled = f"x{zlib.crc32(rest.encode()):08x}"
+        renamed[f"q.{order.index(int(number))}.{scrambled}" if ".layers." in name else scrambled + name[-3:]] = value
+    first = scan(registry, renamed, tmp_path).matches[0]
+    assert first.layers == {str(new): old for new, old in enumerate(order)}
+    assert "layers-reordered" in first.undone
 
 
 def test_one_layer_and_one_matrix_alone_are_found(registry: Registry, tmp_path: Path) -> None:

@@ -114,6 +114,11 @@ def add_noise(weights: Weights, share: float, random: Generator) -> Weights:
     return each(weights, lambda w: w + torch.randn(w.shape, generator=random) * w.std(correction=0) * share)
 
 
+def times(weights: Weights, factor: float) -> Weights:
+    """Multiply every matrix."""
+    return each(weights, lambda w: w * factor if w.ndim > 1 else w.clone())
+
+
 def random_like(weights: Weights, random: Generator) -> Weights:
     """Return Gaussian tensors with each tensor's own mean and deviation."""
     return each(weights, lambda w: torch.randn(w.shape, generator=random) * w.std(correction=0) + w.mean())

@@ -123,6 +123,18 @@ def _value_cases() -> list[Case]:
             )
             for share in (0.5, 0.8)
         ),
+        _OF_A(
+            name="rescaled",
+            relations=("rewritten",),
+            build=make.one("A", lambda w, *_: ops.times(w, 0.7)),
+            done="every matrix multiplied by 0.7",
+        ),
+        _OF_A(
+            name="negated",
+            relations=("rewritten",),
+            build=make.one("A", lambda w, *_: ops.times(w, -1.0)),
+            done="every matrix multiplied by -1",
+        ),
         *(
             _OF_A(
                 name=f"noise-{share:.0%}".removesuffix("%"),

@@ -40,10 +40,13 @@ class Alignment:
     axis: int
 
 
-def align_tensors(registered: TensorRecord, suspect: TensorRecord, *, transposed: bool) -> list[Alignment]:
+def align_tensors(
+    registered: TensorRecord, suspect: TensorRecord, *, transposed: bool, negated: bool
+) -> list[Alignment]:
     """One alignment for each axis of ``registered`` that is known to be exchangeable and was sampled on both sides.
 
-    ``transposed`` compares with the suspect's matrix as if it were stored the other way round.
+    ``transposed`` compares with the suspect's matrix as if it were stored the other way round, ``negated`` as if all
+    its signs were changed.
     """
     theirs = {sample.dimension: sample for sample in suspect.axes}
     found = []
@@ -51,11 +54,11 @@ def align_tensors(registered: TensorRecord, suspect: TensorRecord, *, transposed
         if ours.axis.exchangeable and ours.values.shape[1] > 1:
             other = theirs.get(1 - ours.dimension if transposed else ours.dimension)
             if other is not None:
-                found.append(align_samples(ours, other))
+                found.append(align_samples(ours, other, negated=negated))
     return found
 
 
-def align_samples(registered: AxisSample, suspect: AxisSample) -> Alignment:
+def align_samples(registered: AxisSample, suspect: AxisSample, *, negated: bool = False) -> Alignment:
     """Assign the registered slices to the suspect's slices of the same numbers; see the module's first lines."""
     common, ours, theirs = np.intersect1d(registered.indices, suspect.indices, assume_unique=True, return_indices=True)
     a = _unit_rows(registered.values[ours].astype(np.float64))
@@ -65,7 +68,7 @@ def align_samples(registered: AxisSample, suspect: AxisSample) -> Alignment:
     number = len(a)
     if number < 2:
         return Alignment(0, number, 0.0, 0.0, registered.dimension)
-    cosines = a @ b.T
+    cosines = -(a @ b.T) if negated else a @ b.T
     # Ties (equal rows) must not fall on the diagonal because of how the solver walks: shuffle one side first.
     order = np.argsort(bits(0, Stream.SHUFFLE, 0, int(common[-1]) + 1)[common[usable]], kind="stable")
     rows, columns = linear_sum_assignment(-cosines[:, order])

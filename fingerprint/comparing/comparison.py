@@ -109,11 +109,11 @@ def _digest_evidence(registered: Fingerprint, suspect: Fingerprint, matches: Seq
 def _align_evidence(
     registered: Sequence[TensorRecord], suspect: Sequence[TensorRecord], cosines: SketchCosines
 ) -> Evidence | None:
-    """The best alignment among all pairs of tensors, orientations and axes (at most two of each pair).
+    """The best alignment among all pairs of tensors, orientations, signs and axes (at most two of each pair).
 
     Only the leads of the sketches are computed; the correction counts every pair that could have been one.
     """
-    trials = 2 * cosines.pairs
+    trials = 4 * cosines.pairs
     if not trials:
         return None
     best: tuple[Alignment, int, int] | None = None
@@ -122,8 +122,10 @@ def _align_evidence(
             if row < 0:
                 continue
             theirs = int(cosines.suspect.positions[row])
-            _, turned = cosines.at(row, column)
-            for found in align_tensors(registered[position], suspect[theirs], transposed=turned):
+            like = cosines.at(row, column)
+            for found in align_tensors(
+                registered[position], suspect[theirs], transposed=like.transposed, negated=like.negated
+            ):
                 if best is None or found.log10_p < best[0].log10_p:
                     best = (found, position, theirs)
     if best is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,22 +39,47 @@ LEADS: Final = 2
 """Tensors of the suspect that each registered tensor is compared with exactly."""
 
 
+class Difference(NamedTuple):
+    """How a suspect's matrix differs from a registered one, as the sketches of the centred matrices estimate it.
+
+    ``cosine`` of the two; ``change``, the Frobenius norm of the difference over that of the registered matrix;
+    ``scale``, the least-squares factor from registered to suspect; ``residual``, the norm of what that factor leaves
+    over that of the suspect's matrix. Equal digests without sketches count as no difference.
+    """
+
+    cosine: float
+    change: float
+    scale: float
+    residual: float
+
+
 @dataclass(frozen=True, slots=True)
 class TensorMatch:
     """One pair of corresponding tensors, by their positions in the two fingerprints.
 
-    ``digest`` is "exact", the name of the float type after rounding to which the digests agree, or "". ``cosine`` of
-    the centred matrices as the sketches estimate it (1.0 for equal digests without sketches), ``change`` the
-    Frobenius norm of the difference over that of the registered matrix, ``scale`` the least-squares factor.
+    ``digest`` is "exact", the name of the float type after rounding to which the digests agree, or "".
     """
 
     registered: int
     suspect: int
     transposed: bool
     digest: str
-    cosine: float
-    change: float
-    scale: float
+    difference: Difference
+
+    @property
+    def cosine(self) -> float:
+        """See ``Difference``."""
+        return self.difference.cosine
+
+    @property
+    def change(self) -> float:
+        """See ``Difference``."""
+        return self.difference.change
+
+    @property
+    def scale(self) -> float:
+        """See ``Difference``."""
+        return self.difference.scale
 
 
 class SketchTable:
@@ -147,17 +172,26 @@ class SketchCosines:
             dense[np.ix_(block.rows, block.columns)] = block.scores
         return dense
 
-    def at(self, row: int, column: int) -> tuple[float, bool]:
-        """Score of one pair, and whether the orientation that it is of is the transposed one; 0 if left out."""
+    def at(self, row: int, column: int) -> Likeness:
+        """The better orientation of one pair; a score of 0 if the pair was left out."""
         theirs, ours = self.suspect, self.registered
         spread = max(float(theirs.spreads[row]), float(ours.spreads[column]))
-        found = [
-            (abs(float(np.sum((unit.T if turned else unit) * ours.units[column]))) / spread, turned)
-            for unit in (theirs.units[row],)
+        unit = theirs.units[row]
+        cosines = [
+            (float(np.sum((unit.T if turned else unit) * ours.units[column])), turned)
             for turned in (False, True)
             if _may_correspond(theirs.shapes[row], ours.shapes[column], turned=turned)
         ]
-        return max(found, key=lambda one: one[0], default=(0.0, False))
+        cosine, turned = max(cosines, key=lambda one: abs(one[0]), default=(0.0, False))
+        return Likeness(abs(cosine) / spread, turned, cosine < 0)
+
+
+class Likeness(NamedTuple):
+    """Score of a pair of sketches, and how the suspect's has to be taken for it: transposed, and with signs changed."""
+
+    score: float
+    transposed: bool
+    negated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,10 +287,10 @@ def _by_digest(
         ours, kind = min(options, key=lambda one: _digest_preference(registered[one[0]], tensor, one[1]))
         row, column = row_of.get(position), column_of.get(ours)
         if row is None or column is None:
-            found[position] = TensorMatch(ours, position, turned, kind, 1.0, 0.0, 1.0)
+            found[position] = TensorMatch(ours, position, turned, kind, _EQUAL)
         else:
-            cosine, change, scale = _difference(cosines, row, column, transposed=turned)
-            found[position] = TensorMatch(ours, position, turned, kind, cosine, change, scale)
+            difference = _difference(cosines, row, column, transposed=turned)
+            found[position] = TensorMatch(ours, position, turned, kind, difference)
     return found
 
 
@@ -298,7 +332,7 @@ def _by_place(
         column = places.get((tensor.role, layer, tensor.expert))
         if column is None:
             continue
-        if cosines.at(row, column)[0] >= _ACCEPT_AT_EXPECTED_PLACE:
+        if cosines.at(row, column).score >= _ACCEPT_AT_EXPECTED_PLACE:
             found[position] = _match(cosines, row, column)
 
 
@@ -315,29 +349,36 @@ def layer_map(
 
 
 def _match(cosines: SketchCosines, row: int, column: int) -> TensorMatch:
-    _, transposed = cosines.at(row, column)
-    cosine, change, scale = _difference(cosines, row, column, transposed=transposed)
+    transposed = cosines.at(row, column).transposed
     return TensorMatch(
         registered=int(cosines.registered.positions[column]),
         suspect=int(cosines.suspect.positions[row]),
         transposed=transposed,
         digest="",
-        cosine=cosine,
-        change=change,
-        scale=scale,
+        difference=_difference(cosines, row, column, transposed=transposed),
     )
 
 
-def _difference(cosines: SketchCosines, row: int, column: int, *, transposed: bool) -> tuple[float, float, float]:
-    """Cosine, relative change and scale, from the sketches in float64: a change of 1e-6 is still seen."""
+def _difference(cosines: SketchCosines, row: int, column: int, *, transposed: bool) -> Difference:
+    """From the sketches in float64: a change of 1e-6 is still seen."""
     theirs = cosines.suspect.units[row].astype(np.float64)
     theirs = theirs.T if transposed else theirs
     ours = cosines.registered.units[column].astype(np.float64)
     if not ours.any():
         # Nothing of the registered matrix is left without its means: nothing can be said but that it is equal or not.
-        return 1.0, 0.0, 1.0
+        return _EQUAL
     # Of their units first, then in the registered matrix's own length: no square of a large number overflows.
     relative = float(cosines.suspect.norms[row]) / float(cosines.registered.norms[column])
-    cosine = float(np.sum(theirs * ours) / np.sqrt(np.sum(theirs**2) * np.sum(ours**2))) if theirs.any() else 0.0
-    change = float(np.linalg.norm(theirs * relative - ours) / np.linalg.norm(ours))
-    return cosine, change, float(np.sum(theirs * ours) / np.sum(ours**2)) * relative
+    length = float(np.linalg.norm(ours))
+    if not theirs.any():
+        return Difference(0.0, 1.0, 0.0, 1.0)
+    factor = float(np.sum(theirs * ours)) / length**2
+    return Difference(
+        cosine=factor * length / float(np.linalg.norm(theirs)),
+        change=float(np.linalg.norm(theirs * relative - ours)) / length,
+        scale=factor * relative,
+        residual=float(np.linalg.norm(theirs - factor * ours) / np.linalg.norm(theirs)),
+    )
+
+
+_EQUAL: Final = Difference(1.0, 0.0, 1.0, 0.0)

@@ -17,7 +17,7 @@ def signature_of(path: str, console: Console) -> Signature:
     from cli.progress import reading
     from fingerprint.assemble import fingerprint
     from fingerprint.checkpoint import open_checkpoint
-    from signatures.signature import is_signature, read_signature, sign
+    from signatures.signature import decode, is_signature, read_signature, signed_bytes
 
     if is_signature(path):
         return read_signature(path)
@@ -27,4 +27,6 @@ def signature_of(path: str, console: Console) -> Signature:
         console.warning(f"{path}: {message}")
     if not measured.complete:
         console.warning(f"{path}: parts are absent; the signature is that of the rest")
-    return sign(measured)
+    data = signed_bytes(measured)
+    del measured  # that of a very large model takes a hundred megabytes
+    return decode(data)

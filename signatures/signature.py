@@ -42,7 +42,12 @@ class Signature:
 
 
 def sign(fingerprint: Fingerprint, *, created: datetime | None = None, limit: int = DEFAULT_LIMIT) -> Signature:
-    """The signature of ``fingerprint``: its samples within ``limit`` bytes and rounded as a file holds them.
+    """The signature of ``fingerprint``, as a file holds it; see ``signed_bytes``."""
+    return decode(signed_bytes(fingerprint, created=created, limit=limit))
+
+
+def signed_bytes(fingerprint: Fingerprint, *, created: datetime | None = None, limit: int = DEFAULT_LIMIT) -> bytes:
+    """The file of the signature of ``fingerprint``: its samples within ``limit`` bytes and rounded.
 
     ``created`` is a time with its zone (default: now). Raises ``UsageError`` if digests, names and statistics alone
     exceed ``limit``, or a bound of the format is exceeded.
@@ -55,7 +60,7 @@ def sign(fingerprint: Fingerprint, *, created: datetime | None = None, limit: in
         kept, left_out = budgeted.fingerprint, budgeted.left_out
         data, _ = encode_fingerprint(kept, left_out=left_out, extra=(), created=stamp, tool=tool)
         if len(data) <= limit:
-            return decode(data)
+            return data
         if room <= 0:
             raise UsageError(f"a signature without any samples has {len(data)} bytes already: {limit} are allowed")
         room -= limit // 16

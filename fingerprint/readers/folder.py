@@ -219,7 +219,8 @@ class _Joined:
             self.damaged(shard, error)
             return
         self.formats.add(reader.name)
-        self.files.append(FileRecord(shard, source.size))
+        self.files += (FileRecord(shard, source.size), *contents.files)
+        self.sources += contents.sources
         self.complete = self.complete and contents.complete
         self.findings += (replace(f, message=f"{clipped(shard)}: {f.message}") for f in contents.findings)
         self.metadata = {**contents.metadata, **self.metadata}

@@ -28,7 +28,9 @@ _UNTOLD = re.compile(
     r"[._]?[0-9]*"
 )
 """Names that exporters make up."""
-_SUFFIXES = re.compile(r"(?:_quantized|_q|_qdq|_int8|_DequantizeLinear_Output|_dequantized|_Q4G?[0-9]*|_transposed)\Z")
+_SUFFIXES = re.compile(
+    r"(?:_quantized|_q|_qdq|_int8|_DequantizeLinear_Output|_dequantized|_Q4G?[0-9]*|_[Tt]ransposed)\Z"
+)
 _BIASES = {"Add": (0, 1), "Conv": (2,), "ConvTranspose": (2,), "Gemm": (2,), "QLinearConv": (8,), "QGemm": (6,)}
 """The inputs that are biases."""
 _MOST_HOPS = 5
@@ -100,26 +102,19 @@ def views_of(value: Value, constant: Constant, uses: Sequence[Use]) -> list[Tens
     for use in uses:
         if use.node.op in _GATES and use.place in {1, 2, 3} and (parts := _recurrent(use, constant)):
             return parts
-    view, name = value.view, _label(constant, value, uses)
-    if len(view.shape) == 2 and _is_turned(uses):
-        return [_turned(view, name)]
-    return [_renamed(view, name)]
+    return [_renamed(_oriented(value, uses), _label(constant, value, uses))]
 
 
-def _is_turned(uses: Sequence[Use]) -> bool:
-    turned = False
+def _oriented(value: Value, uses: Sequence[Use]) -> TensorView:
+    """A matrix as (out, in), where the nodes tell; a table that is also an output matrix stays a table."""
+    turned: TensorView | None = None
     for use in uses:
-        if _FACTORS.get(use.node.op) == use.place:
-            if use.node.numbers.get("transB", 0):
-                return False
-            turned = True
+        view = use.value.view
+        if _FACTORS.get(use.node.op) == use.place and len(view.shape) == 2 and not use.node.numbers.get("transB", 0):
+            turned = turned or (view.source if isinstance(view, Transposed) else Transposed(view, view.name))
         elif is_factor(use):
-            return False  # a table that is also an output matrix stays as it is
-    return turned
-
-
-def _turned(view: TensorView, name: str) -> TensorView:
-    return _renamed(view.source, name) if isinstance(view, Transposed) else Transposed(view, name)
+            return view
+    return turned or value.view
 
 
 def _renamed(view: TensorView, name: str) -> TensorView:
@@ -165,7 +160,7 @@ def _recurrent(use: Use, constant: Constant) -> list[TensorView] | None:
 def _label(constant: Constant, value: Value, uses: Sequence[Use]) -> str:
     """A name for people and for the tables of names: the stored one where it tells something, else the module's."""
     for name in (constant.name, value.name):
-        told = _SUFFIXES.sub("", name)
+        told = _SUFFIXES.sub("", _SUFFIXES.sub("", name))
         if told and not _UNTOLD.fullmatch(told):
             return told
     for use in uses:

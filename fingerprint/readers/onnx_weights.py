@@ -28,16 +28,21 @@ if TYPE_CHECKING:
 _THROUGH = frozenset({"Cast", "CastLike", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Unsqueeze"})
 """Operations behind which a constant is still the same weight."""
 _QUANTISED = {
-    "QLinearMatMul": (3, 4, 5), "QLinearConv": (3, 4, 5), "QGemm": (3, 4, 5), "DynamicQuantizeMatMul": (1, 2, 3),
-    "MatMulIntegerToFloat": (1, 3, 5), "QAttention": (1, 4, 7),
+    "QLinearMatMul": ((0, 1, 2), (3, 4, 5)), "QLinearConv": ((0, 1, 2), (3, 4, 5)), "QGemm": ((0, 1, 2), (3, 4, 5)),
+    "QLinearAdd": ((0, 1, 2), (3, 4, 5)), "QLinearMul": ((0, 1, 2), (3, 4, 5)), "DynamicQuantizeMatMul": ((1, 2, 3),),
+    "MatMulIntegerToFloat": ((0, 2, 4), (1, 3, 5)), "QAttention": ((0, 3, 6), (1, 4, 7)),
+    "DequantizeLinear": ((0, 1, 2),),
 }  # fmt: skip
-"""The inputs that are the weight's integers, scale and zero point."""
+"""Inputs that are integers, their scale and their zero point."""
+_SUMS = {"QLinearConv": (8, 1, 4), "QGemm": (6, 1, 4)}
+"""The bias of an integer operation, and the two scales whose product is its own."""
 _INTEGER = {"MatMulInteger": 3, "ConvInteger": 3}
 """The input that is the zero point of input 1; the scale comes later in the graph."""
 _PARAMETERS = {
-    "DequantizeLinear": (1, 2), "DynamicQuantizeMatMul": (2, 3), "MatMulInteger": (2, 3), "ConvInteger": (2, 3),
-    "MatMulIntegerToFloat": (2, 3, 4, 5), "QAttention": (3, 4, 6, 7), "QGemm": (1, 2, 4, 5, 7, 8),
-    "QLinearConv": (1, 2, 4, 5, 6, 7), "QLinearMatMul": (1, 2, 4, 5, 6, 7), "QuantizeLinear": (1, 2),
+    **{op: tuple(place for triple in places for place in triple[1:]) for op, places in _QUANTISED.items()},
+    "ConvInteger": (2, 3), "MatMulInteger": (2, 3), "QuantizeLinear": (1, 2),
+    "QLinearMatMul": (1, 2, 4, 5, 6, 7), "QLinearConv": (1, 2, 4, 5, 6, 7), "QGemm": (1, 2, 4, 5, 7, 8),
+    "QLinearAdd": (1, 2, 4, 5, 6, 7), "QLinearMul": (1, 2, 4, 5, 6, 7),
 }  # fmt: skip
 """The inputs that are scales and zero points, of weights or of activations."""
 _ONNX_NAMES = {"I8": "INT8", "U8": "UINT8", "I16": "INT16", "U16": "UINT16", "I32": "INT32"}
@@ -173,7 +178,10 @@ class Collector:
         zero_view = zero.view if isinstance(zero, Value) else zero
         if numbers.view.dtype.kind is Kind.FLOAT and numbers.view.dtype.bits > 8:
             return numbers  # a weight in full, which only the running network quantises
-        blocks = _blocks(numbers.view, scale.view, node)
+        widest = scale.view
+        if zero_view is not None and element_count(scale.view.shape) == 1:
+            widest = zero_view
+        blocks = _blocks(numbers.view, widest, node)
         if blocks is None:
             return None
         view = Affine(
@@ -192,53 +200,81 @@ class Collector:
         return replace(numbers, view=view, zero=None)
 
     def _dequantise(self, scope: Scope, node: Node, inputs: list[Value | None]) -> None:
-        """Puts the dequantised weight in the place of the integers that an integer operation takes."""
+        """Puts dequantised weights in the place of the integers that an integer operation takes."""
 
         def at(place: int) -> Value | None:
             return inputs[place] if place < len(inputs) else None
 
-        place, scale, zero = 1, None, None
-        for other in _PARAMETERS.get(node.op, ()):
-            if (parameter := at(other)) is not None:
+        for place in _PARAMETERS.get(node.op, ()):
+            if (parameter := at(place)) is not None:
                 self._absorbed.add(parameter.constant)
-        if node.op in _QUANTISED:
-            place, scale_place, zero_place = _QUANTISED[node.op]
-            scale, zero = at(scale_place), at(zero_place)
-        elif node.op in _INTEGER:
-            scale, zero = self._later_scale(scope, node), at(_INTEGER[node.op])
-        elif node.op == "MatMulNBits":
+        if node.op == "MatMulNBits":
             self._dequantise_nbits(node, inputs)
             return
-        numbers = at(place)
-        if numbers is None or scale is None or not _is_integer(numbers):
-            return
-        found = self._affine(numbers, scale, zero, node)
-        if found is not None:
-            inputs[place] = found
-            self._latest[found.constant] = found
+        if node.op in _SUMS:
+            place, *scales = _SUMS[node.op]
+            self._put(inputs, place, self._summed(at(place), [at(scale) for scale in scales]))
+        for place, scale, zero in _QUANTISED.get(node.op, ()):
+            self._put(inputs, place, self._tried(at(place), at(scale), at(zero), node))
+        if node.op in _INTEGER:
+            scale_value = self._later_scale(scope, node, at(1))
+            self._put(inputs, 1, self._tried(at(1), scale_value, at(_INTEGER[node.op]), node))
+        elif node.op == "Gather" and (table := at(0)) is not None and _is_integer(table):
+            self._put(inputs, 0, self._tried(table, *self._scale_of_rows(scope, node, table), None))
 
-    def _later_scale(self, scope: Scope, node: Node) -> Value | None:
-        """The scale of the weight of an integer operation: the constant factor of what its result is multiplied by."""
+    def _put(self, inputs: list[Value | None], place: int, value: Value | None) -> None:
+        if value is not None:
+            inputs[place] = self._latest[value.constant] = value
+
+    def _tried(self, numbers: Value | None, scale: Value | None, zero: Value | None, node: Node | None) -> Value | None:
+        if numbers is None or scale is None or not _is_integer(numbers):
+            return None
+        return self._affine(numbers, scale, zero, node)
+
+    def _summed(self, numbers: Value | None, scales: list[Value | None]) -> Value | None:
+        """A bias in integers, whose scale is the product of those of what is multiplied."""
+        first, second = scales
+        if numbers is None or first is None or second is None or not _is_integer(numbers):
+            return None
+        if element_count(first.view.shape) != 1 or element_count(second.view.shape) not in {1, *numbers.view.shape}:
+            return None
+        kind = quantised_dtype(_ONNX_NAMES.get(numbers.view.dtype.name, numbers.view.dtype.name))
+        shape = numbers.view.shape
+        each = tuple(1 if element_count(second.view.shape) > 1 else max(size, 1) for size in shape)
+        view = Affine(numbers.view.name, kind, numbers.view, second.view, None, each)
+        whole = tuple(max(size, 1) for size in shape)
+        return replace(numbers, view=Affine(view.name, kind, view, first.view, None, whole))
+
+    def _later_scale(self, scope: Scope, node: Node, numbers: Value | None) -> Value | None:
+        """The scale of the weight of an integer operation: a constant factor of what its result is multiplied by."""
         name = node.outputs[0] if node.outputs else ""
+        wanted = _scale_name(numbers)
         for _ in range(_MOST_HOPS):
-            for taker in scope.takers.get(name, [])[:_MOST_TAKERS]:
-                if taker.op == "Cast" and taker.outputs:
-                    name = taker.outputs[0]
-                    break
-                if taker.op == "Mul":
-                    others = [one for one in taker.inputs if one != name]
-                    return next((found for one in others if (found := self._factor(scope, one)) is not None), None)
-            else:
+            takers = scope.takers.get(name, [])[:_MOST_TAKERS]
+            product = next((taker for taker in takers if taker.op == "Mul"), None)
+            if product is not None:
+                factors = [one for other in product.inputs if other != name for one in _factors(scope, other)]
+                told = [one for one in factors if one.name == wanted]
+                # Those of the activations come first.
+                return next(iter(told or factors[::-1]), None)
+            cast = next((taker for taker in takers if taker.op == "Cast" and taker.outputs), None)
+            if cast is None:
                 return None
+            name = cast.outputs[0]
         return None
 
-    def _factor(self, scope: Scope, name: str) -> Value | None:
-        if (value := scope.value(name)) is not None:
-            return value
-        maker = scope.makers.get(name)
-        if maker is None or maker.op != "Mul":
-            return None
-        return next((value for one in maker.inputs if (value := scope.value(one)) is not None), None)
+    def _scale_of_rows(self, scope: Scope, node: Node, table: Value) -> tuple[Value | None, Value | None]:
+        """Scale and zero point of a table: those of the operation that takes the rows which were looked up."""
+        name = node.outputs[0] if node.outputs else ""
+        for taker in scope.takers.get(name, [])[:_MOST_TAKERS]:
+            for place, scale, zero in _QUANTISED.get(taker.op, ()):
+                if place < len(taker.inputs) and taker.inputs[place] == name and scale < len(taker.inputs):
+                    zeros = scope.value(taker.inputs[zero]) if zero < len(taker.inputs) else None
+                    return scope.value(taker.inputs[scale]), zeros
+            if taker.op in _INTEGER and taker.inputs[0] == name:
+                zeros = scope.value(taker.inputs[2]) if len(taker.inputs) > 2 else None
+                return scope.value(_scale_name(table)), zeros
+        return None, None
 
     def _dequantise_nbits(self, node: Node, inputs: list[Value | None]) -> None:
         """MatMulNBits of ONNX Runtime: blocks of K elements for each of N rows, low bits first."""
@@ -255,8 +291,10 @@ class Collector:
             return
         octets = Reshaped(numbers.view, numbers.view.name, (element_count(numbers.view.shape),))
         kind = quantised_dtype(f"UINT{bits}")
-        whole: TensorView = Reshaped(octets, octets.name, (rows, width))
-        if bits < 8:
+        whole: TensorView
+        if bits == 8:
+            whole = Reshaped(octets, octets.name, (rows, width))
+        else:
             whole = Packed(octets.name, replace(dtypes.U8, name=kind.name), (rows, width), bits, octets)
         zero = inputs[3] if len(inputs) > 3 else None
         zero_view: TensorView | None = Repeated("", dtypes.U8, (rows * blocks,), 1 << (bits - 1))
@@ -282,6 +320,21 @@ def _packed_zero(view: TensorView, rows: int, blocks: int, bits: int) -> TensorV
     flat = Reshaped(view, view.name, (rows * octets,))
     whole = Packed(view.name, dtypes.U8, (rows, octets * 8 // bits), bits, flat) if bits < 8 else None
     return Reshaped(view, view.name, (rows, blocks)) if whole is None else Cropped(whole, view.name, blocks)
+
+
+def _scale_name(value: Value | None) -> str:
+    """What quantisers call the scale of a constant: ``W_quantized``, ``W_scale``."""
+    return "" if value is None else f"{value.name.removesuffix('_quantized')}_scale"
+
+
+def _factors(scope: Scope, name: str) -> list[Value]:
+    """The constants whose product ``name`` is, as far as they are known."""
+    if (value := scope.value(name)) is not None:
+        return [value]
+    maker = scope.makers.get(name)
+    if maker is None or maker.op != "Mul":
+        return []
+    return [value for one in maker.inputs if (value := scope.value(one)) is not None]
 
 
 def _is_integer(value: Value) -> bool:

@@ -5,13 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fingerprint.errors import MalformedFileError, UnsupportedFormatError
-from fingerprint.readers import gguf, onnx, plain_pickle, pytorch, safetensors
+from fingerprint.readers import gguf, numpy_files, onnx, plain_pickle, pytorch, safetensors
 
 if TYPE_CHECKING:
     from fingerprint.readers.base import Reader
     from fingerprint.source import Source
 
-READERS: tuple[Reader, ...] = (safetensors.READER, pytorch.READER, gguf.READER, onnx.READER, plain_pickle.READER)
+READERS: tuple[Reader, ...] = (
+    safetensors.READER,
+    pytorch.READER,
+    gguf.READER,
+    onnx.READER,
+    plain_pickle.READER,
+    numpy_files.NPY_READER,
+    numpy_files.NPZ_READER,
+)
 
 
 def reader_for(source: Source) -> Reader:

@@ -107,7 +107,7 @@ class StoredTensor:
         return decode(raw, self.dtype, stop - first)[start - first :]
 
 
-def truncated(size: int, absent: int, count: int, first: str) -> Finding:
+def truncated(size: int, absent: int, count: int, first: str | None = None) -> Finding:
     """The finding about a file of ``size`` bytes that ends before all of its ``count`` tensors do."""
     text = f"the file is cut off at byte {size}: {absent} of {count} tensors are not, or not wholly, in it"
     return Finding("truncated", text, first)

@@ -12,10 +12,11 @@ from fingerprint.errors import MalformedFileError, UnsupportedFormatError, clipp
 from fingerprint.readers.base import Finding
 from fingerprint.readers.pickles import Pairs, read_pickle_at
 from fingerprint.readers.torch_objects import storage_sizes
-from fingerprint.readers.torch_views import AbsentError, Storages, assembled, described
+from fingerprint.readers.torch_views import AbsentError, Storages, assembled, described, unknown
 
 if TYPE_CHECKING:
     from fingerprint.readers.base import Catalogue, Contents
+    from fingerprint.readers.pickles import Pickle
     from fingerprint.source import Source
 
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -40,7 +41,8 @@ def open_legacy(source: Source, catalogue: Catalogue) -> Contents:
     machine = read_pickle_at(source, protocol.end)
     pickle = read_pickle_at(source, machine.end)
     found, findings = described(pickle, pickle.end - machine.end, catalogue)
-    places, end = _places(source, storage_sizes(pickle), pickle.end, findings)
+    places, end, keys = _places(source, storage_sizes(pickle), pickle.end, findings)
+    findings += (finding for other in (magic, protocol, machine, keys) if other for finding in unknown(other))
 
     def locate(key: str) -> tuple[Source, int, int]:
         if key not in places:
@@ -58,13 +60,13 @@ def open_legacy(source: Source, catalogue: Catalogue) -> Contents:
 
 def _places(
     source: Source, sizes: dict[str, tuple[int, int]], start: int, findings: list[Finding]
-) -> tuple[dict[str, tuple[int, int]], int]:
-    """Offset and bytes of each storage, by the list of keys at ``start``; and where the last one ends.
+) -> tuple[dict[str, tuple[int, int]], int, Pickle | None]:
+    """Offset and bytes of each storage, by the list of keys at ``start``; where the last one ends; and that list.
 
     In a file that was cut off, places are behind its end.
     """
     if start >= source.size:  # cut off between the description and the keys
-        return dict.fromkeys(sizes, (source.size, 1)), source.size
+        return dict.fromkeys(sizes, (source.size, 1)), source.size, None
     keys = read_pickle_at(source, start)
     if not isinstance(keys.root, list) or not all(isinstance(key, str | int) for key in keys.root):
         raise MalformedFileError("no list of the keys of storages", path=source.path, offset=start)
@@ -88,7 +90,7 @@ def _places(
     if len(places) < len(sizes):
         text = f"{len(sizes) - len(places)} storages that the pickle names are not listed"
         findings.append(Finding("unlisted-storage", text))
-    return places, position
+    return places, position, keys
 
 
 def _is_big_endian(machine: object) -> bool:

@@ -105,12 +105,15 @@ class Storages:
 def described(pickle: Pickle, size: int, catalogue: Catalogue) -> tuple[Found, list[Finding]]:
     """The tensors of a pickle, and what it names that is not known. ``size``: the bytes of the pickle."""
     catalogue.take(min(size, 1 << 16) + pickle.memory)
-    found = find_tensors(pickle.root, catalogue)
-    findings = [
-        Finding("unknown-global", f"the pickle names {clipped(str(unknown))}, which was not called")
-        for unknown in unknown_globals(pickle)
+    return find_tensors(pickle.root, catalogue), unknown(pickle)
+
+
+def unknown(pickle: Pickle) -> list[Finding]:
+    """The findings about names in a pickle that are not on the closed list."""
+    return [
+        Finding("unknown-global", f"the pickle names {clipped(str(name))}, which was not called")
+        for name in unknown_globals(pickle)
     ]
-    return found, findings
 
 
 def assembled(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fingerprint.errors import InputError, LimitExceededError, MalformedFileError, clipped
-from fingerprint.readers.base import Catalogue, Contents, Finding, some
+from fingerprint.readers.base import Catalogue, Contents, Finding, some, truncated
 from fingerprint.readers.pickles import read_pickle_at
-from fingerprint.readers.torch_views import Storages, assembled, described
-from fingerprint.readers.zips import ZipArchive, find_directory, is_zip
+from fingerprint.readers.torch_views import AbsentError, Storages, assembled, described
+from fingerprint.readers.zips import ZipArchive, find_directory, first_name, is_zip
 from fingerprint.source import Section
 
 if TYPE_CHECKING:
@@ -20,13 +21,13 @@ MAX_PICKLE = 32 << 20
 
 
 def recognises(source: Source) -> bool:
-    """True for a ZIP archive with a ``data.pkl`` in its directory; a damaged archive counts as one of torch's."""
+    """True for a ZIP archive with a ``data.pkl`` in its directory; one that was cut off is told by its first entry."""
     if not is_zip(source):
         return False
     try:
         offset, size, _ = find_directory(source)
     except InputError:
-        return True
+        return "/data" in first_name(source).lower()
     return b"/data.pkl" in bytes(source.read(offset, size)).lower()
 
 
@@ -38,10 +39,18 @@ def open_torch_zip(source: Source, catalogue: Catalogue | None = None) -> Conten
     found, findings = _described(archive, f"{prefix}/data.pkl", catalogue)
 
     def locate(key: str) -> tuple[Source, int, int]:
-        return archive.locate(f"{prefix}/data/{key}")
+        name = f"{prefix}/data/{key}".lower()
+        if archive.truncated and (name not in archive.entries or name == archive.cut):
+            raise AbsentError
+        return archive.locate(name)
 
     storages = Storages(source.path, locate, big_endian=_byte_order(archive, prefix) == "big")
-    return assembled(found, storages, catalogue, source.size, [*archive.findings, *findings])
+    contents = assembled(found, storages, catalogue, source.size, [*archive.findings, *findings])
+    if not archive.truncated or not contents.complete:
+        return contents
+    return replace(
+        contents, findings=(*contents.findings, truncated(source.size, 0, len(contents.tensors))), complete=False
+    )
 
 
 def _prefix(archive: ZipArchive) -> str:
@@ -49,6 +58,9 @@ def _prefix(archive: ZipArchive) -> str:
     if not archive.entries:
         raise MalformedFileError("the archive is empty", path=archive.source.path)
     prefix = next(iter(archive.entries)).split("/", 1)[0]
+    if f"{prefix}/data.pkl" == archive.cut:
+        message = f"the file is cut off at byte {archive.source.size}, before the end of {clipped(prefix)}/data.pkl"
+        raise MalformedFileError(message, path=archive.source.path)
     if f"{prefix}/data.pkl" not in archive.entries:
         raise MalformedFileError(f"the archive has no {clipped(prefix)}/data.pkl", path=archive.source.path)
     return prefix

@@ -3,27 +3,32 @@
 Format: PKWARE APPNOTE 6.3.10. Stored entries are windows on the file; deflated ones are unpacked as they are read. The
 central directory decides, as it does in torch's reader; local headers only say where the data begin. What a scanner
 could stumble over and torch's reader does not mind (encryption flags, other names in local headers, wrong checksums) is
-a finding, so that it hides nothing.
+a finding, so that it hides nothing. An archive that was cut off has no directory: then the local headers decide.
 """
 
 from __future__ import annotations
 
 import struct
-import threading
 import zlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fingerprint.errors import LimitExceededError, MalformedFileError, UnsupportedFormatError
 from fingerprint.readers.base import MAX_NAME, Finding, some
+from fingerprint.readers.scratch import MAX_SCRATCH, Scratch, UnpackedSource
 from fingerprint.source import Source, check_range
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MAX_ENTRIES = 2**17
 MAX_DIRECTORY = 12 << 20
 """Most bytes of a central directory."""
-MAX_INFLATED = 1 << 30
-"""Most bytes that a deflated entry may unpack to; torch stores without compression."""
-MAX_INFLATED_IN_ALL = 8 << 30
-MAX_RATIO = 1040
+MAX_UNSUSPICIOUS = 64 << 20
+"""Bytes that an entry may unpack to at any ratio."""
+MAX_RATIO = 64
+"""Most bytes that one byte of a longer entry may unpack to; weights shrink to nine tenths, sparse ones to a tenth."""
+IMPOSSIBLE_RATIO = 1040
 """Deflate makes at most 1032 bytes of one (zlib's technical details)."""
 
 _LOCAL = struct.Struct("<4s5HIII2H")
@@ -54,13 +59,21 @@ def is_zip(source: Source) -> bool:
 
 
 class ZipArchive:
-    """The entries of an archive by name in lower case: torch's reader does not tell capitals from small letters."""
+    """The entries of an archive by name in lower case: torch's reader does not tell capitals from small letters.
+
+    ``truncated`` where the file was cut off; ``cut`` is then the entry, if any, of which only the beginning is there.
+    """
 
     def __init__(self, source: Source) -> None:
         """Reads the central directory. Raises ``InputError``."""
         self.source = source
         self.findings: list[Finding] = []
-        self._inflated = 0
+        self.cut: str | None = None
+        self._scratch = Scratch(source.path)
+        self.truncated = not has_directory(source)
+        if self.truncated:
+            self.entries, self._starts, self.cut = _recovered(source)
+            return
         self._directory, size, count = find_directory(source)
         self.entries = self._read_directory(size, count)
         self._starts = self._check_layout()
@@ -76,12 +89,12 @@ class ZipArchive:
         if entry.method != _DEFLATED:
             message = f"{entry.name!r} is compressed by method {entry.method}"
             raise UnsupportedFormatError(message, path=self.source.path, hint="stored and deflated can be read")
-        self._inflated += entry.size
-        if entry.size > MAX_INFLATED or self._inflated > MAX_INFLATED_IN_ALL:
-            message = f"{entry.name!r} unpacks to {entry.size} bytes; {MAX_INFLATED} are allowed"
-            hint = f"and {MAX_INFLATED_IN_ALL} in all; save it without compression"
+        if entry.size > max(MAX_UNSUSPICIOUS, entry.packed * MAX_RATIO) or entry.size > MAX_SCRATCH:
+            message = f"{entry.name!r} unpacks from {entry.packed} to {entry.size} bytes"
+            hint = f"at most {MAX_RATIO} times its size is unpacked"
             raise LimitExceededError(message, path=self.source.path, hint=hint)
-        return InflatedSource(self.source, start, entry), 0, entry.size
+        pieces = _inflated(self.source, start, entry)
+        return UnpackedSource(self.source.path, entry.size, pieces, self._scratch), 0, entry.size
 
     def check_crc(self, name: str, entry: Source) -> None:
         """Notes a finding where the bytes of an entry do not have the checksum of the directory."""
@@ -138,7 +151,7 @@ class ZipArchive:
                 raise MalformedFileError(f"{entry.name!r} reaches beyond the archive's entries", path=source.path)
             if entry.method == _STORED and entry.packed != entry.size:
                 raise MalformedFileError(f"{entry.name!r} is stored, but in another size", path=source.path)
-            if entry.size > entry.packed * MAX_RATIO:
+            if entry.size > entry.packed * IMPOSSIBLE_RATIO:
                 raise MalformedFileError(f"{entry.name!r} claims an impossible compression", path=source.path)
             local = bytes(source.read(entry.header + _LOCAL.size, fields[9])).decode("utf-8", "replace")
             if local != entry.name:
@@ -155,9 +168,7 @@ class ZipArchive:
 
 def find_directory(source: Source) -> tuple[int, int, int]:
     """Offset and size in bytes of the central directory, and its number of entries. Raises ``InputError``."""
-    tail_start = max(source.size - _END.size - 0xFFFF, 0)
-    tail = bytes(source.read(tail_start, source.size - tail_start))
-    position = tail.rfind(b"PK\x05\x06", 0, len(tail) - _END.size + 4)
+    tail_start, tail, position = _end(source)
     if position < 0:
         raise MalformedFileError("a ZIP archive without its end", path=source.path, hint="is the file truncated?")
     _, disk, first_disk, here, count, size, offset, _ = _END.unpack_from(tail, position)
@@ -197,58 +208,100 @@ def _widened(extra: bytes, size: int, packed: int, header: int) -> tuple[int, in
     return numbers[0], numbers[1], numbers[2]
 
 
-class InflatedSource:
-    """A deflated entry, unpacked from front to back as it is read; a step back begins anew."""
+def has_directory(source: Source) -> bool:
+    """False where the end of an archive is not there, as after a download that was broken off."""
+    return _end(source)[2] >= 0
 
-    def __init__(self, source: Source, start: int, entry: Entry) -> None:
-        self.path = source.path
-        self.size = entry.size
-        self._source = source
-        self._start = start
-        self._entry = entry
-        self._lock = threading.Lock()
-        self._rewind()
 
-    def read(self, offset: int, length: int) -> memoryview:
-        """See ``Source.read``."""
-        check_range(self, offset, length)
-        with self._lock:
-            if offset < self._position:
-                self._rewind()
-            while self._position < offset:
-                self._unpack(min(offset - self._position, _PIECE))
-            pieces = []
-            while length:
-                pieces.append(self._unpack(min(length, _PIECE)))
-                length -= len(pieces[-1])
-        return memoryview(b"".join(pieces))
+def _end(source: Source) -> tuple[int, bytes, int]:
+    """Where the tail that may hold the end of the archive begins, the tail, and where in it that end is, or -1."""
+    start = max(source.size - _END.size - 0xFFFF, 0)
+    tail = bytes(source.read(start, source.size - start))
+    return start, tail, tail.rfind(b"PK\x05\x06", 0, len(tail) - _END.size + 4)
 
-    def close(self) -> None:
-        """Nothing to give up: the archive's source is closed by its owner."""
 
-    def _rewind(self) -> None:
-        self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-        self._fed = 0
-        self._position = 0
+def first_name(source: Source) -> str:
+    """The name of the entry that an archive begins with."""
+    fields = _LOCAL.unpack(source.read(0, _LOCAL.size))
+    length = min(fields[9], source.size - _LOCAL.size)
+    return bytes(source.read(_LOCAL.size, length)).decode("utf-8", "replace")
 
-    def _unpack(self, length: int) -> bytes:
-        """Between 1 and ``length`` further bytes."""
-        while True:
-            packed = self._inflate.unconsumed_tail
-            if not packed:
-                step = min(_PIECE, self._entry.packed - self._fed)
-                packed = bytes(self._source.read(self._start + self._fed, step))
-                self._fed += step
-            try:
-                piece = self._inflate.decompress(packed, length)
-            except zlib.error as error:
-                message = f"{self._entry.name!r} cannot be unpacked: {error}"
-                raise MalformedFileError(message, path=self.path) from error
-            if piece:
-                self._position += len(piece)
-                return piece
-            if self._inflate.eof or not packed:
-                raise MalformedFileError(f"{self._entry.name!r} unpacks to less than it claims", path=self.path)
+
+def _inflated(source: Source, start: int, entry: Entry) -> Iterator[bytes]:
+    """The bytes of a deflated entry, in pieces."""
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    fed = 0
+    while not inflate.eof:
+        packed = inflate.unconsumed_tail
+        if not packed:
+            step = min(_PIECE, entry.packed - fed)
+            packed = bytes(source.read(start + fed, step))
+            fed += step
+        try:
+            piece = inflate.decompress(packed, _PIECE)
+        except zlib.error as error:
+            raise MalformedFileError(f"{entry.name!r} cannot be unpacked: {error}", path=source.path) from error
+        if piece:
+            yield piece
+        elif not packed:
+            return
+
+
+def _recovered(source: Source) -> tuple[dict[str, Entry], dict[str, int], str | None]:
+    """The entries of an archive that was cut off, where their data begin, and the one that is not whole."""
+    entries: dict[str, Entry] = {}
+    starts: dict[str, int] = {}
+    position = 0
+    while position + _LOCAL.size <= source.size and len(entries) < MAX_ENTRIES:
+        fields = _LOCAL.unpack(source.read(position, _LOCAL.size))
+        start = position + _LOCAL.size + fields[9] + fields[10]
+        if fields[0] != b"PK\x03\x04" or fields[9] > MAX_NAME or start > source.size:
+            break
+        name = bytes(source.read(position + _LOCAL.size, fields[9])).decode("utf-8", "replace")
+        extra = bytes(source.read(start - fields[10], fields[10]))
+        size, packed, _ = _widened(extra, fields[8], fields[7], 0)
+        method, end = fields[3], start + packed
+        if fields[2] & _DESCRIBED and not packed:
+            if method != _STORED:
+                break  # where it ends would be known after unpacking it
+            size, end = _described_end(source, start)
+            packed = size
+        key = name.lower()
+        whole = end <= source.size
+        size = size if whole or method != _STORED else source.size - start
+        if key in entries or size > packed * (IMPOSSIBLE_RATIO if method == _DEFLATED else 1):
+            break
+        entries[key] = Entry(name, method, bool(fields[2] & _ENCRYPTED), fields[6], packed, size, position)
+        starts[key] = start
+        if not whole:
+            return entries, starts, key
+        position = end
+    if not entries:
+        raise MalformedFileError("a ZIP archive without its end", path=source.path, hint="is the file truncated?")
+    return entries, starts, None
+
+
+def _described_end(source: Source, start: int) -> tuple[int, int]:
+    """The size of a stored entry whose size stands behind it, and where the next entry begins; behind the end if cut.
+
+    torch writes such entries. The description is found by its mark, and by its size being right.
+    """
+    position = start
+    while position + 16 <= source.size:
+        piece = bytes(source.read(position, min(4 * _PIECE, source.size - position)))
+        found = piece.find(b"PK\x07\x08")
+        if found < 0:
+            position += max(len(piece) - 3, 1)
+            continue
+        mark = position + found
+        size = mark - start
+        after = bytes(source.read(mark, min(24, source.size - mark)))
+        for width in (8, 4):
+            if after[8 : 8 + 2 * width] == size.to_bytes(width, "little") * 2:
+                return size, mark + 8 + 2 * width
+        position = mark + 4
+    return source.size - start, source.size + 1
 
 
 _PIECE = 1 << 20
+_DESCRIBED = 8

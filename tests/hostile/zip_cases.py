@@ -25,6 +25,10 @@ def _error(title: str, data: bytes | Callable[[], bytes], detail: str = MALFORME
     return file_case(f"zip: {title}", file_name, data, Expect.ERROR, detail)
 
 
+def _partial(title: str, data: bytes) -> Case:
+    return file_case(f"zip: {title}", "model.pt", data, Expect.PARTIAL, "truncated")
+
+
 def _finding(title: str, data: bytes, detail: str) -> Case:
     return file_case(f"zip: {title}", "model.pt", data, Expect.FINDING, detail)
 
@@ -72,8 +76,9 @@ def _lower(old: str, new: str) -> bytes:
 
 
 ZIP_CASES: tuple[Case, ...] = (
-    _error("cut off", GOOD[:-30]),
-    _error("cut off in the middle", GOOD[: len(GOOD) // 2]),
+    _partial("cut off", GOOD[:-30]),
+    _partial("cut off in the middle", GOOD[: GOOD.index(STORAGE) + 7]),
+    _error("cut off in the pickle", GOOD[:100]),
     _error("the first four bytes", GOOD[:4] + bytes(100)),
     _error("no pickle", archive(entries={}).replace(b"data.pkl", b"data.txt")),
     _error("no pickle, and no usual suffix", archive(entries={}).replace(b"data.pkl", b"data.txt"), UNSUPPORTED, "model.zip"),
@@ -101,7 +106,7 @@ ZIP_CASES: tuple[Case, ...] = (
     _error("ZIP64 end at 2**60", _zip64(100, 2**60)),
     _error("ZIP64 end of 2**40 entries", _zip64(100, 0, 2**40), LIMIT),
     _error("ZIP64 end that is not there", patched(_zip64(100, 0), _END, "<I", 0)),
-    _error("an end inside a comment", _decoy() + b"x" * 70_000),
+    _partial("an end inside a comment", _decoy() + b"x" * 70_000),
     _error("unknown byte order", archive(entries={"archive/byteorder": b"middle"})),
     _error("byte order of a megabyte", lambda: archive(entries={"archive/byteorder": b"b" * 1_000_000}), LIMIT),
     _error("no storage", archive(storages=False)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fingerprint.errors import MalformedFileError, UnsupportedFormatError
-from fingerprint.readers import gguf, numpy_files, onnx, plain_pickle, pytorch, safetensors
+from fingerprint.readers import gguf, keras, numpy_files, onnx, plain_pickle, pytorch, safetensors
 
 if TYPE_CHECKING:
     from fingerprint.readers.base import Reader
@@ -16,6 +16,7 @@ READERS: tuple[Reader, ...] = (
     pytorch.READER,
     gguf.READER,
     onnx.READER,
+    keras.READER,
     plain_pickle.READER,
     numpy_files.NPY_READER,
     numpy_files.NPZ_READER,

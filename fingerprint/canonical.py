@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from fingerprint.roles.layout import OFFSET_GLU, CanonicalTensor, Layout, Mlp
 from fingerprint.roles.named import NamedLayout, Placed, lay_out_named, without_residual
-from fingerprint.roles.parts import HINT_PREFIXES
 from fingerprint.roles.numbers import layers_in
+from fingerprint.roles.parts import HINT_PREFIXES
 from fingerprint.roles.shapes import lay_out_shapes
 from fingerprint.vocabulary import Role
 

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from fingerprint.checkpoint import Checkpoint
     from fingerprint.parameters import Parameters
 
-MOST_SKETCHED: Final = 1 << 14
+MOST_SKETCHED: Final = 1 << 12
 """Tensors whose sketches are kept, the first by the order of their units: 4 KB each."""
-MOST_SAMPLED: Final = 1 << 12
+MOST_SAMPLED: Final = 1 << 11
 """Tensors whose slices are kept too: up to 8 KB each."""
 SUSPECT_NEURONS: Final = 1024
 """Neurons of each MLP that are sampled of a suspect: more than of a registered model, so that the samples overlap."""

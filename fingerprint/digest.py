@@ -76,9 +76,13 @@ class TensorDigester:
 def block_digest(values: Array) -> bytes:
     """32-byte digest of one block of elements (1-D)."""
     if _kind(values.dtype) != b"float":
-        return blake3(values.tobytes()).digest()
+        return blake3(_bytes(values)).digest()
     tag, payload = narrowest(values)
-    return blake3(_TAGS[tag] + payload.tobytes()).digest()
+    return blake3(_TAGS[tag]).update(_bytes(payload)).digest()
+
+
+def _bytes(values: Array) -> memoryview:
+    return memoryview(np.ascontiguousarray(values)).cast("B") if values.size else memoryview(b"")
 
 
 def narrowest(values: Array) -> tuple[str, Array]:
@@ -133,6 +137,10 @@ def _normal(values: Array, bits: type[np.unsignedinteger[Any]]) -> Array:
 
 
 def _normal_bfloat16(word: Array) -> Array:
+    # One comparison for what is rare: without its sign a NaN is above 0x7F80, and zeros wrap to the largest number.
+    magnitude = (word + word) - np.uint16(1)
+    if not np.any(magnitude >= 0xFF00):
+        return word
     negative_zero = word == 0x8000
     unknown = (word & np.uint16(0x7FFF)) > 0x7F80
     if negative_zero.any() or unknown.any():

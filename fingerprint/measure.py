@@ -277,6 +277,8 @@ class _Moments:
     low: float = math.inf
     high: float = -math.inf
     extreme: bool = False
+    _squares: Float32 = field(default_factory=lambda: np.zeros(0, np.float32))
+    _flags: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
     def add(self, block: Float32) -> Float32:
         """Add a float32 block; returns it with NaN and infinities as 0."""
@@ -291,17 +293,19 @@ class _Moments:
             block = flat.reshape(block.shape)
             low, high = float(flat.min()), float(flat.max())
         self.count += flat.size
-        self.zeros += flat.size - int(np.count_nonzero(flat))
+        if self._flags.size < flat.size:  # reused: fresh memory would cost as much as the arithmetic
+            self._squares, self._flags = np.empty(flat.size, np.float32), np.empty(flat.size, np.bool_)
+        self.zeros += int(np.count_nonzero(np.equal(flat, 0, out=self._flags[: flat.size])))
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.extreme = not _SMALLEST < max(abs(low), abs(high)) < _LARGEST
-        wide = flat.astype(np.float64) if self.extreme else flat
-        squares = wide * wide
-        self.sums += (
-            float(flat.sum(dtype=np.float64)),
-            float(squares.sum(dtype=np.float64)) if self.extreme else float(np.dot(wide, wide)),
-            float(np.dot(squares, wide)),
-            float(np.dot(squares, squares)),
-        )
+        if self.extreme:
+            wide = flat.astype(np.float64)
+            total, squares = float(wide.sum()), wide * wide
+            self.sums += (total, float(squares.sum()), float(np.dot(squares, wide)), float(np.dot(squares, squares)))
+        else:
+            short = np.multiply(flat, flat, out=self._squares[: flat.size])
+            total = float(flat.sum())
+            self.sums += (total, float(np.dot(flat, flat)), float(np.dot(short, flat)), float(np.dot(short, short)))
         return block
 
     def add_integers(self, flat: Array) -> None:

@@ -63,7 +63,7 @@ class MatrixSketcher:
         self._axis_width = parameters.axis_width
         self.row_indices = sample_indices(self._seed, Stream.AXIS_SAMPLE, rows, parameters.axis_samples)
         self.column_indices = sample_indices(self._seed, Stream.AXIS_SAMPLE, columns, parameters.axis_samples)
-        # The last column stands for a sign that is always +1: sums of rows beside their products with signs.
+        # The last column holds sums of rows, beside their products with signs.
         self._whole = np.zeros((self._width, self._width + 1), np.float64)
         self._column_mean_part = np.zeros(self._width + 1, np.float64)
         # Slices get signs of their own, so that their errors are independent of those of the whole sketch.
@@ -80,21 +80,24 @@ class MatrixSketcher:
         Values near the largest float32 may overflow; the sketch then has entries that are not finite.
         """
         stop, last = start + len(block), first + block.shape[1]
-        products = block @ self._with_ones(Stream.SKETCH, first, last, self._width)
-        wide = products.astype(np.float64)
+        wide = np.empty((len(block), self._width + 1), np.float64)
+        wide[:, : self._width] = block @ self._inner(Stream.SKETCH, first, last, self._width)
+        sums = wide[:, self._width] = block @ np.ones(last - first, np.float32)
         self._whole += self._signs(Stream.SKETCH, start, stop, self._width).astype(np.float64).T @ wide
         self._column_mean_part += wide.sum(axis=0)
         out = self._signs(Stream.SLICE, start, stop, self._axis_width)
-        self._row_sums_part += wide[:, self._width] @ out
+        self._row_sums_part += sums @ out
 
         low, high = np.searchsorted(self.row_indices, (start, stop))
         if low < high:
-            inner = self._with_ones(Stream.SLICE, first, last, self._axis_width)
-            self._row_part[low:high] += block[self.row_indices[low:high] - start] @ inner
+            inner = self._inner(Stream.SLICE, first, last, self._axis_width)
+            chosen = self.row_indices[low:high] - start
+            self._row_part[low:high, : self._axis_width] += block[chosen] @ inner
+            self._row_part[low:high, self._axis_width] += sums[chosen]
         left, right = np.searchsorted(self.column_indices, (first, last))
         if left < right:
             self._column_part[:, left:right] += out.T @ block[:, self.column_indices[left:right] - first]
-        self._column_sums[first:last] += block.sum(axis=0, dtype=np.float64)
+        self._column_sums[first:last] += np.ones(len(block), np.float32) @ block
         if self._shape[0] == self._shape[1]:
             corner, end = max(start, first), min(stop, last)
             if corner < end:
@@ -140,12 +143,12 @@ class MatrixSketcher:
     def _signs(self, stream: Stream, start: int, stop: int, width: int) -> Float32:
         return sign_block(self._seed, stream, start, stop, width)
 
-    def _with_ones(self, stream: Stream, start: int, stop: int, width: int) -> Float32:
-        """The signs of some columns, and a column of ones; those of whole rows are kept."""
+    def _inner(self, stream: Stream, start: int, stop: int, width: int) -> Float32:
+        """The signs of some columns; those of whole rows are kept."""
         if (start, stop) != (0, self._shape[1]):
-            return _ones_beside(self._signs(stream, start, stop, width))
+            return self._signs(stream, start, stop, width)
         if stream not in self._kept:
-            self._kept[stream] = _ones_beside(self._signs(stream, start, stop, width))
+            self._kept[stream] = self._signs(stream, start, stop, width)
         return self._kept[stream]
 
     def _pieces(self, stream: Stream, size: int, width: int) -> Iterator[tuple[slice, Float64]]:
@@ -174,10 +177,6 @@ class MatrixSketcher:
     def _sampled_signs(self, indices: NDArray[np.int64]) -> Float64:
         found = [self._signs(Stream.SLICE, int(i), int(i) + 1, self._axis_width) for i in indices]
         return np.concatenate(found).astype(np.float64)
-
-
-def _ones_beside(signs: Float32) -> Float32:
-    return np.concatenate([signs, np.ones((len(signs), 1), np.float32)], axis=1)
 
 
 def chance_spread(shape: tuple[int, ...], width: int) -> float:

@@ -82,7 +82,7 @@ def block_digest(values: Array) -> bytes:
 
 
 def _bytes(values: Array) -> memoryview:
-    return memoryview(np.ascontiguousarray(values)).cast("B") if values.size else memoryview(b"")
+    return np.ascontiguousarray(values).view(np.uint8).data
 
 
 def narrowest(values: Array) -> tuple[str, Array]:

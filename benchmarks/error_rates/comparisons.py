@@ -135,8 +135,14 @@ def leads_p(registered: Model, suspect: Model, cosines: SketchCosines, procedure
             if row < 0:
                 continue
             theirs = suspect.suspect.tensors[int(cosines.suspect.positions[row])].axes
-            _, turned = cosines.at(row, column)
-            others = {(1 - sample.dimension if turned else sample.dimension): sample for sample in theirs}
+            like = cosines.at(row, column)
+            sign = np.float32(-1 if like.negated else 1)
+            others = {
+                (1 - sample.dimension if like.transposed else sample.dimension): replace(
+                    sample, values=sample.values * sign
+                )
+                for sample in theirs
+            }
             found += [
                 procedures.align(sample, others[sample.dimension]).log10_p
                 for sample in registered.registered.tensors[ours].axes

@@ -6,11 +6,11 @@ import math
 import os
 import stat
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
-from fingerprint.readers import folder, gguf, reader_for
+from fingerprint.readers import containers, folder, gguf, reader_for
 from fingerprint.readers.base import Catalogue, Contents, FileRecord, Finding
 from fingerprint.readers.index import is_index
 from fingerprint.readers.restore import restored
@@ -74,7 +74,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Opens a file, a folder of one checkpoint, a snapshot of a Hugging Face cache, or an index of shards.
+    """Opens a file, a folder or an archive of one checkpoint, a snapshot of a Hugging Face cache, an index of shards.
 
     The format is told by content. ``path`` itself may be a symbolic link; links inside a folder are followed inside it
     (in a cache's snapshot also to the cache's own blobs) and nowhere else. Raises ``InputError``.
@@ -88,6 +88,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             found = folder.open_index(source)
             source.close()
             return _of_folder(name, found)
+        if source.size and containers.is_container(source):
+            return _of_archive(name, containers.open_container(source, Catalogue(name)), source)
         reader = reader_for(source)
         if reader is gguf.READER and folder.numbered_parts(name):
             # Only the first part has the metadata that all of them need.
@@ -102,6 +104,13 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 def _of_folder(name: str, found: folder.FolderContents) -> Checkpoint:
     return _checkpoint(name, found.format, found.files, found.contents, found.sources)
+
+
+def _of_archive(name: str, found: folder.FolderContents, source: FileSource) -> Checkpoint:
+    """A checkpoint in an archive has one file: the archive."""
+    files = (FileRecord(name, source.size),)
+    opened = _checkpoint(name, found.format, files, found.contents, (source, *found.sources))
+    return replace(opened, format=f"{found.format} in {found.container}", files=files)
 
 
 def _checkpoint(

@@ -101,6 +101,11 @@ class Reshaped:
         return self.source.read(start, stop)
 
 
+def renamed(view: TensorView, name: str) -> TensorView:
+    """The same tensor under another name."""
+    return Reshaped(view, name, view.shape)
+
+
 @dataclass(frozen=True, slots=True)
 class RowGather:
     """Runs of rows of ``source`` joined in the given order: a part of a block whose heads are interleaved.

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from fingerprint.checkpoint import open_checkpoint
-from fingerprint.errors import UnsupportedFormatError
+from fingerprint.errors import InputError, UnsupportedFormatError
 from fingerprint.readers.numpy_files import open_npy
 from fingerprint.source import MemorySource
 from tests.test_readers_legacy import ARRAYS, codes, same
@@ -113,7 +113,7 @@ def test_other_archives_are_no_npz(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "model.bin.zip", "w") as file:
         file.writestr("a.npy", b"x")
         file.writestr("readme.txt", b"x")
-    with pytest.raises(UnsupportedFormatError):
+    with pytest.raises(InputError, match=r"a\.npy: no array"):
         open_checkpoint(tmp_path / "model.bin.zip")
 
 

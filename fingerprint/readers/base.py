@@ -107,9 +107,13 @@ class StoredTensor:
         return decode(raw, self.dtype, stop - first)[start - first :]
 
 
-def truncated(size: int, absent: int, count: int, first: str | None = None) -> Finding:
-    """The finding about a file of ``size`` bytes that ends before all of its ``count`` tensors do."""
-    text = f"the file is cut off at byte {size}: {absent} of {count} tensors are not, or not wholly, in it"
+def truncated(size: int, absent: int = 0, count: int = 0, first: str | None = None) -> Finding:
+    """The finding about a file of ``size`` bytes that ends before all of its ``count`` tensors do.
+
+    ``absent`` of them are not in it, as far as that is known; ``first`` is the name of one.
+    """
+    known = f"{absent} of {count} tensors are not, or not wholly, in it"
+    text = f"the file is cut off at byte {size}: {known if absent else 'what came behind cannot be told'}"
     return Finding("truncated", text, first)
 
 

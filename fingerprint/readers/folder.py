@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
@@ -11,13 +12,15 @@ from typing import TYPE_CHECKING
 from fingerprint.errors import InputError, LimitExceededError, UnsupportedFormatError, clipped
 from fingerprint.readers import READERS, gguf, reader_for, recognised
 from fingerprint.readers.base import MAX_NAME, Catalogue, Contents, FileRecord, Finding, bounded, some
-from fingerprint.readers.bounded_json import JsonCursor
+from fingerprint.readers.bounded_json import Json, JsonCursor
 from fingerprint.readers.index import SUFFIXES, compare_index, read_index
 from fingerprint.readers.places import Place
+from fingerprint.tensors import renamed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
+    from fingerprint.readers.places import Folder
     from fingerprint.source import Source
     from fingerprint.tensors import TensorView
 
@@ -25,34 +28,108 @@ MAX_SHARDS = 4096
 MAX_CONFIG = 1 << 20
 """Most bytes of a ``config.json`` that is read."""
 MAX_CONFIG_FIELDS = 128
+MAX_COMPONENTS = 64
+"""Most folders that are components of one checkpoint."""
+_PIPELINE, _MODULES = "model_index.json", "modules.json"
+"""What lies beside the components of a pipeline of diffusers, and beside those of sentence-transformers."""
+MAX_CONFIG_DEPTH = 4
+MAX_CONFIG_LIST = 8
+NESTED = ("quantization_config", "quantization", "text_config")
+"""Objects of a ``config.json`` whose fields are read as well."""
 _NUMBERED = re.compile(r"(.{0,200})-([0-9]{5})-of-([0-9]{5})\.([a-z]{2,16})")
 _USUAL_SUFFIXES = tuple(suffix for reader in READERS for suffix in reader.suffixes)
 
 
 @dataclass(frozen=True, slots=True)
 class FolderContents:
-    """What a folder or an index holds: the contents of its shards together."""
+    """What a folder or an index holds: the contents of its shards together.
+
+    ``container`` is the archive that it lies in, if any; ``components`` are folders of a composite checkpoint.
+    """
 
     format: str
     files: tuple[FileRecord, ...]
     contents: Contents
     sources: tuple[Source, ...]
+    container: str = ""
+    components: tuple[str, ...] = ()
 
 
 def open_folder(path: str) -> FolderContents:
-    """The checkpoint of a folder: by its index of shards, otherwise every file of one format. Raises ``InputError``."""
-    place, catalogue = Place(path), Catalogue(path)
+    """The checkpoint of a folder on disk. Raises ``InputError``."""
+    return open_files(Place(path), Catalogue(path))
+
+
+def open_files(place: Folder, catalogue: Catalogue) -> FolderContents:
+    """The checkpoint of a folder: its components, if it says that it has some; otherwise by its index of shards, or
+    every file of one format. Raises ``InputError``.
+    """
     names = place.file_names()
+    parts = _components(place, names)
+    if parts:
+        return open_components(place, parts, catalogue)
     for suffix in SUFFIXES:
         indexes = [name for name in names if name.endswith(suffix)]
         if len(indexes) > 1:
             hint = "give one of them as the path"
-            raise InputError(f"{len(indexes)} indexes of shards: {some(indexes)}", path=path, hint=hint)
+            raise InputError(f"{len(indexes)} indexes of shards: {some(indexes)}", path=place.path, hint=hint)
         if indexes:
-            with place.open(indexes[0]) as source:
+            source = place.open(indexes[0])
+            try:
                 weight_map = read_index(source, catalogue)
+            finally:
+                source.close()
             return _open_indexed(place, catalogue, weight_map, names)
     return _open_unindexed(place, catalogue, names)
+
+
+def open_components(place: Folder, parts: Mapping[str, Folder], catalogue: Catalogue) -> FolderContents:
+    """The checkpoints of several folders as one; the names of tensors begin with the folder's. Raises ``InputError``.
+
+    ``""`` stands for ``place`` itself.
+    """
+    if len(parts) > MAX_COMPONENTS:
+        hint = "give one of them as the path"
+        raise LimitExceededError(f"{len(parts)} components; {MAX_COMPONENTS} are allowed", path=place.path, hint=hint)
+    joined = _Joined(place, catalogue, {})
+    opened: list[str] = []
+    try:
+        for name, part in parts.items():
+            try:
+                found = _open_unindexed(part, catalogue, part.file_names()) if not name else open_files(part, catalogue)
+            except InputError as error:
+                joined.damaged(name or ".", error)
+                continue
+            opened.append(name or ".")
+            joined.add_component(name, found)
+    except BaseException:
+        joined.close()
+        raise
+    if not opened:
+        raise joined.errors[0]
+    return joined.together(tuple(opened))
+
+
+def _components(place: Folder, names: Iterable[str]) -> dict[str, Folder]:
+    """The folders that a composite checkpoint says it consists of, as far as they hold weights."""
+    present = set(names)
+    if _PIPELINE in present:
+        folders = place.folder_names()
+        parts = {name: place.sub(name) for name in folders[: MAX_COMPONENTS + 1]}
+    elif _MODULES in present:
+        folders = [name for name in place.folder_names() if name in _modules(place)]
+        parts = {"": place, **{name: place.sub(name) for name in folders[: MAX_COMPONENTS + 1]}}
+    else:
+        return {}
+    found = {name: part for name, part in parts.items() if any(is_likely(file) for file in part.file_names())}
+    return {} if set(found) <= {""} else found
+
+
+def _modules(place: Folder) -> set[str]:
+    """The folders that ``modules.json`` lists."""
+    value = _json(place, _MODULES)
+    listed = value if isinstance(value, list) else []
+    return {str(module.get("path")) for module in listed if isinstance(module, dict)}
 
 
 def open_index(source: Source) -> FolderContents:
@@ -78,7 +155,7 @@ def open_parts(path: str) -> FolderContents:
 
 
 def _open_indexed(
-    place: Place, catalogue: Catalogue, weight_map: Mapping[str, str], names: Iterable[str]
+    place: Folder, catalogue: Catalogue, weight_map: Mapping[str, str], names: Iterable[str]
 ) -> FolderContents:
     expected = Counter(weight_map.values())
     present = set(names)
@@ -93,13 +170,16 @@ def _open_indexed(
     return joined.read(shards)
 
 
-def _open_unindexed(place: Place, catalogue: Catalogue, names: Iterable[str]) -> FolderContents:
+def _open_unindexed(place: Folder, catalogue: Catalogue, names: Iterable[str]) -> FolderContents:
     joined = _Joined(place, catalogue, {})
     by_format: dict[str, list[str]] = {}
     for name in names:
         try:
-            with place.open(name) as source:
+            source = place.open(name)
+            try:
                 reader = reader_for(source) if _is_likely(name) else recognised(source)
+            finally:
+                source.close()
         except InputError as error:
             # A file that nobody would take for a checkpoint may be unreadable without a word.
             if _is_likely(name):
@@ -124,7 +204,7 @@ def _open_unindexed(place: Place, catalogue: Catalogue, names: Iterable[str]) ->
     return joined.read(shards)
 
 
-def _check_one_gguf(shards: Iterable[str], place: Place) -> None:
+def _check_one_gguf(shards: Iterable[str], place: Folder) -> None:
     """Raises ``InputError`` where a folder holds several GGUF checkpoints, which are mostly quantisations of one.
 
     Projectors of vision models (``mmproj``) are parts of the checkpoint.
@@ -150,6 +230,11 @@ def _numbered_siblings(shards: Iterable[str]) -> dict[str, int]:
     return siblings
 
 
+def is_likely(name: str) -> bool:
+    """True for the usual name of a file with weights, or of an index of such files."""
+    return name.lower().endswith(SUFFIXES) or _is_likely(name)
+
+
 def _is_likely(name: str) -> bool:
     return name.lower().endswith(_USUAL_SUFFIXES)
 
@@ -158,7 +243,7 @@ def _is_likely(name: str) -> bool:
 class _Joined:
     """The shards of a folder while they are read one after the other."""
 
-    place: Place
+    place: Folder
     catalogue: Catalogue
     weight_map: Mapping[str, str]
     complete: bool = True
@@ -201,8 +286,31 @@ class _Joined:
             self.close()
             raise self.errors[0]
         self._note_contradictions()
+        return self.together()
+
+    def together(self, components: tuple[str, ...] = ()) -> FolderContents:
+        """Everything that was read."""
         contents = Contents(tuple(self.tensors.values()), bounded(self.findings), self.metadata, self.complete)
-        return FolderContents("+".join(sorted(self.formats)), tuple(self.files), contents, tuple(self.sources))
+        formats = "+".join(sorted(self.formats))
+        return FolderContents(formats, tuple(self.files), contents, tuple(self.sources), components=components)
+
+    def add_component(self, name: str, found: FolderContents) -> None:
+        """Takes in the checkpoint of the folder ``name`` (``""``: the folder itself), its tensors under that name."""
+        prefix = f"{name.replace('/', '.')}." if name else ""
+        contents = found.contents
+        self.formats |= set(found.format.split("+"))
+        self.files += (FileRecord(f"{name}/{file.path}" if name else file.path, file.bytes) for file in found.files)
+        self.sources += found.sources
+        self.complete = self.complete and contents.complete
+        parameters = sum(math.prod(tensor.shape) for tensor in contents.tensors)
+        text = f"component {name or '.'}: {found.format}, {len(contents.tensors)} tensors, {parameters:,} parameters"
+        self.findings.append(Finding("component", text))
+        self.findings += (replace(f, message=f"{name or '.'}: {f.message}") for f in contents.findings)
+        self.metadata |= {f"{prefix}{key}": value for key, value in contents.metadata.items()}
+        for tensor in contents.tensors:
+            full = f"{prefix}{tensor.name}"
+            self.catalogue.add_name(full)
+            self.tensors[full] = renamed(tensor, full)
 
     def close(self) -> None:
         """Gives up the files that were opened."""
@@ -244,16 +352,41 @@ class _Joined:
             self.complete = self.complete and all(f.code != "absent-tensor" for f in contradictions)
 
 
-def _config(place: Place) -> dict[str, str]:
-    """The scalar fields of ``config.json``: claims for the report. A config that cannot be read claims nothing."""
-    try:
-        with place.open("config.json") as source:
-            if source.size > MAX_CONFIG:
-                return {}
-            value = JsonCursor(source.read(0, source.size), path=source.path, what="config").value()
-    except InputError:
-        return {}
+def _config(place: Folder) -> dict[str, str]:
+    """The scalar fields of ``config.json``: claims for the report. A config that cannot be read claims nothing.
+
+    Of objects in it, those about the language model and about quantisation are read too, as ``config.object.field``.
+    """
+    value = _json(place, "config.json")
     if not isinstance(value, dict):
         return {}
-    scalars = {f"config.{key}": str(item) for key, item in value.items() if isinstance(item, str | int | float)}
-    return {key: clipped(item, MAX_NAME) for key, item in list(scalars.items())[:MAX_CONFIG_FIELDS]}
+    fields = [pair for key, item in value.items() for pair in _scalars(f"config.{key}", item, key in NESTED, 1)]
+    return {key: clipped(text, MAX_NAME) for key, text in fields[:MAX_CONFIG_FIELDS]}
+
+
+def _scalars(key: str, value: Json, nested: bool, depth: int) -> Iterator[tuple[str, str]]:
+    """The scalars in ``value`` under names joined with dots; of objects and short lists only if ``nested``."""
+    if isinstance(value, str | int | float):
+        yield key, str(value)
+    elif nested and depth <= MAX_CONFIG_DEPTH:
+        items: Iterable[tuple[object, Json]] = ()
+        if isinstance(value, dict):
+            items = value.items()
+        elif isinstance(value, list) and len(value) <= MAX_CONFIG_LIST:
+            items = enumerate(value)
+        for inner, item in items:
+            yield from _scalars(f"{key}.{inner}", item, nested, depth + 1)
+
+
+def _json(place: Folder, name: str) -> Json:
+    """What a small file of JSON holds; None where it cannot be read."""
+    try:
+        source = place.open(name)
+        try:
+            if source.size > MAX_CONFIG:
+                return None
+            return JsonCursor(source.read(0, source.size), path=source.path, what="config").value()
+        finally:
+            source.close()
+    except InputError:
+        return None

@@ -8,6 +8,7 @@ a finding, so that it hides nothing. An archive that was cut off has no director
 
 from __future__ import annotations
 
+import stat
 import struct
 import zlib
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from fingerprint.readers.scratch import MAX_SCRATCH, Scratch, UnpackedSource
 from fingerprint.source import Source, check_range
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 MAX_ENTRIES = 2**17
 MAX_DIRECTORY = 12 << 20
@@ -51,6 +52,7 @@ class Entry:
     packed: int
     size: int
     header: int
+    link: bool = False
 
 
 def is_zip(source: Source) -> bool:
@@ -64,15 +66,16 @@ class ZipArchive:
     ``truncated`` where the file was cut off; ``cut`` is then the entry, if any, of which only the beginning is there.
     """
 
-    def __init__(self, source: Source) -> None:
-        """Reads the central directory. Raises ``InputError``."""
+    def __init__(self, source: Source, *, exact: bool = False) -> None:
+        """Reads the central directory; ``exact`` keeps the case of names. Raises ``InputError``."""
         self.source = source
+        self._key = str if exact else str.lower
         self.findings: list[Finding] = []
         self.cut: str | None = None
         self._scratch = Scratch(source.path)
         self.truncated = not has_directory(source)
         if self.truncated:
-            self.entries, self._starts, self.cut = _recovered(source)
+            self.entries, self._starts, self.cut = _recovered(source, self._key)
             return
         self._directory, size, count = find_directory(source)
         self.entries = self._read_directory(size, count)
@@ -80,10 +83,10 @@ class ZipArchive:
 
     def locate(self, name: str) -> tuple[Source, int, int]:
         """Where an entry's bytes are: a source, the offset in it, and how many there are. Raises ``InputError``."""
-        entry = self.entries.get(name.lower())
+        entry = self.entries.get(self._key(name))
         if entry is None:
             raise MalformedFileError(f"the archive has no entry {name!r}", path=self.source.path)
-        start = self._starts[name.lower()]
+        start = self._starts[self._key(name)]
         if entry.method == _STORED:
             return self.source, start, entry.size
         if entry.method != _DEFLATED:
@@ -101,7 +104,7 @@ class ZipArchive:
         checksum = 0
         for start in range(0, entry.size, _PIECE):
             checksum = zlib.crc32(entry.read(start, min(_PIECE, entry.size - start)), checksum)
-        if checksum != self.entries[name.lower()].crc:
+        if checksum != self.entries[self._key(name)].crc:
             self.findings.append(Finding("crc-mismatch", f"the checksum of {name!r} is wrong"))
 
     def _read_directory(self, size: int, count: int) -> dict[str, Entry]:
@@ -125,9 +128,11 @@ class ZipArchive:
             name = raw[name_start:extra_start].decode("utf-8", "replace")
             extra = raw[extra_start : extra_start + extra_size]
             unpacked, packed, header = _widened(extra, unpacked, packed, fields[16])
-            if name.lower() in entries:
+            if self._key(name) in entries:
                 raise MalformedFileError(f"two entries are called {name!r}", path=source.path)
-            entries[name.lower()] = Entry(name, method, bool(flags & _ENCRYPTED), crc, packed, unpacked, header)
+            link = stat.S_ISLNK(fields[15] >> 16)
+            encrypted = bool(flags & _ENCRYPTED)
+            entries[self._key(name)] = Entry(name, method, encrypted, crc, packed, unpacked, header, link)
         return entries
 
     def _check_layout(self) -> dict[str, int]:
@@ -247,7 +252,7 @@ def _inflated(source: Source, start: int, entry: Entry) -> Iterator[bytes]:
             return
 
 
-def _recovered(source: Source) -> tuple[dict[str, Entry], dict[str, int], str | None]:
+def _recovered(source: Source, fold: Callable[[str], str]) -> tuple[dict[str, Entry], dict[str, int], str | None]:
     """The entries of an archive that was cut off, where their data begin, and the one that is not whole."""
     entries: dict[str, Entry] = {}
     starts: dict[str, int] = {}
@@ -266,7 +271,7 @@ def _recovered(source: Source) -> tuple[dict[str, Entry], dict[str, int], str | 
                 break  # where it ends would be known after unpacking it
             size, end = _described_end(source, start)
             packed = size
-        key = name.lower()
+        key = fold(name)
         whole = end <= source.size
         size = size if whole or method != _STORED else source.size - start
         if key in entries or size > packed * (IMPOSSIBLE_RATIO if method == _DEFLATED else 1):

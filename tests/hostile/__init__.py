@@ -7,6 +7,7 @@ payload that was executed would leave a file named ``CANARY`` in that folder.
 from __future__ import annotations
 
 from tests.hostile.case import CANARY, Case, Expect
+from tests.hostile.container_cases import CONTAINER_CASES
 from tests.hostile.folder_cases import FOLDER_CASES
 from tests.hostile.legacy_cases import LEGACY_CASES
 from tests.hostile.numpy_cases import NUMPY_CASES
@@ -14,6 +15,14 @@ from tests.hostile.pickle_cases import PICKLE_CASES
 from tests.hostile.safetensors_cases import SAFETENSORS_CASES
 from tests.hostile.zip_cases import ZIP_CASES
 
-CASES: tuple[Case, ...] = (*SAFETENSORS_CASES, *FOLDER_CASES, *PICKLE_CASES, *ZIP_CASES, *LEGACY_CASES, *NUMPY_CASES)
+CASES: tuple[Case, ...] = (
+    *SAFETENSORS_CASES,
+    *FOLDER_CASES,
+    *PICKLE_CASES,
+    *ZIP_CASES,
+    *LEGACY_CASES,
+    *NUMPY_CASES,
+    *CONTAINER_CASES,
+)
 
 __all__ = ["CANARY", "CASES", "Case", "Expect"]

@@ -127,7 +127,7 @@ SAFETENSORS_CASES: tuple[Case, ...] = (
     _error("90 MB of names", _long_names, LIMIT),
     _error("97 MB of plain names", _plain_names, LIMIT),
     _error("a ZIP archive's first bytes", b"PK\x03\x04" + bytes(100)),
-    _error("compressed", gzip.compress(GOOD)),
+    file_case("safetensors: compressed", "model.safetensors", gzip.compress(GOOD), Expect.FINE),
     _error("a page of HTML", b"<!DOCTYPE html><html><body>Access to this model is restricted</body></html>"),
     _error("a pointer of Git LFS", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548\n", UNSUPPORTED),
     _finding("bytes of no tensor in between", safetensors({"a": entry(), "b": entry(begin=20, end=36)}, bytes(36)), "unused-bytes"),

@@ -81,7 +81,7 @@ ZIP_CASES: tuple[Case, ...] = (
     _error("cut off in the pickle", GOOD[:100]),
     _error("the first four bytes", GOOD[:4] + bytes(100)),
     _error("no pickle", archive(entries={}).replace(b"data.pkl", b"data.txt")),
-    _error("no pickle, and no usual suffix", archive(entries={}).replace(b"data.pkl", b"data.txt"), UNSUPPORTED, "model.zip"),
+    _error("no pickle, and no usual suffix", archive(entries={}).replace(b"data.pkl", b"data.txt"), MALFORMED, "model.zip"),
     _error("pickle elsewhere than the first entry", archive(prefix="b").replace(b"b/data/0", b"a/data/0")),
     _error("two pickles of one name", archive(entries={_PICKLE: state_dict(("other", TENSOR))})),
     _error("two pickles, one in capitals", archive(entries={"archive/DATA.PKL": state_dict(("other", TENSOR))})),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fingerprint.quant.layouts import dequantised
 from fingerprint.readers import gguf
 from fingerprint.readers.rope_order import with_halves_first
 
@@ -15,4 +16,4 @@ def restored(contents: Contents, file_format: str) -> Contents:
     """``contents`` of a checkpoint of that format (several joined with ``+``) as the weights that it stands for."""
     if gguf.READER.name in file_format.split("+"):
         contents = with_halves_first(contents)
-    return contents
+    return dequantised(contents)

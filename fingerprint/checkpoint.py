@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
-from fingerprint.readers import containers, folder, gguf, reader_for
+from fingerprint.readers import containers, folder, gguf, reader_for, tfjs
 from fingerprint.readers.base import Catalogue, Contents, FileRecord, Finding
 from fingerprint.readers.index import is_index
 from fingerprint.readers.restore import restored
@@ -84,7 +84,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         return _of_folder(name, folder.open_folder(name))
     source = FileSource(name)
     try:
-        if is_index(source):
+        if is_index(source) and not tfjs.recognises(source):
             found = folder.open_index(source)
             source.close()
             return _of_folder(name, found)

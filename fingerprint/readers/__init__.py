@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fingerprint.errors import MalformedFileError, UnsupportedFormatError
-from fingerprint.readers import gguf, keras, numpy_files, onnx, plain_pickle, pytorch, safetensors
+from fingerprint.readers import (
+    flax,
+    gguf,
+    keras,
+    numpy_files,
+    onnx,
+    plain_pickle,
+    pytorch,
+    safetensors,
+    tensorflow,
+    tfjs,
+    tflite,
+)
 
 if TYPE_CHECKING:
     from fingerprint.readers.base import Reader
@@ -17,9 +29,13 @@ READERS: tuple[Reader, ...] = (
     gguf.READER,
     onnx.READER,
     keras.READER,
+    tflite.READER,
+    tensorflow.READER,
+    tfjs.READER,
     plain_pickle.READER,
     numpy_files.NPY_READER,
     numpy_files.NPZ_READER,
+    flax.READER,
 )
 
 

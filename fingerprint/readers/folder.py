@@ -32,6 +32,8 @@ MAX_COMPONENTS = 64
 """Most folders that are components of one checkpoint."""
 _PIPELINE, _MODULES = "model_index.json", "modules.json"
 """What lies beside the components of a pipeline of diffusers, and beside those of sentence-transformers."""
+_SAVED_MODEL = "saved_model.pb"
+"""What TensorFlow puts beside the folder of its variables."""
 MAX_CONFIG_DEPTH = 4
 MAX_CONFIG_LIST = 8
 NESTED = ("quantization_config", "quantization", "text_config")
@@ -65,6 +67,8 @@ def open_files(place: Folder, catalogue: Catalogue) -> FolderContents:
     every file of one format. Raises ``InputError``.
     """
     names = place.file_names()
+    if _SAVED_MODEL in names and "variables" in place.folder_names():
+        return open_files(place.sub("variables"), catalogue)
     parts = _components(place, names)
     if parts:
         return open_components(place, parts, catalogue)
@@ -173,11 +177,16 @@ def _open_indexed(
 def _open_unindexed(place: Folder, catalogue: Catalogue, names: Iterable[str]) -> FolderContents:
     joined = _Joined(place, catalogue, {})
     by_format: dict[str, list[str]] = {}
+    sure: set[str] = set()
     for name in names:
         try:
             source = place.open(name)
             try:
-                reader = reader_for(source) if _is_likely(name) else recognised(source)
+                reader = recognised(source)
+                if reader is not None:
+                    sure.add(reader.name)
+                elif _is_likely(name):
+                    reader = reader_for(source)
             finally:
                 source.close()
         except InputError as error:
@@ -187,17 +196,14 @@ def _open_unindexed(place: Folder, catalogue: Catalogue, names: Iterable[str]) -
             continue
         if reader is not None:
             by_format.setdefault(reader.name, []).append(name)
-    chosen = next((reader.name for reader in READERS if reader.name in by_format), None)
+    chosen = next((reader.name for reader in READERS if reader.name in (sure or by_format)), None)
     if chosen is None:
         if joined.errors:
             raise joined.errors[0]
         hint = "give the file, or the subfolder of the component"
         raise UnsupportedFormatError("no file of the folder can be read as a checkpoint", path=place.path, hint=hint)
-    for other, files in by_format.items():
-        if other != chosen:
-            text = f"{len(files)} files in the format {other} were not read: {some(files)}"
-            joined.findings.append(Finding("other-format", text))
-    shards = by_format[chosen]
+    shards = by_format.pop(chosen)
+    joined.others = by_format
     if chosen == gguf.READER.name:
         _check_one_gguf(shards, place)
     joined.expect(_numbered_siblings(shards), set(shards))
@@ -256,6 +262,7 @@ class _Joined:
     homes: dict[str, str] = field(default_factory=dict)
     duplicates: list[str] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
+    others: dict[str, list[str]] = field(default_factory=dict)
 
     def expect(self, counts: Mapping[str, int], present: set[str]) -> None:
         """Notes the shards that are not there; ``counts`` has the number of tensors of each, 0 if unknown."""
@@ -285,6 +292,7 @@ class _Joined:
         if not self.files:
             self.close()
             raise self.errors[0]
+        self._note_others()
         self._note_contradictions()
         return self.together()
 
@@ -339,6 +347,14 @@ class _Joined:
                     continue
             self.tensors[tensor.name] = tensor
             self.homes[tensor.name] = shard
+
+    def _note_others(self) -> None:
+        """Notes the files of other formats, as far as they are no data of those that were read."""
+        read = {file.path for file in self.files}
+        for other, files in self.others.items():
+            if left := [name for name in files if name not in read]:
+                text = f"{len(left)} files in the format {other} were not read: {some(left)}"
+                self.findings.append(Finding("other-format", text))
 
     def _note_contradictions(self) -> None:
         if names := self.duplicates:

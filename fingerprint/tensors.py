@@ -101,6 +101,36 @@ class Reshaped:
         return self.source.read(start, stop)
 
 
+@dataclass(frozen=True, slots=True)
+class Chained:
+    """The elements of ``parts``, of one type, one after the other in row-major order: an array stored in pieces."""
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[TensorView, ...]
+
+    @property
+    def dtype(self) -> DType:
+        """Element type of the parts."""
+        return self.parts[0].dtype
+
+    def read(self, start: int, stop: int) -> Array:
+        """See ``TensorView.read``."""
+        if not 0 <= start <= stop <= element_count(self.shape):
+            raise IndexError(f"elements {start} to {stop} of a tensor of {element_count(self.shape)}")
+        pieces: list[Array] = []
+        position = 0
+        for part in self.parts:
+            length = element_count(part.shape)
+            low, high = max(start - position, 0), min(stop - position, length)
+            if low < high:
+                pieces.append(part.read(low, high))
+            position += length
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate(pieces) if pieces else self.parts[0].read(0, 0)
+
+
 def renamed(view: TensorView, name: str) -> TensorView:
     """The same tensor under another name."""
     return Reshaped(view, name, view.shape)

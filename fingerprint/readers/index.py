@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MAX_INDEX = 64 << 20
 """Most bytes of an index."""
-SUFFIXES = (".safetensors.index.json", ".bin.index.json")
+SUFFIXES = (".safetensors.index.json", ".bin.index.json", ".msgpack.index.json")
 """How the names of indexes end, the preferred kind first."""
 
 

@@ -24,7 +24,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 _MOST_OF_A_VARINT = 10
 _WINDOW = 1 << 16
 _PIECE = 1 << 20
-MAX_FIELDS = 1 << 22
+MAX_FIELDS = 1 << 21
 """Most fields of one file that are looked at."""
 
 

@@ -11,6 +11,7 @@ from tests.hostile.container_cases import CONTAINER_CASES
 from tests.hostile.folder_cases import FOLDER_CASES
 from tests.hostile.legacy_cases import LEGACY_CASES
 from tests.hostile.numpy_cases import NUMPY_CASES
+from tests.hostile.onnx_cases import ONNX_CASES
 from tests.hostile.pickle_cases import PICKLE_CASES
 from tests.hostile.safetensors_cases import SAFETENSORS_CASES
 from tests.hostile.zip_cases import ZIP_CASES
@@ -18,6 +19,7 @@ from tests.hostile.zip_cases import ZIP_CASES
 CASES: tuple[Case, ...] = (
     *SAFETENSORS_CASES,
     *FOLDER_CASES,
+    *ONNX_CASES,
     *PICKLE_CASES,
     *ZIP_CASES,
     *LEGACY_CASES,

@@ -91,43 +91,53 @@ def _tile_bits(tile: NDArray[Any]) -> int | None:
     rows, width = tile.shape
     if width < 16 or rows < 1:
         return None
-    levels: list[int] = []
-    for row in tile[:: max(1, rows // 8)].astype(np.float64):
-        run = row[: min(width, 32)]
-        count = _grid_levels(run)
-        if count is None:
-            continue
-        if count == 0:
-            held = row[row != 0]
-            distinct = np.unique(held).size
-            count = distinct if held.size >= 32 and distinct <= 16 else 0
-        levels.append(count)
-    if not levels:
+    held = tile[:: max(1, rows // 8)].astype(np.float64)
+    levels = _grid_levels(held[:, :32])
+    distinct, present = _distinct(held)
+    levels = np.where((levels == 0) & (present >= 32) & (distinct <= 16), distinct, levels)
+    levels = levels[levels >= 0]
+    if not levels.size:
         return None
-    if np.mean([count > 0 for count in levels]) < _AGREEMENT:
+    if np.mean(levels > 0) < _AGREEMENT:
         return 0
-    return max(1, int(np.ceil(np.log2(np.median([count for count in levels if count > 0])))))
+    return max(1, int(np.ceil(np.log2(np.median(levels[levels > 0])))))
 
 
-def _grid_levels(run: NDArray[np.float64]) -> int | None:
-    """Number of levels spanned if the run lies on a uniform grid; 0 if it does not; None if it is constant.
+def _distinct(runs: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many distinct numbers other than zero each run has, and how many numbers other than zero."""
+    ordered = np.sort(np.where(runs != 0, runs, np.inf), axis=1)
+    present = np.count_nonzero(runs, axis=1)
+    with np.errstate(invalid="ignore"):
+        steps = np.diff(ordered, axis=1) > 0
+    first_zero = (present < runs.shape[1]) & (present > 0)  # the step from the last number to the infinite ones
+    return steps.sum(axis=1) + (present > 0) - first_zero, present
+
+
+def _grid_levels(runs: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Number of levels that each run spans if it lies on a uniform grid; 0 if it does not; -1 if it is constant.
 
     A run that is no grid passes with probability about (2 x tolerance) to the number of gaps; zeros (pruning) make no
     gaps of their own.
     """
-    for length in (run.size, 16):
-        part = run[:length]
-        distinct = np.unique(part[part != 0])
-        if distinct.size < 2:
-            return None
-        gaps = np.diff(distinct)
-        span = float(distinct[-1] - distinct[0])
-        collisions = np.count_nonzero(part) >= 2 * distinct.size
-        if gaps.size < 7 and not collisions:
-            continue
+    levels = np.zeros(len(runs), np.int64)
+    for length in (runs.shape[1], 16):
+        part = runs[:, :length]
+        ordered = np.sort(np.where(part != 0, part, np.nan), axis=1)  # zeros last
+        with np.errstate(invalid="ignore"):
+            gaps = np.diff(ordered, axis=1)
+        gaps[~(gaps > 0)] = np.inf
+        number = np.count_nonzero(np.isfinite(gaps), axis=1)
+        levels[(levels == 0) & (number < 1)] = -1
+        collisions = np.count_nonzero(part, axis=1) >= 2 * (number + 1)
+        tried = np.flatnonzero((levels == 0) & ((number >= 7) | collisions))
+        gaps = gaps[tried]
+        span = np.nanmax(ordered[tried], axis=1, initial=-np.inf) - ordered[tried, 0]
+        least = gaps.min(axis=1, initial=np.inf)
         # Neighbouring levels may be absent from a short run: the smallest gap may be two or three steps.
-        for step in (float(gaps.min()) / steps for steps in (1, 2, 3)):
-            ratio = gaps / step
-            if span <= step * (1 << _MAX_BITS) and np.all(np.abs(ratio - np.rint(ratio)) < _GRID_TOLERANCE):
-                return round(span / step) + 1
-    return 0
+        for steps in (1, 2, 3):
+            step = least / steps
+            ratio = np.where(np.isfinite(gaps), gaps, 0.0) / step[:, None]
+            even = np.all(np.abs(ratio - np.rint(ratio)) < _GRID_TOLERANCE, axis=1)
+            fits = even & (span <= step * (1 << _MAX_BITS)) & (levels[tried] == 0)
+            levels[tried[fits]] = np.rint(span[fits] / step[fits]).astype(np.int64) + 1
+    return levels

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -108,14 +109,14 @@ class MatrixSketcher:
         """The centred sketches of everything added."""
         rows, columns = self._shape
         k, w = self._width, self._axis_width
-        left_sum, right_sum = self._sums(Stream.SKETCH, rows, k), self._sums(Stream.SKETCH, columns, k)
+        left_sum, right_sum = (_sums(self._seed, Stream.SKETCH, size, k) for size in (rows, columns))
         mean = float(self._column_mean_part[k]) / rows / columns
         row_mean_part = self._whole[:, k] / columns
         column_mean_part = self._column_mean_part[:k] / rows
 
         whole = self._whole[:, :k] - np.outer(row_mean_part, right_sum) - np.outer(left_sum, column_mean_part)
         whole += mean * np.outer(left_sum, right_sum)
-        in_sum, out_sum = self._sums(Stream.SLICE, columns, w), self._sums(Stream.SLICE, rows, w)
+        in_sum, out_sum = (_sums(self._seed, Stream.SLICE, size, w) for size in (columns, rows))
         column_means = self._column_sums / rows
         row_means = self._row_part[:, w] / columns
         rows_part = self._row_part[:, :w] - np.outer(row_means, in_sum)
@@ -125,7 +126,7 @@ class MatrixSketcher:
         if rows == columns:
             # The centred identity I - 11'/n, in the amount that leaves no trace.
             amount = (self._trace - rows * mean) / max(rows - 1, 1)
-            whole -= amount * (self._gram() - np.outer(left_sum, right_sum) / rows)
+            whole -= amount * (_gram(self._seed, rows, k) - np.outer(left_sum, right_sum) / rows)
             # A slice loses its share only where the trace stands out of chance: taking a chance amount out would give
             # each slice a mark of its own number, the same in every model.
             if abs(amount) * rows > _TRACE_OUT_OF_CHANCE * float(np.linalg.norm(whole)) / k / math.sqrt(rows):
@@ -151,32 +152,41 @@ class MatrixSketcher:
             self._kept[stream] = self._signs(stream, start, stop, width)
         return self._kept[stream]
 
-    def _pieces(self, stream: Stream, size: int, width: int) -> Iterator[tuple[slice, Float64]]:
-        for start in range(0, size, _PIECE):
-            stop = min(start + _PIECE, size)
-            yield slice(start, stop), self._signs(stream, start, stop, width).astype(np.float64)
-
-    def _sums(self, stream: Stream, size: int, width: int) -> Float64:
-        total = np.zeros(width, np.float64)
-        for _, piece in self._pieces(stream, size, width):
-            total += piece.sum(axis=0)
-        return total
-
-    def _gram(self) -> Float64:
-        total = np.zeros((self._width, self._width), np.float64)
-        for _, piece in self._pieces(Stream.SKETCH, self._shape[0], self._width):
-            total += piece.T @ piece
-        return total
-
     def _against_signs(self, column_means: Float64) -> Float64:
         total = np.zeros(self._axis_width, np.float64)
-        for part, piece in self._pieces(Stream.SLICE, self._shape[1], self._axis_width):
+        for part, piece in _pieces(self._seed, Stream.SLICE, self._shape[1], self._axis_width):
             total += column_means[part] @ piece
         return total
 
     def _sampled_signs(self, indices: NDArray[np.int64]) -> Float64:
         found = [self._signs(Stream.SLICE, int(i), int(i) + 1, self._axis_width) for i in indices]
         return np.concatenate(found).astype(np.float64)
+
+
+def _pieces(seed: int, stream: Stream, size: int, width: int) -> Iterator[tuple[slice, Float64]]:
+    for start in range(0, size, _PIECE):
+        stop = min(start + _PIECE, size)
+        yield slice(start, stop), sign_block(seed, stream, start, stop, width).astype(np.float64)
+
+
+@lru_cache(maxsize=256)
+def _sums(seed: int, stream: Stream, size: int, width: int) -> Float64:
+    """Sums of the signs of an axis: (width,); a model has few lengths of axes."""
+    total = np.zeros(width, np.float64)
+    for _, piece in _pieces(seed, stream, size, width):
+        total += piece.sum(axis=0)
+    total.setflags(write=False)
+    return total
+
+
+@lru_cache(maxsize=256)
+def _gram(seed: int, size: int, width: int) -> Float64:
+    """Products of the signs of an axis with each other: (width, width)."""
+    total = np.zeros((width, width), np.float64)
+    for _, piece in _pieces(seed, Stream.SKETCH, size, width):
+        total += piece.T @ piece
+    total.setflags(write=False)
+    return total
 
 
 def chance_spread(shape: tuple[int, ...], width: int) -> float:

@@ -1,0 +1,1 @@
+"""Programs that feed damaged files to the readers."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from fingerprint.errors import InputError, LimitExceededError, UnsupportedFormatError, clipped
-from fingerprint.readers import READERS, gguf, reader_for, recognised
+from fingerprint.readers import READERS, distributed, gguf, reader_for, recognised
 from fingerprint.readers.base import MAX_NAME, Catalogue, Contents, FileRecord, Finding, bounded, some
 from fingerprint.readers.bounded_json import Json, JsonCursor
 from fingerprint.readers.index import SUFFIXES, compare_index, read_index
@@ -69,6 +69,9 @@ def open_files(place: Folder, catalogue: Catalogue) -> FolderContents:
     names = place.file_names()
     if _SAVED_MODEL in names and "variables" in place.folder_names():
         return open_files(place.sub("variables"), catalogue)
+    if distributed.METADATA in names:
+        contents, files = distributed.open_distributed(place, catalogue)
+        return FolderContents(distributed.FORMAT, files, contents, ())
     parts = _components(place, names)
     if parts:
         return open_components(place, parts, catalogue)
@@ -238,7 +241,7 @@ def _numbered_siblings(shards: Iterable[str]) -> dict[str, int]:
 
 def is_likely(name: str) -> bool:
     """True for the usual name of a file with weights, or of an index of such files."""
-    return name.lower().endswith(SUFFIXES) or _is_likely(name)
+    return name.lower().endswith(SUFFIXES) or name == distributed.METADATA or _is_likely(name)
 
 
 def _is_likely(name: str) -> bool:

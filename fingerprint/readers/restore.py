@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fingerprint.quant.layouts import dequantised
 from fingerprint.readers import gguf
+from fingerprint.readers.adapters import with_products
 from fingerprint.readers.rope_order import with_halves_first
 
 if TYPE_CHECKING:
@@ -16,4 +17,4 @@ def restored(contents: Contents, file_format: str) -> Contents:
     """``contents`` of a checkpoint of that format (several joined with ``+``) as the weights that it stands for."""
     if gguf.READER.name in file_format.split("+"):
         contents = with_halves_first(contents)
-    return dequantised(contents)
+    return with_products(dequantised(contents))

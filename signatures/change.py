@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fingerprint.dtypes import DTYPES
 from fingerprint.measure import matrix_shape
 from fingerprint.vocabulary import Content, Role
 
@@ -116,8 +118,18 @@ class Change:
 
     @cached_property
     def grid_share(self) -> float:
-        """Share of matched elements that lie on a grid in the suspect but not (or on a finer one) in the registered."""
-        return self.mean([float(self._grid(match) > 0) for match in self.matrices])
+        """Share, of the matched elements that changed, on a grid in the suspect but not (or a finer) in the registered.
+
+        A quantised layout in which they are stored is such a grid too.
+        """
+        return self._share_of_changed([float(self._grid(match) > 0) for match in self.matrices])
+
+    @cached_property
+    def released_share(self) -> float:
+        """The other way round: the registered model is the quantised one."""
+        ours, theirs = self.ours, self.theirs
+        held = [coarser_grid(ours[match.registered], theirs[match.suspect]) > 0 for match in self.matrices]
+        return self._share_of_changed([float(one) for one in held])
 
     @cached_property
     def grid_bits(self) -> int:
@@ -126,9 +138,12 @@ class Change:
         return int(np.median(bits)) if bits else 0
 
     def _grid(self, match: TensorMatch) -> int:
-        theirs = self.theirs[match.suspect].statistics.lattice_bits
-        ours = self.ours[match.registered].statistics.lattice_bits
-        return theirs if theirs and (not ours or ours > theirs) else 0
+        return coarser_grid(self.theirs[match.suspect], self.ours[match.registered])
+
+    def _share_of_changed(self, values: Sequence[float]) -> float:
+        changed = [float(match.change > _FLOOR) for match in self.matrices]
+        total = self.mean(changed)
+        return self.mean(np.multiply(changed, values).tolist()) / total if total else 0.0
 
     @cached_property
     def whiteness(self) -> float:
@@ -196,6 +211,19 @@ class Change:
             for sample in (self.comparison.registered.neurons[match.registered],)
         ]
         return max(float(np.mean(shares)), 0.0) if shares else 0.0
+
+
+def coarser_grid(one: TensorRecord, other: TensorRecord) -> int:
+    """Bits of the grid that ``one`` lies on and ``other`` does not, or of the coarser one; 0 for none."""
+    mine, others = (storage_bits(each.dtype) or each.statistics.lattice_bits for each in (one, other))
+    return mine if mine and (not others or others > mine) else 0
+
+
+def storage_bits(dtype: str) -> int:
+    """Bits of a quantised layout by its name, such as ``Q4_K`` or ``GPTQ_4``; 0 for a plain number type."""
+    match = None if dtype in DTYPES else re.search(r"[0-9]+", dtype)
+    bits = int(match.group()[:3]) if match is not None else 0
+    return bits if bits <= 8 else 0
 
 
 def whiteness(sketch: Float64, shape: tuple[int, ...]) -> float:

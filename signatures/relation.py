@@ -51,6 +51,7 @@ def describe(change: Change, *, merged: bool) -> Description:
         (Relation.PRUNED, change.narrowed >= _FEWER_NEURONS or _sparsified(change)),
         (Relation.QUANTISED, change.grid_share >= _ON_GRID),
         (Relation.REWRITTEN, change.rescaled_share > _RESCALED),
+        (Relation.QUANTISED, _released(change)),
         (Relation.NOISED, _noised(change)),
         (Relation.CONTINUED_TRAINING, change.amount >= SMALL_CHANGE),
         (Relation.EXTENDED, _extended(change)),
@@ -107,6 +108,11 @@ def _noised(change: Change) -> bool:
     """Differences as white and as even as independent noise leaves them, over enough matrices to tell."""
     white = change.whiteness >= _WHITE and change.evenness <= _EVEN
     return white and change.changed >= 4 and change.amount > NO_CHANGE
+
+
+def _released(change: Change) -> bool:
+    """The registered model is the quantised one, and the suspect differs from it as rounding makes it."""
+    return change.released_share >= _ON_GRID and change.whiteness >= _WHITE and change.changed >= 4
 
 
 def _upcycled(change: Change) -> bool:

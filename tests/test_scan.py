@@ -8,6 +8,7 @@ import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import gguf
 import ml_dtypes
 import numpy as np
 import pytest
@@ -113,6 +114,26 @@ def test_quantised_pruned_and_noised_copies_are_told_apart(registry: Registry, t
         report = scan(registry, {name: change(v) for name, v in disguised(model(2)).items()}, tmp_path)
         assert links(report) == {"b/base": Link.LINEAGE}
         assert report.matches[0].relation is relation
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q5_1", "Q4_0"])
+def test_a_model_with_quantised_layers_is_called_so_in_both_directions(tmp_path: Path, kind: str) -> None:
+    weights, number = model(2), gguf.GGMLQuantizationType[kind]
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "gpt2")
+    for name, value in weights.items():
+        if ".layers." in name and value.ndim == 2:
+            writer.add_tensor(name, gguf.quants.quantize(value, number), raw_dtype=number)
+        else:
+            writer.add_tensor(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    pair = [save(weights, tmp_path / "m.safetensors"), tmp_path / "m.gguf"]
+    for one, other in (pair, pair[::-1]):
+        first = compare_paths(one, other).matches[0]
+        assert first.relation is Relation.QUANTISED
+        assert (f"quantised-{kind[1]}-bit" in first.undone) is (other.suffix == ".gguf")
 
 
 def test_a_fine_tune_of_a_registered_fine_tune_is_nearest_to_it(registry: Registry, tmp_path: Path) -> None:

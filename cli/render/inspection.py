@@ -138,15 +138,18 @@ def of_fingerprint(path: str, held: Fingerprint) -> Inspection:
 
 def _quantisation(dtypes: Mapping[str, int], claims: Mapping[str, str]) -> str:
     """What number types show, and what is claimed beside the weights."""
-    narrow = [name for name in dtypes if name.startswith(("F8", "F6", "F4", "I4", "U4"))]
+    from fingerprint.dtypes import DTYPES
+
+    # Quantised layouts, which are dequantised while reading, have names of their own.
+    narrow = [name for name in dtypes if name not in DTYPES or name.startswith(("F8", "F6", "F4"))]
     total = sum(dtypes.values()) or 1
-    packed = sum(number for name, number in dtypes.items() if name.startswith(_INTEGERS))
+    packed = sum(number for name, number in dtypes.items() if name in DTYPES and name.startswith(_INTEGERS))
     parts = []
     if narrow:
         parts.append(f"stored as {', '.join(narrow)}")
     if packed / total > 0.5:
         parts.append(f"{percent(packed / total)} of the elements are integers")
-    claimed = claims.get("quantization_config.quant_method") or claims.get("quant_method")
+    claimed = claims.get("config.quantization_config.quant_method") or claims.get("quant_method")
     if claimed:
         parts.append(f"claimed: {claimed[:80]}")
     return "; ".join(parts)

@@ -1,8 +1,9 @@
 """Low-rank adapters as what they add to a base: the product of two factors, scaled, named as the base's tensor.
 
 Formats: PEFT's ``adapter_model.safetensors`` with ``adapter_config.json`` (LoRA, rank-stabilised LoRA, DoRA; linear
-layers, convolutions, embeddings), and the pairs that diffusers, kohya's trainers and llama.cpp write. What is added
-is ``scale * B A``, where the scale is ``alpha / r``, or ``alpha / sqrt(r)`` if rank-stabilised (PEFT, ``LoraLayer.update_layer``).
+layers, convolutions, embeddings), and the pairs that diffusers, kohya's trainers and llama.cpp write. What is added to
+the base is ``scale * B A``; the scale is ``alpha / r``, or ``alpha / sqrt(r)`` if rank-stabilised (``LoraLayer`` of
+PEFT).
 """
 
 from __future__ import annotations

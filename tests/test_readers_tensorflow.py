@@ -297,3 +297,13 @@ def test_random_damage_gives_an_error_or_nothing(name: str, tmp_path: Path) -> N
         path.write_bytes(data)
         with contextlib.suppress(InputError):  # anything else fails the test
             examine(path)
+
+
+@pytest.mark.parametrize("folder", ["network_checkpoint", "network_saved_model", "network_tfjs/plain"])
+def test_archives_of_several_files_are_read(folder: str, tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "model"), "zip", FOLDER, folder)
+    with open_checkpoint(tmp_path / "model.zip") as packed, open_checkpoint(FOLDER / folder) as plain:
+        assert packed.complete
+        got, wanted = read(packed), read(plain)
+    assert set(got) == set(wanted)
+    assert all(np.array_equal(got[name], value) for name, value in wanted.items())

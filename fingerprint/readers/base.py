@@ -17,6 +17,7 @@ from fingerprint.errors import LimitExceededError, MalformedFileError, clipped
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from fingerprint.readers.places import Folder
     from fingerprint.source import Source
     from fingerprint.tensors import Array, TensorView
 
@@ -140,6 +141,8 @@ class Catalogue:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.beside: Folder | None = None
+        """The folder that the file lies in which is read now; None: it lies on disk, where its path says."""
         self._count = 0
         self._left = MAX_CATALOGUE
 

@@ -335,6 +335,7 @@ class _Joined:
             source = self.place.open(shard)
             self.sources.append(source)
             reader = reader_for(source)
+            self.catalogue.beside = self.place
             contents = reader.open(source, self.catalogue)
         except InputError as error:
             self.damaged(shard, error)

@@ -9,9 +9,8 @@ from fingerprint.errors import InputError, LimitExceededError, MalformedFileErro
 from fingerprint.readers.base import Catalogue, Contents, Finding, Reader, bounded, some
 from fingerprint.readers.hdf5 import Dataset, is_hdf5, read_datasets
 from fingerprint.readers.keras_layout import as_in_torch
-from fingerprint.readers.windows import Window
 from fingerprint.readers.zips import MAX_RATIO, ZipArchive, find_directory, is_zip
-from fingerprint.source import MemorySource, Source
+from fingerprint.source import MemorySource, Section, Source
 from fingerprint.tensors import Reshaped, TensorView, element_count
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def open_keras(source: Source, catalogue: Catalogue | None = None) -> Contents:
 def _file(archive: ZipArchive, key: str) -> Source:
     source, start, size = archive.locate(key)
     if source is archive.source:
-        return Window(source, start, size)
+        return Section(source, start, size)
     if size > MAX_UNPACKED:
         message = f"{key!r} unpacks to {size} bytes; {MAX_UNPACKED} are allowed"
         raise LimitExceededError(message, path=source.path, hint="unpack it and give the file inside")

@@ -22,7 +22,7 @@ def open_onnx(source: Source, catalogue: Catalogue | None = None) -> Contents:
     """The weights of an ONNX model. Raises ``InputError``."""
     catalogue = Catalogue(source.path) if catalogue is None else catalogue
     model = read_model(source, catalogue)
-    data = Data(source)
+    data = Data(source, catalogue.beside)
     try:
         weights = Collector(model, data).collect()
         _check(weights, catalogue, data.size)

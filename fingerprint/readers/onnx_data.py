@@ -16,9 +16,9 @@ from fingerprint.dtypes import DType, Kind
 from fingerprint.errors import InputError, LimitExceededError, MalformedFileError, clipped
 from fingerprint.readers.base import MAX_NAME, MAX_RANK, FileRecord, StoredTensor, checked_count
 from fingerprint.readers.packed import Packed
-from fingerprint.readers.places import Place
+from fingerprint.readers.places import Folder, folder_of
 from fingerprint.readers.protobuf import BYTES, Field, Varints, Wire
-from fingerprint.source import FileSource, MemorySource, Source
+from fingerprint.source import MemorySource, Source
 
 if TYPE_CHECKING:
     from fingerprint.tensors import Array, TensorView
@@ -137,16 +137,17 @@ class UnreadableError(Exception):
 class Data:
     """The bytes of a model: its own file, and the files beside it that its tensors name."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, beside: Folder | None = None) -> None:
+        """``beside``: the folder that ``source`` lies in, see ``Catalogue.beside``."""
         self._source = source
-        self._place: Place | None = None
-        self._files: dict[str, FileSource | str] = {}
+        self._place = folder_of(source, beside)
+        self._files: dict[str, Source | str] = {}
         self.records: list[FileRecord] = []
 
     @property
     def sources(self) -> tuple[Source, ...]:
         """The files that were opened beside the model."""
-        return tuple(source for source in self._files.values() if isinstance(source, FileSource))
+        return tuple(source for source in self._files.values() if not isinstance(source, str))
 
     @property
     def size(self) -> int:
@@ -232,7 +233,7 @@ class Data:
             raise MalformedFileError(message, path=self._source.path)
         return int(text)
 
-    def _open(self, location: str) -> FileSource:
+    def _open(self, location: str) -> Source:
         if location not in self._files:
             if len(self._files) == MAX_EXTERNAL_FILES:
                 message = f"more than {MAX_EXTERNAL_FILES} files beside the model"
@@ -241,8 +242,6 @@ class Data:
             if not location or os.path.isabs(location) or ".." in parts or ":" in parts[0] or "\0" in location:
                 message = f"its data lie outside the folder: {clipped(location)!r}"
                 raise MalformedFileError(message, path=self._source.path)
-            if self._place is None:
-                self._place = Place(os.path.dirname(self._source.path) or ".")
             try:
                 source = self._place.open(location)
                 self.records.append(FileRecord(location, source.size))

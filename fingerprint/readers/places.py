@@ -38,6 +38,11 @@ class Folder(Protocol):
         """The folder ``name`` in it. Raises ``InputError``."""
 
 
+def folder_of(source: Source, beside: Folder | None) -> Folder:
+    """The folder that ``source`` lies in: ``beside``, or, where that is not known, the one on disk."""
+    return beside if beside is not None else Place(os.path.dirname(source.path) or ".")
+
+
 class Place:
     """A folder, given by the user, whose contents may be hostile.
 

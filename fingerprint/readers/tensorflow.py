@@ -29,9 +29,9 @@ from fingerprint.readers.base import (
 )
 from fingerprint.readers.keras_layout import as_in_torch
 from fingerprint.readers.leveldb import is_table, read_table
-from fingerprint.readers.places import Place
+from fingerprint.readers.places import folder_of
 from fingerprint.readers.protobuf import Wire
-from fingerprint.source import FileSource, MemorySource, Source
+from fingerprint.source import MemorySource, Source
 from fingerprint.tensors import Reshaped, TensorView
 
 if TYPE_CHECKING:
@@ -132,9 +132,9 @@ class _Reader:
         self._catalogue = catalogue
         self._count = shards
         self._big_endian = big_endian
-        self._place = Place(os.path.dirname(source.path) or ".")
+        self._place = folder_of(source, catalogue.beside)
         self._stem = os.path.basename(source.path).removesuffix(".index")
-        self._shards: dict[int, FileSource | None] = {}
+        self._shards: dict[int, Source | None] = {}
         self._records: list[FileRecord] = []
         self._findings: list[Finding] = []
         self._complete = True
@@ -216,7 +216,7 @@ class _Reader:
         self._findings.append(Finding("unread-tensor", f"a tensor cannot be read: {reason}", entry.key))
         self._complete = False
 
-    def _shard(self, entry: _Entry) -> FileSource | None:
+    def _shard(self, entry: _Entry) -> Source | None:
         if entry.shard >= self._count:
             message = f"there is no shard {entry.shard}"
             raise MalformedFileError(message, path=self._source.path, tensor=entry.key)

@@ -7,7 +7,6 @@ its shards, as if those were one file; quantised ones are ``number * scale + min
 from __future__ import annotations
 
 import math
-import os
 import struct
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -29,10 +28,10 @@ from fingerprint.readers.base import (
     checked_count,
 )
 from fingerprint.readers.bounded_json import Json, JsonCursor
+from fingerprint.readers.joined import Joined
 from fingerprint.readers.keras_layout import as_in_torch
-from fingerprint.readers.places import Place
-from fingerprint.readers.windows import Joined
-from fingerprint.source import FileSource, MemorySource, Source
+from fingerprint.readers.places import folder_of
+from fingerprint.source import MemorySource, Source
 from fingerprint.tensors import Reshaped, TensorView
 
 if TYPE_CHECKING:
@@ -77,8 +76,8 @@ class _Reader:
     def __init__(self, source: Source, catalogue: Catalogue) -> None:
         self._source = source
         self._catalogue = catalogue
-        self._place = Place(os.path.dirname(source.path) or ".")
-        self._shards: list[FileSource] = []
+        self._place = folder_of(source, catalogue.beside)
+        self._shards: list[Source] = []
         self._listed: set[str] = set()
         self._records: list[FileRecord] = []
         self._findings: list[Finding] = []

@@ -1,4 +1,4 @@
-"""Sources made of others: a part of one, or several one after the other."""
+"""Several sources one after the other, as one."""
 
 from __future__ import annotations
 
@@ -9,25 +9,6 @@ from fingerprint.source import Source, check_range
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-
-class Window:
-    """``size`` bytes of ``source`` from ``offset`` on, as a source of its own."""
-
-    def __init__(self, source: Source, offset: int, size: int) -> None:
-        check_range(source, offset, size)
-        self.path = source.path
-        self.size = size
-        self._source = source
-        self._offset = offset
-
-    def read(self, offset: int, length: int) -> memoryview:
-        """See ``Source.read``."""
-        check_range(self, offset, length)
-        return self._source.read(self._offset + offset, length)
-
-    def close(self) -> None:
-        """Nothing to give up: the source is closed by its owner."""
 
 
 class Joined:

@@ -70,15 +70,23 @@ class Bnb4(FlatView):
 
     def values(self, start: int, stop: int) -> Array:
         """See ``FlatView.values``."""
-        raw = self.codes.read(start // 2, -(-stop // 2))
+        raw = self._octets(start // 2, -(-stop // 2))
         codes = np.empty((raw.size, 2), np.uint8)
         np.right_shift(raw, 4, out=codes[:, 0])
         np.bitwise_and(raw, 15, out=codes[:, 1])
         flat = codes.reshape(-1)[start % 2 : start % 2 + stop - start]
         first, last = start // self.block, -(-stop // self.block)
-        scales = self._scales(first, last)
-        places = np.arange(start, stop) // self.block - first
-        return floats(self.table.read(0, 16))[flat] * scales[places]
+        # A block may be claimed to be far longer than the weight.
+        scales = np.repeat(self._scales(first, last), min(self.block, stop))
+        scales = scales[start - first * self.block :][: stop - start]
+        values: Array = floats(self.table.read(0, 16)).take(flat) * scales
+        return values
+
+    def _octets(self, first: int, last: int) -> Array:
+        """Bytes of the codes, which may be stored as numbers of another type (``quant_storage``)."""
+        width = self.codes.dtype.bits // 8
+        raw = self.codes.read(first // width, -(-last // width)).view(np.uint8)
+        return raw[first % width : first % width + last - first]
 
     def _scales(self, first: int, last: int) -> Array:
         stored = self.absmax.read(first, last)
@@ -117,8 +125,16 @@ class Hqq(FlatView):
                 shift = np.uint8(8 - self.bits * (number + 1))
                 part = self.packed.read(first - low, last - low) >> shift
                 found[first - start : last - start] = part & np.uint8((1 << self.bits) - 1)
-        places = np.arange(start, stop)
-        places = places // self.columns if self.by_rows else places % self.columns
-        low, high = int(places.min()), int(places.max()) + 1
-        scale, zero = (floats(view.read(low, high))[places - low] for view in (self.scale, self.zero))
+        scale, zero = (self._spread(view, start, stop) for view in (self.scale, self.zero))
         return (found.astype(np.float32) - zero) * scale
+
+    def _spread(self, view: TensorView, start: int, stop: int) -> Array:
+        """The scale or zero point of each element."""
+        if self.by_rows:
+            low, high = start // self.columns, -(-stop // self.columns)
+            if self.columns > stop:
+                return floats(view.read(low, high))
+            return np.repeat(floats(view.read(low, high)), self.columns)[start - low * self.columns :][: stop - start]
+        places = np.arange(start, stop) % self.columns
+        low, high = int(places.min()), int(places.max()) + 1
+        return floats(view.read(low, high)).take(places - low)

@@ -1,7 +1,7 @@
 """GPTQ and AWQ: numbers of 2 to 8 bits in 32-bit words, with a scale and a zero point for each group of inputs.
 
-Layouts as in AutoGPTQ's and AutoAWQ's linear modules. Both keep (in, out); the views are (out, in) like the weights
-that were quantised.
+Layouts as in AutoGPTQ's and AutoAWQ's linear modules. Both keep (in, out), and so do the views here; the weights that
+were quantised are their transposes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fingerprint.quant.rows import RowsView, floats, group_indices, strip, unpacked, words
+from fingerprint.quant.rows import RowsView, floats, group_indices, matrix, unpacked, words
 
 if TYPE_CHECKING:
     from fingerprint.tensors import Array, TensorView
@@ -38,24 +38,35 @@ class Gptq(RowsView):
 
     def rows(self, first: int, last: int) -> Array:
         """See ``RowsView.rows``."""
-        inputs = self.shape[1]
-        packed = np.ascontiguousarray(words(strip(self.qweight, first, last)).T)
-        numbers = unpacked(packed, self.bits, inputs).astype(np.float32)
-        groups = self._groups(inputs)
-        # Words of the zero points hold whole outputs, except for 3 bits, where 32 outputs share three words.
-        each = 32 // math.gcd(32, self.bits)
-        low, high = first // each * each, -(-last // each) * each
-        packed = words(strip(self.qzeros, low * self.bits // 32, min(-(-high * self.bits // 32), self.qzeros.shape[1])))
-        zeros = unpacked(packed, self.bits, high - low)[:, first - low : last - low]
+        groups = self._groups(first, last)
+        low, high = int(groups.min()), int(groups.max()) + 1
+        zeros = unpacked(words(matrix(self.qzeros, low, high)), self.bits, self.shape[1])
         zeros = (zeros + np.uint8(self.zero_offset)) & np.uint8((1 << self.bits) - 1)
-        scales = floats(strip(self.scales, first, last))
-        return (numbers - zeros.T.astype(np.float32)[:, groups]) * scales.T[:, groups]
+        values = self._numbers(first, last).astype(np.float32)
+        values -= zeros.astype(np.float32)[groups - low]
+        values *= floats(matrix(self.scales, low, high))[groups - low]
+        return values
 
-    def _groups(self, inputs: int) -> Array:
+    def _numbers(self, first: int, last: int) -> Array:
+        """Rows of the quantised numbers, which lie side by side in words along the inputs."""
+        each = 32 // math.gcd(32, self.bits)
+        low, high = first // each * each, min(-(-last // each) * each, self.shape[0])
+        packed = words(matrix(self.qweight, low * self.bits // 32, -(-high * self.bits // 32)))
+        if 32 % self.bits:
+            found = unpacked(np.ascontiguousarray(packed.T), self.bits, high - low).T
+        else:
+            parts = np.empty((len(packed), each, self.shape[1]), np.uint8)
+            for number in range(each):
+                parts[:, number] = packed >> np.uint32(number * self.bits)
+            np.bitwise_and(parts, np.uint8((1 << self.bits) - 1), out=parts)
+            found = parts.reshape(-1, self.shape[1])
+        return found[first - low : last - low]
+
+    def _groups(self, first: int, last: int) -> Array:
         count = self.scales.shape[0]
         if self.g_idx is None:
-            return np.arange(inputs) // -(-inputs // count)
-        return group_indices(self, self.g_idx, count)
+            return np.arange(first, last) // -(-self.shape[0] // count)
+        return group_indices(self.g_idx, first, last, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +80,16 @@ class Awq(RowsView):
 
     def rows(self, first: int, last: int) -> Array:
         """See ``RowsView.rows``."""
-        inputs = self.shape[1]
-        low, high = first // 8, -(-last // 8)
-        numbers, zeros = (self._unpacked(view, low, high) for view in (self.qweight, self.qzeros))
-        part = slice(first - low * 8, last - low * 8)
-        groups = np.arange(inputs) // (inputs // self.scales.shape[0])
-        scales = floats(strip(self.scales, first, last))
-        return (numbers[:, part] - zeros[groups][:, part]).T * scales.T[:, groups]
+        size = self.shape[0] // self.scales.shape[0]
+        low, high = first // size, -(-last // size)
+        groups = np.arange(first, last) // size - low
+        values = self._unpacked(self.qweight, first, last).astype(np.float32)
+        values -= self._unpacked(self.qzeros, low, high).astype(np.float32)[groups]
+        values *= floats(matrix(self.scales, low, high))[groups]
+        return values
 
-    @staticmethod
-    def _unpacked(view: TensorView, low: int, high: int) -> Array:
-        stored = unpacked(words(strip(view, low, high)), 4, (high - low) * 8).reshape(-1, high - low, 8)
+    def _unpacked(self, view: TensorView, first: int, last: int) -> Array:
+        stored = unpacked(words(matrix(view, first, last)), 4, self.shape[1]).reshape(-1, 8)
         ordered = np.empty_like(stored)
-        ordered[:, :, AWQ_ORDER] = stored
-        return ordered.reshape(len(stored), -1).astype(np.float32)
+        ordered[:, AWQ_ORDER] = stored
+        return ordered.reshape(last - first, -1)

@@ -22,7 +22,7 @@ from fingerprint.quant.rows import MAX_ROW, Exponents
 from fingerprint.quant.scaled import Floats4, Mlx, PackedInts, Scaled
 from fingerprint.readers.base import Contents, Finding, some
 from fingerprint.readers.bounded_json import JsonCursor
-from fingerprint.tensors import Reshaped
+from fingerprint.tensors import Reshaped, Transposed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -116,10 +116,10 @@ def _gptq_or_awq(module: Module, leaf: str) -> Restored:
     demand(min(groups, outputs, *qweight.shape) > 0 and qzeros.shape[0] == groups, "sizes do not agree")
     name = _full(module.name, "weight")
     if qweight.shape[1] == qzeros.shape[1] and qweight.shape[1] * 8 == outputs:
-        inputs = _columns(qweight.shape[0])
+        inputs = qweight.shape[0]
         demand(inputs % groups == 0, f"{groups} groups of {inputs} inputs")
-        view: TensorView = Awq(name, "AWQ_4", (outputs, inputs), qweight, qzeros, scales)
-        return Restored(view, frozenset({leaf, "scales", "qzeros"}))
+        stored = Awq(name, "AWQ_4", (inputs, _columns(outputs)), qweight, qzeros, scales)
+        return Restored(Transposed(stored, name), frozenset({leaf, "scales", "qzeros"}))
     demand(qweight.shape[1] == outputs, f"qweight {list(qweight.shape)} and scales {list(scales.shape)}")
     bits, rest = divmod(qzeros.shape[1] * 32, outputs)
     demand(not rest and bits in {2, 3, 4, 8}, f"zero points of {qzeros.shape[1] * 32 / outputs:g} bits")
@@ -129,8 +129,9 @@ def _gptq_or_awq(module: Module, leaf: str) -> Restored:
     demand(g_idx is None or g_idx.shape == (inputs,), "an index of groups of another length")
     demand(groups <= inputs, "more groups than inputs")
     offset = 0 if module.hint("checkpoint_format") == "gptq_v2" else 1
-    view = Gptq(name, f"GPTQ_{bits}", (outputs, _columns(inputs)), bits, qweight, qzeros, scales, g_idx, offset)
-    return Restored(view, frozenset({leaf, "scales", "qzeros"} | ({"g_idx"} & module.leaves.keys())))
+    shape = (inputs, _columns(outputs))
+    view = Gptq(name, f"GPTQ_{bits}", shape, bits, qweight, qzeros, scales, g_idx, offset)
+    return Restored(Transposed(view, name), frozenset({leaf, "scales", "qzeros"} | ({"g_idx"} & module.leaves.keys())))
 
 
 def _columns(size: int) -> int:
@@ -146,13 +147,14 @@ def _bitsandbytes_4bit(module: Module, leaf: str) -> Restored | None:
     states = {kind: f"{base}.quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4")}
     kind = next((kind for kind, key in states.items() if key in module.leaves), "")
     demand(bool(kind), "its quant_state is absent")
-    codes = module.need(base, *_INTS)
+    codes = module.need(base)
     table = module.need(f"{base}.quant_map", Kind.FLOAT, rank=1)
     absmax = module.need(leaf)
     state = _state(module.need(states[kind], *_INTS, rank=1))
     shape, block = _sizes(state.get("shape")), _positive(state.get("blocksize"))
     count = math.prod(shape)
-    demand(codes.dtype.bits == 8 and math.prod(codes.shape) == -(-count // 2), "codes do not fill the shape")
+    held = codes.dtype.nbytes(math.prod(codes.shape)) if codes.dtype.bits >= 8 else None
+    demand(held == -(-count // 2), "codes do not fill the shape")
     demand(table.shape == (16,) and math.prod(absmax.shape) == -(-count // block), "scales do not fit the shape")
     nested = None
     if absmax.dtype.kind is not Kind.FLOAT:

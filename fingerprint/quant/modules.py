@@ -85,6 +85,7 @@ def demand(condition: bool, message: str) -> None:
 
 def block_size(size: int, parts: int, hinted: int = 0) -> int:
     """How many of ``size`` elements share one of ``parts`` scales. Raises ``NotUnderstoodError``."""
+    demand(parts > 0, "no scales")
     if parts == 1:
         return max(size, 1)
     if parts == size:

@@ -62,14 +62,6 @@ def matrix(view: TensorView, first: int, last: int) -> Array:
     return view.read(first * width, last * width).reshape(last - first, width)
 
 
-def strip(view: TensorView, first: int, last: int) -> Array:
-    """Columns ``first`` to ``last`` of a stored matrix: (rows, last - first)."""
-    rows, columns = view.shape
-    if (last - first) * 4 >= columns and rows * columns <= 4 * PIECE:
-        return view.read(0, rows * columns).reshape(rows, columns)[:, first:last]
-    return np.stack([view.read(row * columns + first, row * columns + last) for row in range(rows)])
-
-
 def words(array: Array) -> Array:
     """Integers as unsigned ones of the same width."""
     return array.view(f"u{array.dtype.itemsize}")
@@ -80,17 +72,34 @@ def unpacked(packed: Array, bits: int, count: int) -> Array:
 
     Numbers may straddle words, as those of 3 bits do. Returns uint8 (``bits`` is at most 8): (rows, count).
     """
-    width, mask = packed.dtype.itemsize * 8, (1 << bits) - 1
-    if width % bits == 0:
-        shifts = np.arange(0, width, bits, dtype=packed.dtype)
-        parts: Array = (packed[:, :, None] >> shifts) & packed.dtype.type(mask)
-        return parts.astype(np.uint8).reshape(len(packed), -1)[:, :count]
+    if bits == 8:
+        return octets(packed)[:, :count]
+    if 8 % bits == 0:
+        held = octets(packed)
+        parts = np.empty((*held.shape, 8 // bits), np.uint8)
+        for number in range(8 // bits):
+            np.right_shift(held, np.uint8(number * bits), out=parts[:, :, number])
+        np.bitwise_and(parts, np.uint8((1 << bits) - 1), out=parts)
+        return parts.reshape(len(packed), -1)[:, :count]
+    width = packed.dtype.itemsize * 8
     at = np.arange(count) * bits
     place, offset = at // width, (at % width).astype(np.uint64)
     wide = np.pad(packed.astype(np.uint64), ((0, 0), (0, 1)))
     pair = wide[:, place] | (wide[:, place + 1] << np.uint64(width))
-    numbers: Array = ((pair >> offset) & np.uint64(mask)).astype(np.uint8)
+    numbers: Array = ((pair >> offset) & np.uint64((1 << bits) - 1)).astype(np.uint8)
     return numbers
+
+
+def octets(packed: Array) -> Array:
+    """The bytes of each row of words, the lowest byte of a word first."""
+    return np.ascontiguousarray(packed).astype(packed.dtype.newbyteorder("<"), copy=False).view(np.uint8)
+
+
+def times(values: Array, scales: Array) -> Array:
+    """(rows, columns) times (rows, groups): each group of neighbouring columns has one scale."""
+    rows, groups = scales.shape
+    product: Array = (values.reshape(rows, groups, -1) * scales[:, :, None]).reshape(rows, -1)
+    return product
 
 
 def spread(values: Array, block: int, size: int) -> Array:
@@ -125,11 +134,11 @@ class Exponents:
         return powers_of_two(self.source.read(start, stop))
 
 
-def group_indices(view: RowsView, stored: TensorView, count: int) -> Array:
-    """The group of each column of ``view``, as stored. Raises ``MalformedFileError`` if there are not so many."""
-    groups = stored.read(0, view.shape[-1])
+def group_indices(stored: TensorView, first: int, last: int, count: int) -> Array:
+    """The groups of the inputs ``first`` to ``last``. Raises ``MalformedFileError`` if there are fewer groups."""
+    groups = stored.read(first, last)
     if groups.size and (int(groups.min()) < 0 or int(groups.max()) >= count):
-        raise MalformedFileError("the index of groups names one that there is not", tensor=view.name)
+        raise MalformedFileError("the index of groups names one that there is not", tensor=stored.name)
     return groups
 
 

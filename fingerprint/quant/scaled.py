@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fingerprint.quant.rows import E2M1, RowsView, floats, group_indices, matrix, powers_of_two, spread, unpacked, words
+from fingerprint.quant.rows import (
+    E2M1,
+    RowsView,
+    floats,
+    group_indices,
+    matrix,
+    powers_of_two,
+    spread,
+    times,
+    unpacked,
+    words,
+)
 
 if TYPE_CHECKING:
     from fingerprint.tensors import Array, TensorView
@@ -70,9 +81,10 @@ class PackedInts(RowsView):
         columns, count = self.shape[1], self.scale.shape[1]
         half = np.float32(1 << (self.bits - 1))
         values = unpacked(words(matrix(self.packed, first, last)), self.bits, columns).astype(np.float32) - half
-        groups = (
-            np.arange(columns) // -(-columns // count) if self.g_idx is None else group_indices(self, self.g_idx, count)
-        )
+        if self.g_idx is None:
+            groups = np.arange(columns) // -(-columns // count)
+        else:
+            groups = group_indices(self.g_idx, 0, columns, count)
         if self.zero is not None:
             each = 32 // math.gcd(32, self.bits)
             low, high = first // each * each, -(-last // each) * each
@@ -81,7 +93,8 @@ class PackedInts(RowsView):
             stored = np.pad(stored, ((0, 0), (0, -(-high * self.bits // 32) - end)))
             zeros = unpacked(stored, self.bits, high - low).T.astype(np.float32) - half
             values -= zeros[first - low : last - low][:, groups]
-        return values * floats(matrix(self.scale, first, last))[:, groups]
+        scales = floats(matrix(self.scale, first, last))
+        return times(values, scales) if self.g_idx is None and columns % count == 0 else values * scales[:, groups]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +122,7 @@ class Floats4(RowsView):
         if self.factor is not None:
             factor = floats(self.factor.read(0, 1))
             scale = scale / factor if self.divided else scale * factor
-        values: Array = E2M1[unpacked(raw, 4, columns)] * np.repeat(scale, self._group(), axis=1)
-        return values
+        return times(E2M1.take(unpacked(raw, 4, columns)), scale)
 
     def _group(self) -> int:
         return math.prod(self.shape) // math.prod(self.scale.shape)
@@ -129,7 +141,7 @@ class Mlx(RowsView):
         """See ``RowsView.rows``."""
         columns = self.shape[-1]
         numbers = unpacked(words(matrix(self.packed, first, last)), self.bits, columns).astype(np.float32)
-        block = columns // self.scales.shape[-1]
         scales, biases = (floats(matrix(view, first, last)) for view in (self.scales, self.biases))
-        values: Array = numbers * np.repeat(scales, block, axis=1) + np.repeat(biases, block, axis=1)
-        return values
+        values = times(numbers, scales).reshape(*scales.shape, -1)
+        values += biases[:, :, None]
+        return values.reshape(last - first, columns)

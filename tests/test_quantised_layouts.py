@@ -282,6 +282,7 @@ NONSENSE = {
         "weight_packed": ((8, 8), I32), "weight_scale": ((8, 2), F16), "weight_shape": np.array([8.0, 64.0])},
     "fp8 scales that do not divide": {"weight": ((64, 64), np.int8), "weight_scale": ((7, 7), F32)},
     "fp8 without one scale": {"weight": ((64, 64), np.int8), "weight_scale": ((64, 0), F32)},
+    "codes without axes": {"weight": ((), U8), "weight_scale": ((1, 1), F16)},
     "mlx with odd groups": {"weight": ((8, 8), np.uint32), "scales": ((8, 3), F16), "biases": ((8, 3), F16)},
     "mx blocks without their scales' shape": {"w_blocks": ((2, 3, 16), U8), "w_scales": ((2, 4), U8)},
     "hqq with a lying shape": {

@@ -244,6 +244,7 @@ def _words(size: int, bits: int) -> int:
 
 def _packed_floats(module: Module, leaf: str, packed: TensorView, scale: TensorView) -> Restored:
     """Two 4-bit floats in a byte: NVFP4 and MXFP4 of compressed-tensors (``weight_packed``) and of ModelOpt."""
+    demand(len(packed.shape) >= 2, f"codes of shape {list(packed.shape)}")
     shape = (*packed.shape[:-1], _columns(packed.shape[-1] * 2))
     exponents = scale.dtype.name in {"U8", "F8_E8M0"}
     demand(exponents or scale.dtype.name == "F8_E4M3", f"scales of type {scale.dtype.name}")

@@ -16,10 +16,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
+from fingerprint import dtypes
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
 from fingerprint.dtypes import to_float64
 from fingerprint.errors import InputError, MalformedFileError
+from fingerprint.quant.affine import Affine, quantised_dtype
+from fingerprint.readers.base import StoredTensor
 from fingerprint.readers.onnx_model import looks_like_onnx
 from fingerprint.source import MemorySource
 
@@ -403,3 +406,22 @@ def test_models_that_onnx_runtime_quantised_are_near_what_they_were(name: str) -
         error = np.abs(got[key].reshape(weight.shape) - weight).max()
         steps = 15 if name.startswith("nbits") and key == "up.weight" else 255
         assert error <= 1.01 * (weight.max() - min(weight.min(), 0)) / steps, key
+
+
+def test_any_range_of_any_grid_of_scales_is_dequantised() -> None:
+    chance = np.random.default_rng(2)
+    for _ in range(400):
+        shape = tuple(int(size) for size in chance.integers(1, 7, chance.integers(1, 5)))
+        blocks = tuple(int(chance.integers(1, size + 1)) if chance.random() < 0.6 else size for size in shape)
+        grid = tuple(-(-size // block) for size, block in zip(shape, blocks, strict=True))
+        numbers, scales = np.arange(math.prod(shape), dtype=np.int16), chance.random(grid).astype(np.float32) + 1
+        stored = StoredTensor("", dtypes.I16, shape, MemorySource(numbers.tobytes()), 0)
+        scale = StoredTensor("", dtypes.F32, grid, MemorySource(scales.tobytes()), 0)
+        each = scales
+        for axis, (size, block) in enumerate(zip(shape, blocks, strict=True)):
+            each = each.repeat(block, axis).take(range(size), axis)
+        expected = numbers * each.reshape(-1)
+        view = Affine("", quantised_dtype("INT16"), stored, scale, None, blocks)
+        start, stop = sorted(chance.integers(0, numbers.size + 1, 2))
+        assert np.array_equal(view.read(start, stop), expected[start:stop])
+        assert np.array_equal(view.read(0, numbers.size), expected)

@@ -64,6 +64,18 @@ class Affine:
             return values
         if math.prod(self.grid) == 1:
             return self._apply(values, None, 0, 1)
+        count, run = math.prod(self.grid), self._run()
+        if run == 1 and start % count == stop % count == 0:
+            # Whole rows whose columns have a scale each.
+            return self._apply(values.reshape(-1, count), None, 0, count).reshape(-1)
+        if (
+            run > 1
+            and start % run == stop % run == 0
+            and stop // run <= (start // run) - (start // run) % count + count
+        ):
+            first = start // run % count
+            rows = values.reshape(-1, run)
+            return self._apply(rows, None, first, first + len(rows), column=True).reshape(-1)
         places = self._places(start, stop)
         low, high = int(places.min()), int(places.max()) + 1
         if high - low > 2 * (stop - start) + 4096 and stop - start > 1:
@@ -77,11 +89,12 @@ class Affine:
         places -= low
         return self._apply(values, places, low, high)
 
-    def _apply(self, values: Array, places: Array | None, low: int, high: int) -> Array:
+    def _apply(self, values: Array, places: Array | None, low: int, high: int, *, column: bool = False) -> Array:
+        """``values`` scaled by scales ``low`` to ``high``: those at ``places``, or all, along rows or ``column``."""
         with np.errstate(over="ignore", invalid="ignore"):
             if self.zero is not None:
-                values = values - _pick(self.zero, places, low, high)
-            values = values * _pick(self.scale, places, low, high)
+                values = values - _pick(self.zero, places, low, high, column=column)
+            values = values * _pick(self.scale, places, low, high, column=column)
             return values + np.float32(self.offset) if self.offset else values
 
     def _run(self) -> int:
@@ -122,12 +135,14 @@ class Affine:
         return places
 
 
-def _pick(view: TensorView, places: Array | None, low: int, high: int) -> Array:
+def _pick(view: TensorView, places: Array | None, low: int, high: int, *, column: bool) -> Array:
     """Elements ``low`` to ``high`` of ``view``, one for each of ``places`` (counted from ``low``)."""
     if math.prod(view.shape) == 1:
         return to_float32(view.read(0, 1))
     values = to_float32(view.read(low, high))
-    return values if places is None else values.take(places)
+    if places is not None:
+        return values.take(places)
+    return values[:, None] if column else values
 
 
 def blocks_of(shape: tuple[int, ...], grid: tuple[int, ...]) -> tuple[int, ...] | None:

@@ -32,6 +32,7 @@ SYMMETRIC_ACTIVATIONS: Final = frozenset({"silu", "swish", "gelu", "gelu_tanh", 
 WEIGHT_LEVELS: Final = 64
 _EXACT_COINS: Final = 400
 _DUPLICATE_SCORE: Final = 1.5
+_NO_SCORE: Final = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,7 @@ class CoinToss:
 
 
 def toss(matches: Sequence[NeuronMatch], usable: Sequence[NDArray[np.bool_]]) -> CoinToss:
-    """Look at all usable coins of the matched MLPs; a coin's weight is its score to the fourth power.
+    """Look at all usable coins of the matched MLPs; a coin's weight is the fourth power of its score over the largest.
 
     MLPs have disjoint coins, so their p-values are independent and Fisher's method is valid; each is two-sided, since
     negating all pairs of one MLP is free for a launderer.
@@ -186,7 +187,11 @@ def toss(matches: Sequence[NeuronMatch], usable: Sequence[NDArray[np.bool_]]) ->
     number = 0
     for match in matches:
         mask = usable[match.registered]
-        levels = np.rint(match.scores[mask] ** 4 * WEIGHT_LEVELS).astype(np.int64)
+        scores = match.scores[mask]
+        # Relative to the best of the MLP: unrelated ones match badly throughout, and would have no coins to look at.
+        levels = np.rint((scores / max(float(scores.max(initial=0.0)), _NO_SCORE)) ** 4 * WEIGHT_LEVELS).astype(
+            np.int64
+        )
         coin = np.where(match.coins[mask] < 0, -1, 1)[levels > 0]
         levels = levels[levels > 0]
         if not levels.size:

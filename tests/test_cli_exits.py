@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +16,6 @@ from tests.cli_values import REPORTS, match, report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.cli_support import Ran, Zoo
 
@@ -40,6 +41,19 @@ def test_only_lineage_accuses(link: Link) -> None:
 )
 def test_without_a_match_the_verdict_decides(verdict: Verdict, status: Exit) -> None:
     assert of_report(report(verdict=verdict), Confidence.LIKELY) is status
+
+
+@pytest.mark.parametrize(("name", "status"), [("unrelated", 3), ("base", 1)])
+def test_a_download_that_was_broken_off_is_scanned_as_far_as_it_goes(
+    name: str, status: int, fp: Program, zoo: Zoo, tmp_path: Path
+) -> None:
+    whole = Path(getattr(zoo, name)).read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[:-100])
+    ran = fp("scan", str(tmp_path / "cut.safetensors"), "--format", "json", registry=zoo.registry)
+    assert ran.status == status
+    [report] = json.loads(ran.out)
+    assert report["verdict"] in {"match", "inconclusive", "no-match"}
+    assert any("cut off" in note for note in report["notes"])
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))

@@ -295,16 +295,16 @@ def _described_end(source: Source, start: int) -> tuple[int, int]:
     while position + 16 <= source.size:
         piece = bytes(source.read(position, min(4 * _PIECE, source.size - position)))
         found = piece.find(b"PK\x07\x08")
-        if found < 0:
-            position += max(len(piece) - 3, 1)
-            continue
-        mark = position + found
-        size = mark - start
-        after = bytes(source.read(mark, min(24, source.size - mark)))
-        for width in (8, 4):
-            if after[8 : 8 + 2 * width] == size.to_bytes(width, "little") * 2:
-                return size, mark + 8 + 2 * width
-        position = mark + 4
+        while found >= 0:
+            size = position + found - start
+            after = piece[found : found + 24]
+            if len(after) < 24:  # it goes on in the next piece
+                after = bytes(source.read(position + found, min(24, source.size - position - found)))
+            for width in (8, 4):
+                if after[8 : 8 + 2 * width] == size.to_bytes(8, "little")[:width] * 2:
+                    return size, position + found + 8 + 2 * width
+            found = piece.find(b"PK\x07\x08", found + 4)
+        position += max(len(piece) - 3, 1)
     return source.size - start, source.size + 1
 
 

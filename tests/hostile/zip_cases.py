@@ -66,6 +66,15 @@ def _decoy() -> bytes:
     return patched(GOOD, _END + 20, "<H", len(comment)) + comment
 
 
+def _described() -> bytes:
+    """An archive without its end whose first entry is said to be described behind itself, and never is."""
+    return (
+        struct.pack("<4s5HIII2H", b"PK\x03\x04", 0, 8, 0, 0, 0, 0, 0, 0, 12, 0)
+        + b"a/b/data.pkl"
+        + b"PK\x07\x08" * 1_000_000
+    )
+
+
 def _renamed() -> bytes:
     at = GOOD.index(_PICKLE.encode())
     return GOOD[:at] + b"archive/data.txt" + GOOD[at + len(_PICKLE) :]
@@ -79,6 +88,7 @@ ZIP_CASES: tuple[Case, ...] = (
     _partial("cut off", GOOD[:-30]),
     _partial("cut off in the middle", GOOD[: GOOD.index(STORAGE) + 7]),
     _error("cut off in the pickle", GOOD[:100]),
+    _error("a million false descriptions of an entry", _described),
     _error("the first four bytes", GOOD[:4] + bytes(100)),
     _error("no pickle", archive(entries={}).replace(b"data.pkl", b"data.txt")),
     _error("no pickle, and no usual suffix", archive(entries={}).replace(b"data.pkl", b"data.txt"), MALFORMED, "model.zip"),

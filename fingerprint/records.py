@@ -61,7 +61,7 @@ class TensorRecord:
     float types, by type name; ``sketch`` is the doubly centred linear sketch (k, k) in the units of the values (its
     squared Frobenius norm estimates that of the centred matrix), absent for vectors, common content and tensors left
     out by the budget; ``turned_digest`` is that of the transpose, known only of a suspect's matrix that was seen to
-    resemble the transpose of a registered one.
+    resemble the transpose of a registered one, or of a suspect's kernel with height and width exchanged.
     """
 
     name: str

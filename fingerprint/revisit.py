@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fingerprint.assemble import Measured, record_of
 from fingerprint.measure import measure_digest, measure_tensor
-from fingerprint.tensors import RowSlice, TensorView, Transposed
+from fingerprint.readers.packed import Permuted
+from fingerprint.tensors import RowSlice, TensorView, Transposed, element_count
 from fingerprint.vocabulary import Axis, Role
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
     from fingerprint.records import TensorRecord
     from fingerprint.roles.layout import CanonicalTensor
+
+_MOST_OF_A_KERNEL: Final = 1 << 24
+"""Elements of the largest kernel that is read a second time, turned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +30,27 @@ class Parts:
 
 
 def with_turned_digests(measured: Measured, positions: Iterable[int]) -> Measured:
-    """The same with the digests of the transposes of the matrices at ``positions``. Raises ``InputError``."""
+    """The same with the digests of the tensors at ``positions`` turned: matrices transposed, kernels with height and
+    width exchanged. Raises ``InputError``."""
     records = list(measured.fingerprint.tensors)
     for position in positions:
         view = measured.tensors[position].view
-        if len(view.shape) == 2 and not records[position].turned_digest:
-            digest = measure_digest(Transposed(view, view.name), measured.fingerprint.parameters)
+        if len(view.shape) in {2, 4} and not records[position].turned_digest:
+            turned = Transposed(view, view.name) if len(view.shape) == 2 else Permuted(view, view.name, (0, 1, 3, 2))
+            digest = measure_digest(turned, measured.fingerprint.parameters)
             records[position] = replace(records[position], turned_digest=digest)
     return replace(measured, fingerprint=replace(measured.fingerprint, tensors=tuple(records)))
+
+
+def kernels(measured: Measured) -> list[int]:
+    """Positions of convolution kernels: libraries disagree on which of height and width comes first."""
+    return [
+        position
+        for position, tensor in enumerate(measured.tensors)
+        if len(tensor.view.shape) == 4
+        and min(tensor.view.shape[2:]) > 1
+        and element_count(tensor.view.shape) <= _MOST_OF_A_KERNEL
+    ]
 
 
 def with_parts(measured: Measured, splits: Mapping[int, Parts]) -> Measured:

@@ -28,6 +28,8 @@ _EVEN: Final = 0.2
 _FEWER_NEURONS: Final = 0.05
 _MOVED: Final = 0.3
 _RESCALED: Final = 0.5
+_MISSING: Final = 0.03
+"""Share of the registered weights whose absence makes a suspect a part: converters drop poolers and unused heads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ def _pruned_depth(change: Change) -> bool:
 def _partial(change: Change) -> bool:
     absent = sum(change.ours[position].elements for position in change.unmatched_registered)
     total = sum(tensor.elements for tensor in change.ours if tensor.sketch is not None)
-    return absent > (1 - WHOLE) * total
+    return absent > _MISSING * total
 
 
 def _reordered_layers(change: Change) -> bool:

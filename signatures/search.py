@@ -38,7 +38,9 @@ def find_candidates(registry: Registry, suspect: Fingerprint, limit: int) -> lis
     """
     models = {model.id: model for model in registry.models()}
     votes: dict[int, float] = defaultdict(float)
-    for hit in registry.lookup_digests({tensor.digest for tensor in suspect.tensors if is_distinctive(tensor)}):
+    distinctive = [tensor for tensor in suspect.tensors if is_distinctive(tensor)]
+    digests = {tensor.digest for tensor in distinctive} | {tensor.turned_digest for tensor in distinctive}
+    for hit in registry.lookup_digests(digests - {b""}):
         votes[hit.model] += 2.0 * suspect.parameters.index_width**2
     table = SketchTable(suspect.tensors, corner=suspect.parameters.index_width)
     if len(table):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from fingerprint.assemble import SUSPECT_NEURONS, measure_checkpoint
 from fingerprint.checkpoint import open_checkpoint
-from fingerprint.revisit import Parts, with_parts, with_turned_digests
+from fingerprint.revisit import Parts, kernels, with_parts, with_turned_digests
 from fingerprint.vocabulary import Role
 from signatures.relation import is_part, stem
 from signatures.signature import is_signature, read_signature
@@ -134,6 +134,8 @@ def open_suspect(
         checkpoint = _chosen(opened, include, exclude)
         neurons = None if registered else SUSPECT_NEURONS
         measured = measure_checkpoint(checkpoint, casts=registered, neurons=neurons, progress=progress)
+        if not registered:
+            measured = with_turned_digests(measured, kernels(measured))
         yield Suspect(measured.fingerprint, measured)
 
 

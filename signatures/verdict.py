@@ -33,6 +33,8 @@ TRAINED_SIMILARITY: Final = 0.75
 """Two trainings of one initialisation keep less of each other than this (.46 and .54 measured on small models), while
 continued training keeps the registered weights in full (1.03 to 1.05, .80 to .82)."""
 _SPARSE: Final = 0.15
+_SAME_WEIGHTS: Final = 0.995
+"""Share of equal contents from which the suspect is the registered model, not a sibling of it."""
 _RELATED_DELTA: Final = 0.6
 
 
@@ -54,8 +56,9 @@ class Finding:
 
     @property
     def log10_p(self) -> float:
-        """Smallest corrected p-value of a test that counts."""
-        return min((one.log10_p for one in self.evidence if one.test is not Test.SKETCH), default=0.0)
+        """Smallest corrected p-value; of the sketch only where no other test reached ``possible``."""
+        others = min((one.log10_p for one in self.evidence if one.test is not Test.SKETCH), default=0.0)
+        return others if others <= POSSIBLE else min(one.log10_p for one in self.evidence)
 
     def is_named(self, names: set[str]) -> bool:
         """Whether one of the model's names is among ``names`` (in lower case)."""
@@ -109,7 +112,7 @@ def decide_links(findings: Sequence[Finding], cover: Cover | None, bases: Sequen
         elif _same_initialisation(finding):
             _set(finding, Link.SAME_INITIALISATION, "alike as two trainings from one initialisation are")
     for finding in findings:
-        if finding.link is Link.LINEAGE and not needed:
+        if finding.link is Link.LINEAGE and not needed and finding.change.exact_share < _SAME_WEIGHTS:
             base = _base_that_explains(finding, findings, bases)
             if base is not None:
                 finding.link, finding.explained_by = Link.SIBLING, base.model.name

@@ -14,6 +14,7 @@ from scipy.stats import rankdata
 from fingerprint.measure import matrix_shape, project_slices
 from fingerprint.records import NeuronSample
 from fingerprint.signs import Stream, sample_indices, sign_matrix
+from fingerprint.vocabulary import Frame
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-FIXED_FRAME: Final = "fixed"
 UNNAMED: Final = "unknown"
 """Activation of an MLP that was put together without names: which projection is which is not known."""
 MOST_NEURONS: Final = 1 << 17
@@ -81,7 +81,7 @@ def sample_neurons(
     return NeuronSample(
         layer=mlp.layer,
         expert=mlp.expert,
-        frame=FIXED_FRAME,
+        frame=Frame.FIXED,
         activation=mlp.activation,
         size=size,
         tensors=(mlp.gate[0], -1 if mlp.up is None else mlp.up[0], mlp.down[0]),

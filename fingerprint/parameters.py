@@ -18,8 +18,9 @@ class Parameters:
     ``seed`` keys the generator of signs and of hashed samples; ``sketch_width`` is k of the tensor sketch (k x k
     numbers), ``index_width`` that of its corner which is searched by vector; ``axis_samples`` slices are kept of each
     axis, ``axis_width`` numbers each; ``frame_width`` is the number of directions of a frame, ``neuron_samples`` the
-    neurons kept of each MLP; ``digest_block`` is the number of elements under one block digest; ``minimum_elements``
-    the size below which a matrix gets no sketch.
+    neurons kept of each MLP in the fixed frame, ``gauge_samples`` in a frame that moves with the residual stream;
+    ``digest_block`` is the number of elements under one block digest; ``minimum_elements`` the size below which a
+    matrix gets no sketch.
     """
 
     version: int = 1
@@ -30,6 +31,7 @@ class Parameters:
     axis_width: int = 16
     frame_width: int = 64
     neuron_samples: int = 128
+    gauge_samples: int = 96
     digest_block: int = 65536
     minimum_elements: int = 1024
 

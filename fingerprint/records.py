@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fingerprint.parameters import Parameters
-    from fingerprint.vocabulary import Axis, Content, Role
+    from fingerprint.vocabulary import Axis, ChannelKind, Content, Role
 
 Float32 = NDArray[np.float32]
 
@@ -91,8 +91,10 @@ class NeuronSample:
 
     ``size`` is the number of neurons of the MLP; ``indices`` (m,) int64 those sampled, ascending; ``gate`` (rows of
     the gate projection, or of fc-in when ``up`` is absent), ``up`` and ``down`` (columns of the down projection) are
-    (m, frame_width) float32. ``tensors`` are the positions of gate, up (-1 if absent) and down in the fingerprint's
-    list of tensors. ``activation`` is the activation's name where the family is known ("" otherwise).
+    (m, w) float32, w being the parameters' ``frame_width`` but for the frame "self". ``tensors`` are the positions of
+    gate, up (-1 if absent) and down in the fingerprint's list of tensors. ``activation`` is the activation's name where
+    the family is known ("" otherwise). ``descriptors`` (m, d) float32 do not change when the residual stream is
+    rotated; only samples in the frame "self" have them.
     """
 
     layer: int | None
@@ -105,6 +107,39 @@ class NeuronSample:
     gate: Float32
     up: Float32 | None
     down: Float32
+    descriptors: Float32 | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelSample:
+    """Coordinates of sampled attention channels of one layer in a frame of the residual stream.
+
+    ``size`` is the number of channels (of frequency pairs, if rotary) of all key/value heads, ``head`` that of one
+    head; ``indices`` (m,) int64 those sampled, ascending: channel c of head h is h * head + c. ``parts`` are
+    (p, m, frame_width) float32, p and their meaning depending on ``kind``. ``tensors`` are the positions of value and
+    attention output, or of key and query, in the fingerprint's list of tensors.
+    """
+
+    layer: int | None
+    frame: str
+    kind: ChannelKind
+    size: int
+    head: int
+    tensors: tuple[int, int]
+    indices: NDArray[np.int64]
+    parts: Float32
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGram:
+    """A unit vector (index_width**2,) float32 of one layer by which it is looked up: never evidence.
+
+    Made of the products down-up, output-value and query-key in ``frame``, which no rewrite of a layer changes.
+    """
+
+    layer: int | None
+    frame: str
+    values: Float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +163,8 @@ class Fingerprint:
     neurons: tuple[NeuronSample, ...]
     findings: tuple[tuple[str, str], ...]
     claims: Mapping[str, str]
+    channels: tuple[ChannelSample, ...] = ()
+    grams: tuple[LayerGram, ...] = ()
 
     @property
     def elements(self) -> int:

@@ -65,3 +65,36 @@ class Content(StrEnum):
     SMALL = "small"
     NONFINITE = "nonfinite"
     EMPTY = "empty"
+
+
+class ChannelKind(StrEnum):
+    """What the channels of a sample are, and how many rows each of them has in a frame.
+
+    ``VALUE_OUTPUT``: a value row and the output columns that read it, summed over the query heads of its group: 2 rows.
+    ``ROTARY``: a frequency pair of a key head, real and imaginary part, and those of its query heads, summed: 4 rows.
+    ``QUERY_KEY``: a key row and its query row, without rotary positions: 2 rows.
+    """
+
+    VALUE_OUTPUT = "value-output"
+    ROTARY = "rotary"
+    QUERY_KEY = "query-key"
+
+    @property
+    def parts(self) -> int:
+        """Rows of one channel."""
+        return 4 if self is ChannelKind.ROTARY else 2
+
+
+class Frame(StrEnum):
+    """Directions of the residual stream in which neurons and channels are written down.
+
+    ``FIXED``: random signs, on weights as they are stored. The others on weights with the norm gains in front of them
+    folded in, and moving with the residual stream when it is rotated or permuted: ``ANCHORS``: whitened embeddings of
+    hashed tokens; ``POSITIONS``: whitened embeddings of hashed positions; ``SELF``: leading right singular directions
+    of the MLP's own gate.
+    """
+
+    FIXED = "fixed"
+    ANCHORS = "anchors"
+    POSITIONS = "positions"
+    SELF = "self"

@@ -8,11 +8,13 @@ import numpy as np
 
 from fingerprint.errors import MalformedSignatureError, SignatureVersionError, UsageError, clipped
 from fingerprint.parameters import Parameters
-from fingerprint.records import Fingerprint, NeuronSample, TensorRecord
-from fingerprint.vocabulary import Content
+from fingerprint.records import ChannelSample, Fingerprint, LayerGram, NeuronSample, TensorRecord
+from fingerprint.vocabulary import Content, Frame
+from signatures import gauge_sections as gauge
 from signatures import sections as parts
+from signatures.columns import ColumnReader
 from signatures.container import Envelope, Section, canonical_json, pack, parse_object, unpack
-from signatures.index import unit_vectors
+from signatures.index import GRAM_POSITIONS, unit_vectors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,15 +23,15 @@ if TYPE_CHECKING:
 
     from fingerprint.readers.bounded_json import Json
 
-KNOWN_KINDS: Final = ("NAME", "TENS", "DIGS", "CAST", "STAT", "SKET", "AXIS", "NEUR", "META")
-RESERVED_KINDS: Final = ("QBLK", "ANCH", "SELF", "ODDM", "CHAN", "GRAM", "SVAL", "KEYD", "DESC")
+KNOWN_KINDS: Final = ("NAME", "TENS", "DIGS", "CAST", "STAT", "SKET", "AXIS", "NEUR", "META", "SELF", "CHAN", "GRAM")
+RESERVED_KINDS: Final = ("QBLK", "ANCH", "ODDM", "SVAL", "KEYD", "DESC")
 """Kinds that later versions will give a meaning; docs/signature-format.md says which."""
 
 MAX_SAMPLED_MLPS: Final = 1 << 17
 MAX_WIDTH: Final = 4096
 MAX_LABELS: Final = 1 << 12
 MAX_LABEL: Final = 1 << 12
-LEFT_OUT: Final = frozenset({"sketches", "axes", "neurons"})
+LEFT_OUT: Final = frozenset({"sketches", "axes", "neurons", "channels"})
 
 
 def encode_fingerprint(
@@ -46,9 +48,10 @@ def encode_fingerprint(
     sections that this program does not know, carried along; ``created`` is in seconds since 1970 (UTC). Float samples
     are quantised. Raises ``UsageError`` if the fingerprint exceeds a bound of the format.
     """
-    if len(fingerprint.tensors) > parts.MAX_TENSORS or len(fingerprint.neurons) > MAX_SAMPLED_MLPS:
+    counts = (len(fingerprint.neurons), len(fingerprint.channels), len(fingerprint.grams))
+    if len(fingerprint.tensors) > parts.MAX_TENSORS or max(counts) > MAX_SAMPLED_MLPS:
         raise UsageError(f"a signature holds at most {parts.MAX_TENSORS} tensors and {MAX_SAMPLED_MLPS} sampled MLPs")
-    words = parts.Vocabulary.of(fingerprint.tensors, fingerprint.neurons)
+    words = parts.Vocabulary.of(fingerprint)
     header = {
         "bytes_read": fingerprint.bytes_read,
         "complete": fingerprint.complete,
@@ -57,7 +60,7 @@ def encode_fingerprint(
         "files": fingerprint.files,
         "format": fingerprint.format,
         "left_out": {name: number for name, number in left_out.items() if number},
-        "neurons": len(fingerprint.neurons),
+        "neurons": len(_shared(fingerprint.neurons)),
         "parameters": fingerprint.parameters.to_mapping(),
         "stored_bytes": fingerprint.stored_bytes,
         "tensors": len(fingerprint.tensors),
@@ -96,15 +99,18 @@ def decode_fingerprint(
         neurons=_neurons(known, header, path),
         findings=findings,
         claims=claims,
+        channels=_channels(known, header, path),
+        grams=_grams(known, header, path),
     )
     header.require_nothing_else()
     return envelope, fingerprint, header.left_out(), extra
 
 
 def decode_vectors(data: bytes | memoryview, *, path: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """What the index holds of a signature: positions (m,) and unit vectors (m, w * w) of its sketched weights.
+    """What the index holds of a signature: positions (m,) and unit vectors (m, w * w), w being ``index_width``.
 
-    A vector is the corner, w by w (``index_width``), of a sketch.
+    Those at the positions of tensors are corners (w, w) of their sketches; those from ``GRAM_POSITIONS`` on are the
+    vectors of layers, in the order of the signature.
 
     Raises as ``decode_fingerprint``, but looks at the table and the sketches alone.
     """
@@ -117,10 +123,13 @@ def decode_vectors(data: bytes | memoryview, *, path: str) -> tuple[NDArray[np.i
     rows = parts.read_table(known["TENS"], header.tensors(), header.words(), path)
     found = parts.read_sketches(known["SKET"], len(rows), header.parameters(), path) if "SKET" in known else {}
     corners = {at: found[at][:width, :width] for at in found if rows[at].content is Content.WEIGHTS}
-    chosen = [at for at, corner in corners.items() if np.any(corner)]
+    chosen = {at: corner for at, corner in corners.items() if np.any(corner)}
+    for number, gram in enumerate(_grams(known, header, path)):
+        if np.any(gram.values):
+            chosen[GRAM_POSITIONS + number] = gram.values.reshape(width, width)
     if not chosen:
         return np.zeros(0, np.int64), np.zeros((0, width * width), np.float32)
-    return np.array(chosen, np.int64), unit_vectors(np.stack([corners[at] for at in chosen]))
+    return np.array(list(chosen), np.int64), unit_vectors(np.stack(list(chosen.values())))
 
 
 def _sections(fingerprint: Fingerprint, words: parts.Vocabulary) -> list[Section]:
@@ -144,9 +153,25 @@ def _sections(fingerprint: Fingerprint, words: parts.Vocabulary) -> list[Section
         found.append(Section("SKET", parts.sketches_section(tensors, parameters)))
     if any(record.axes for record in tensors):
         found.append(Section("AXIS", parts.axes_section(tensors, words, parameters)))
-    if fingerprint.neurons:
-        found.append(Section("NEUR", parts.neurons_section(fingerprint.neurons, words, parameters)))
+    shared, own = _shared(fingerprint.neurons), _own(fingerprint.neurons)
+    if shared:
+        found.append(Section("NEUR", parts.neurons_section(shared, words, parameters.frame_width)))
+    if own:
+        found.append(Section("SELF", gauge.own_section(own, words)))
+    if fingerprint.channels:
+        found.append(Section("CHAN", gauge.channels_section(fingerprint.channels, words, parameters)))
+    if fingerprint.grams:
+        found.append(Section("GRAM", gauge.grams_section(fingerprint.grams, words, parameters)))
     return found
+
+
+def _shared(neurons: Sequence[NeuronSample]) -> list[NeuronSample]:
+    """Samples in frames that all MLPs share; those in frames of their own have another width."""
+    return [sample for sample in neurons if sample.frame != Frame.SELF]
+
+
+def _own(neurons: Sequence[NeuronSample]) -> list[NeuronSample]:
+    return [sample for sample in neurons if sample.frame == Frame.SELF]
 
 
 def _refuse_essential(extra: Sequence[Section], path: str) -> None:
@@ -192,9 +217,26 @@ def _neurons(known: Mapping[str, bytes], header: _Header, path: str) -> tuple[Ne
     number = header.number("neurons")
     if (number > 0) != ("NEUR" in known):
         raise MalformedSignatureError(f"{path}: section NEUR and the number of sampled MLPs contradict each other")
-    if not number:
+    found: tuple[NeuronSample, ...] = ()
+    if number:
+        reader = ColumnReader(known["NEUR"], path=path, kind="NEUR")
+        counts = (number, header.tensors())
+        found = parts.read_neurons(reader, counts, header.words(), header.parameters().frame_width)
+        reader.end()
+    own = gauge.read_own(known["SELF"], header.tensors(), header.words(), path) if "SELF" in known else ()
+    if any(sample.frame == Frame.SELF for sample in found) or any(sample.frame != Frame.SELF for sample in own):
+        raise MalformedSignatureError(f"{path}: neurons are in a section of other frames than theirs")
+    return found + own
+
+
+def _channels(known: Mapping[str, bytes], header: _Header, path: str) -> tuple[ChannelSample, ...]:
+    if "CHAN" not in known:
         return ()
-    return parts.read_neurons(known["NEUR"], (number, header.tensors()), header.words(), header.parameters(), path)
+    return gauge.read_channels(known["CHAN"], header.tensors(), header.words(), header.parameters(), path)
+
+
+def _grams(known: Mapping[str, bytes], header: _Header, path: str) -> tuple[LayerGram, ...]:
+    return gauge.read_grams(known["GRAM"], header.words(), header.parameters(), path) if "GRAM" in known else ()
 
 
 def _labels(data: bytes, path: str) -> tuple[dict[str, str], tuple[tuple[str, str], ...]]:

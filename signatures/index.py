@@ -1,7 +1,8 @@
 """Nearest registered tensors by sketch: the seam of vector indexes, with FAISS behind it and the slow search as oracle.
 
 Vectors are unit vectors of float32 (the flattened sketch of a tensor over its norm); the score is their inner product.
-A vector belongs to a model and the position of a tensor in the model's signature.
+A vector belongs to a model and the position of a tensor in the model's signature, or the number of one of its layers'
+vectors (``LayerGram``) beyond all positions of tensors.
 
 Ties. Copies and siblings of one model share tensors, or have nearly equal ones: hundreds of rows can score alike, and
 one model can hold many copies of one tensor. A search for the nearest ``n`` rows would return some of the copies and
@@ -32,6 +33,8 @@ TIE: Final = 1e-5
 """Scores closer than this are taken for equal: ten times the rounding of an inner product of 256 numbers."""
 
 POSITION_BITS: Final = 20
+GRAM_POSITIONS: Final = 1 << 19
+"""Positions from here on are numbers of layers' vectors, those below of tensors: there are at most 2**17 of either."""
 _MAX_DEPTH: Final = 4096
 _BLOCK_NUMBERS: Final = 1 << 24
 

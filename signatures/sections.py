@@ -17,12 +17,26 @@ from fingerprint.errors import UsageError
 from fingerprint.records import AxisSample, NeuronSample, TensorRecord, TensorStatistics
 from fingerprint.vocabulary import Axis, Content, Role
 from signatures.columns import ColumnReader, Words, column, members_of
-from signatures.quantise import are_halves, are_scales, halved, quantised, restored, unhalved
+from signatures.rows import (
+    IndexLists,
+    ascending,
+    checked,
+    checked_rows,
+    halved_columns,
+    numbered,
+    pick,
+    quantised_columns,
+    read_halved,
+    read_lists,
+    read_quantised,
+    require_inside,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from fingerprint.parameters import Parameters
+    from fingerprint.records import Fingerprint
 
 DIGEST_BYTES: Final = 32
 MAX_TENSORS: Final = 1 << 17
@@ -47,15 +61,17 @@ class Vocabulary:
     roles: Words
 
     @classmethod
-    def of(cls, tensors: Sequence[TensorRecord], neurons: Sequence[NeuronSample]) -> Vocabulary:
-        """The words of these records."""
+    def of(cls, fingerprint: Fingerprint) -> Vocabulary:
+        """The words of a fingerprint's records."""
+        tensors, neurons = fingerprint.tensors, fingerprint.neurons
+        frames = [part.frame for kind in (neurons, fingerprint.channels, fingerprint.grams) for part in kind]
         return cls(
             activations=Words("activations", (sample.activation for sample in neurons)),
             axes=Words("axes", (sample.axis for record in tensors for sample in record.axes)),
             casts=Words("casts", (word for record in tensors for word in record.casts)),
             contents=Words("contents", (record.content for record in tensors)),
             dtypes=Words("dtypes", (record.dtype for record in tensors)),
-            frames=Words("frames", (sample.frame for sample in neurons)),
+            frames=Words("frames", frames),
             roles=Words("roles", (record.role for record in tensors)),
         )
 
@@ -88,8 +104,8 @@ def table_section(tensors: Sequence[TensorRecord], words: Vocabulary) -> bytes:
             column("u1", (record.oriented for record in tensors), what="a flag is"),
             column("u1", (bool(record.digest) for record in tensors), what="a flag is"),
             column("u1", (len(record.shape) for record in tensors), what="a rank is"),
-            _numbered((record.layer for record in tensors), "a layer is"),
-            _numbered((record.expert for record in tensors), "an expert is"),
+            numbered((record.layer for record in tensors), "a layer is"),
+            numbered((record.expert for record in tensors), "an expert is"),
             column("<u8", (size for record in tensors for size in record.shape), what="a dimension is"),
         ]
     )
@@ -130,7 +146,7 @@ def sketches_section(tensors: Sequence[TensorRecord], parameters: Parameters) ->
     """SKET: number of sketches, positions of their tensors, then (k, k) float32 each."""
     chosen = [(position, record.sketch) for position, record in enumerate(tensors) if record.sketch is not None]
     shape = (parameters.sketch_width, parameters.sketch_width)
-    values = [_finite(sketch, shape, "sketch").astype("<f4").tobytes() for _, sketch in chosen]
+    values = [checked(sketch, shape, "sketch").astype("<f4").tobytes() for _, sketch in chosen]
     positions = [position for position, _ in chosen]
     return b"".join([column("<u4", [len(positions), *positions], what="a position is"), *values])
 
@@ -138,9 +154,11 @@ def sketches_section(tensors: Sequence[TensorRecord], parameters: Parameters) ->
 def axes_section(tensors: Sequence[TensorRecord], words: Vocabulary, parameters: Parameters) -> bytes:
     """AXIS: the distinct lists of indices; a row for each sample; then the slices as float16 with an exponent each."""
     samples = [(position, sample) for position, record in enumerate(tensors) for sample in record.axes]
-    lists = _IndexLists()
+    lists = IndexLists()
     numbers = [lists.number(sample.indices) for _, sample in samples]
-    slices = [_rows(sample.values, len(sample.indices), parameters.axis_width, "slices") for _, sample in samples]
+    slices = [
+        checked_rows(sample.values, len(sample.indices), parameters.axis_width, "slices") for _, sample in samples
+    ]
     return b"".join(
         [
             lists.columns(),
@@ -150,17 +168,17 @@ def axes_section(tensors: Sequence[TensorRecord], words: Vocabulary, parameters:
             column("<u8", (sample.size for _, sample in samples), what="a size is"),
             words.axes.column(sample.axis for _, sample in samples),
             column("u1", (sample.dimension for _, sample in samples), what="a dimension is"),
-            _halved_columns(slices, parameters.axis_width),
+            halved_columns(slices, parameters.axis_width),
         ]
     )
 
 
-def neurons_section(neurons: Sequence[NeuronSample], words: Vocabulary, parameters: Parameters) -> bytes:
+def neurons_section(neurons: Sequence[NeuronSample], words: Vocabulary, width: int) -> bytes:
     """NEUR: lists of indices; a row for each MLP; then gate, up if present and down as int8 with a scale a row."""
-    lists = _IndexLists()
+    lists = IndexLists()
     numbers = [lists.number(sample.indices) for sample in neurons]
     rows = [
-        _rows(part, len(sample.indices), parameters.frame_width, "neurons")
+        checked_rows(part, len(sample.indices), width, "neurons")
         for sample in neurons
         for part in (sample.gate, sample.up, sample.down)
         if part is not None
@@ -170,13 +188,13 @@ def neurons_section(neurons: Sequence[NeuronSample], words: Vocabulary, paramete
             lists.columns(),
             column("<u4", numbers, what="a list is"),
             column("<u8", (sample.size for sample in neurons), what="a size is"),
-            _numbered((sample.layer for sample in neurons), "a layer is"),
-            _numbered((sample.expert for sample in neurons), "an expert is"),
+            numbered((sample.layer for sample in neurons), "a layer is"),
+            numbered((sample.expert for sample in neurons), "an expert is"),
             column("<i4", (position for sample in neurons for position in sample.tensors), what="a position is"),
             words.frames.column(sample.frame for sample in neurons),
             words.activations.column(sample.activation for sample in neurons),
             column("u1", (sample.up is not None for sample in neurons), what="a flag is"),
-            _quantised_columns(rows, parameters.frame_width),
+            quantised_columns(rows, width),
         ]
     )
 
@@ -286,7 +304,7 @@ def read_sketches(data: bytes, count: int, parameters: Parameters, path: str) ->
     positions = reader.array("<u4", number)
     values = reader.array("<f4", number * width * width).reshape(number, width, width)
     reader.end()
-    if number and (not _ascending(positions) or int(positions[-1]) >= count):
+    if number and (not ascending(positions) or int(positions[-1]) >= count):
         reader.fail("the positions of the sketches are not those of tensors, in order")
     if not np.isfinite(values).all():
         reader.fail("a sketch is not finite")
@@ -298,15 +316,15 @@ def read_axes(
 ) -> dict[int, tuple[AxisSample, ...]]:
     """Inverse of ``axes_section``: samples by position of the tensor."""
     reader = ColumnReader(data, path=path, kind="AXIS")
-    lists = _read_lists(reader)
+    lists = read_lists(reader)
     number = reader.number()
     positions = reader.array("<u4", number).tolist()
-    chosen = _pick(reader, lists, number)
+    chosen = pick(reader, lists, number)
     sizes = reader.array("<u8", number).tolist()
     axes = _members(reader, number, members_of(Axis, words, path=path))
     dimensions = reader.array("u1", number).tolist()
-    _require_inside(reader, chosen, sizes)
-    values = _read_halved(reader, sum(map(len, chosen)), parameters.axis_width)
+    require_inside(reader, chosen, sizes)
+    values = read_halved(reader, sum(map(len, chosen)), parameters.axis_width)
     reader.end()
     if any(position >= count for position in positions) or positions != sorted(positions):
         reader.fail("the positions of the samples are not those of tensors, in order")
@@ -322,34 +340,28 @@ def read_axes(
 
 
 def read_neurons(
-    data: bytes,
-    counts: tuple[int, int],
-    words: Mapping[str, Sequence[str]],
-    parameters: Parameters,
-    path: str,
+    reader: ColumnReader, counts: tuple[int, int], words: Mapping[str, Sequence[str]], width: int
 ) -> tuple[NeuronSample, ...]:
     """Inverse of ``neurons_section``; ``counts`` are the numbers of MLPs and of tensors."""
     number, count = counts
-    reader = ColumnReader(data, path=path, kind="NEUR")
-    lists = _read_lists(reader)
-    chosen = _pick(reader, lists, number)
+    lists = read_lists(reader)
+    chosen = pick(reader, lists, number)
     sizes = reader.array("<u8", number).tolist()
     layers, experts = reader.optional(number), reader.optional(number)
     tensors = reader.array("<i4", 3 * number).reshape(number, 3)
     frames = reader.words(number, words["frames"])
     activations = reader.words(number, words["activations"])
     gated = reader.flags(number).tolist()
-    _require_inside(reader, chosen, sizes)
+    require_inside(reader, chosen, sizes)
     if number and not (int(tensors.min()) >= -1 and int(tensors.max()) < count):
         reader.fail("an MLP is not made of tensors of this signature")
     parts = [3 if up else 2 for up in gated]
     total = sum(len(indices) * part for indices, part in zip(chosen, parts, strict=True))
-    values = _read_quantised(reader, total, parameters.frame_width)
-    reader.end()
+    values = read_quantised(reader, total, width)
     samples: list[NeuronSample] = []
     start = 0
     for i, (indices, part) in enumerate(zip(chosen, parts, strict=True)):
-        block = values[start : start + part * len(indices)].reshape(part, len(indices), parameters.frame_width)
+        block = values[start : start + part * len(indices)].reshape(part, len(indices), width)
         start += part * len(indices)
         gate, up, down = tensors[i].tolist()
         samples.append(
@@ -367,89 +379,6 @@ def read_neurons(
             )
         )
     return tuple(samples)
-
-
-class _IndexLists:
-    """Distinct lists of indices: samples of axes of one length share theirs."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[bytes, int] = {}
-
-    def number(self, indices: NDArray[np.int64]) -> int:
-        if len(indices) and (not _ascending(indices) or int(indices[0]) < 0 or int(indices[-1]) >= 1 << 32):
-            raise UsageError("indices of a sample must ascend, from 0 to 2**32 - 1")
-        return self._numbers.setdefault(indices.astype("<u4").tobytes(), len(self._numbers))
-
-    def columns(self) -> bytes:
-        lengths = [len(raw) // 4 for raw in self._numbers]
-        return column("<u4", [len(lengths), *lengths], what="the number of lists is") + b"".join(self._numbers)
-
-
-def _read_lists(reader: ColumnReader) -> list[NDArray[np.int64]]:
-    lengths = reader.array("<u4", reader.number()).tolist()
-    lists = [reader.array("<u4", length).astype(np.int64) for length in lengths]
-    if not all(_ascending(indices) for indices in lists):
-        reader.fail("indices do not ascend")
-    return lists
-
-
-def _pick(reader: ColumnReader, lists: list[NDArray[np.int64]], count: int) -> list[NDArray[np.int64]]:
-    numbers = reader.array("<u4", count)
-    if count and int(numbers.max()) >= len(lists):
-        reader.fail("a list of indices is absent")
-    return [lists[number] for number in numbers.tolist()]
-
-
-def _require_inside(reader: ColumnReader, lists: Iterable[NDArray[np.int64]], sizes: Iterable[int]) -> None:
-    if any(len(indices) and int(indices[-1]) >= size for indices, size in zip(lists, sizes, strict=True)):
-        reader.fail("an index lies outside of its axis")
-
-
-def _ascending(values: NDArray[Any]) -> bool:
-    return bool(np.all(values[1:] > values[:-1]))
-
-
-def _halved_columns(rows: list[Float32], width: int) -> bytes:
-    joined = np.concatenate(rows) if rows else np.zeros((0, width), np.float32)
-    exponents, numbers = halved(joined)
-    return exponents.astype("<i2").tobytes() + numbers.astype("<f2").tobytes()
-
-
-def _read_halved(reader: ColumnReader, rows: int, width: int) -> Float32:
-    exponents = reader.array("<i2", rows).astype(np.int16)
-    numbers = reader.array("<f2", rows * width).reshape(rows, width).astype(np.float16)
-    if not are_halves(exponents, numbers):
-        reader.fail("an exponent or number is not one that is written")
-    return unhalved(exponents, numbers)
-
-
-def _quantised_columns(rows: list[Float32], width: int) -> bytes:
-    joined = np.concatenate(rows) if rows else np.zeros((0, width), np.float32)
-    scales, numbers = quantised(joined)
-    return scales.astype("<f4").tobytes() + numbers.tobytes()
-
-
-def _read_quantised(reader: ColumnReader, rows: int, width: int) -> Float32:
-    scales = reader.array("<f4", rows).astype(np.float32)
-    numbers = reader.array("i1", rows * width).reshape(rows, width)
-    if not are_scales(scales) or (numbers.size and int(numbers.min()) == -128):
-        reader.fail("a scale or number is not one of the quantisation")
-    return restored(scales, numbers)
-
-
-def _rows(values: Float32, count: int, width: int, what: str) -> Float32:
-    return _finite(values, (count, width), what)
-
-
-def _finite(values: Float32 | None, shape: tuple[int, ...], what: str) -> Float32:
-    if values is None or values.shape != shape or not np.isfinite(values).all():
-        got = None if values is None else values.shape
-        raise UsageError(f"{what} of shape {got} cannot be written: finite values of shape {shape} are wanted")
-    return values
-
-
-def _numbered(values: Iterable[int | None], what: str) -> bytes:
-    return column("<i4", (-1 if value is None else value for value in values), what=what)
 
 
 def _members(reader: ColumnReader, count: int, words: Sequence[Any]) -> list[Any]:

@@ -72,7 +72,12 @@ def with_parts(measured: Measured, splits: Mapping[int, Parts]) -> Measured:
         replace(sample, tensors=(moved[sample.tensors[0]], moved[sample.tensors[1]], moved[sample.tensors[2]]))
         for sample in measured.fingerprint.neurons
     )
-    return Measured(replace(measured.fingerprint, tensors=tuple(records), neurons=neurons), tuple(tensors))
+    channels = tuple(
+        replace(sample, tensors=(moved[sample.tensors[0]], moved[sample.tensors[1]]))
+        for sample in measured.fingerprint.channels
+    )
+    changed = replace(measured.fingerprint, tensors=tuple(records), neurons=neurons, channels=channels)
+    return Measured(changed, tuple(tensors))
 
 
 def _split(tensor: CanonicalTensor, parts: Parts) -> list[CanonicalTensor]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_LIMIT: Final = 24_000_000
 """Bytes that the file of a signature may have."""
 
-SHARES: Final = {"sketches": 0.4, "axes": 0.3, "neurons": 0.3}
+SHARES: Final = {"sketches": 0.35, "axes": 0.25, "neurons": 0.3, "channels": 0.1}
 """Shares of the room for samples; what one kind does not use goes to those after it."""
 
 _SAMPLE_HEAD: Final = 64  # bytes of a sample besides its numbers: its row of the table, its share of the indices
@@ -47,7 +47,8 @@ def fixed_bytes(fingerprint: Fingerprint) -> int:
     """
     digests = sum(DIGEST_BYTES * bool(record.digest) + 33 * len(record.casts) for record in fingerprint.tensors)
     names = sum(len(record.name) for record in fingerprint.tensors)
-    return digests + names // 8 + 36 * len(fingerprint.tensors) + 8192
+    grams = sum(2 * gram.values.size + 16 for gram in fingerprint.grams)
+    return digests + names // 8 + 36 * len(fingerprint.tensors) + grams + 8192
 
 
 def within_budget(fingerprint: Fingerprint, room: int) -> Budgeted:
@@ -67,19 +68,16 @@ def within_budget(fingerprint: Fingerprint, room: int) -> Budgeted:
         shares -= share
     tensors = tuple(_trimmed(record, kept) for record in fingerprint.tensors)
     neurons = tuple(sample for sample in fingerprint.neurons if _unit(sample) in kept["neurons"])
+    channels = tuple(sample for sample in fingerprint.channels if unit_of(sample.layer, None) in kept["channels"])
     left_out = {
         "sketches": sum(record.sketch is not None for record in fingerprint.tensors)
         - sum(record.sketch is not None for record in tensors),
         "axes": sum(bool(record.axes) for record in fingerprint.tensors) - sum(bool(record.axes) for record in tensors),
         "neurons": len(fingerprint.neurons) - len(neurons),
+        "channels": len(fingerprint.channels) - len(channels),
     }
-    return Budgeted(_with(fingerprint, tensors, neurons), {kind: number for kind, number in left_out.items() if number})
-
-
-def _with(
-    fingerprint: Fingerprint, tensors: tuple[TensorRecord, ...], neurons: tuple[NeuronSample, ...]
-) -> Fingerprint:
-    return replace(fingerprint, tensors=tensors, neurons=neurons)
+    rest = replace(fingerprint, tensors=tensors, neurons=neurons, channels=channels)
+    return Budgeted(rest, {kind: number for kind, number in left_out.items() if number})
 
 
 def _unit(part: TensorRecord | NeuronSample) -> Unit:
@@ -97,7 +95,10 @@ def _needs(fingerprint: Fingerprint) -> dict[str, Counter[Unit]]:
             needs["axes"][unit] += 2 * sample.values.size + 2 * len(sample.indices) + _SAMPLE_HEAD
     for mlp in fingerprint.neurons:
         numbers = mlp.gate.size + mlp.down.size + (0 if mlp.up is None else mlp.up.size)
-        needs["neurons"][_unit(mlp)] += numbers + 16 * len(mlp.indices) + _SAMPLE_HEAD
+        numbers += 0 if mlp.descriptors is None else mlp.descriptors.size
+        needs["neurons"][_unit(mlp)] += numbers + 20 * len(mlp.indices) + _SAMPLE_HEAD
+    for channel in fingerprint.channels:
+        needs["channels"][unit_of(channel.layer, None)] += channel.parts.size + 20 * len(channel.indices) + _SAMPLE_HEAD
     return needs
 
 

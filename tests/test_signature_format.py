@@ -17,8 +17,16 @@ import pytest
 from benchmarks.synthetic import deepseek_671b, llama_8b, small_model
 from fingerprint.errors import MalformedSignatureError, SignatureVersionError, UsageError
 from fingerprint.parameters import Parameters
-from fingerprint.records import AxisSample, Fingerprint, NeuronSample, TensorRecord, TensorStatistics
-from fingerprint.vocabulary import Axis, Content, Role
+from fingerprint.records import (
+    AxisSample,
+    ChannelSample,
+    Fingerprint,
+    LayerGram,
+    NeuronSample,
+    TensorRecord,
+    TensorStatistics,
+)
+from fingerprint.vocabulary import Axis, ChannelKind, Content, Frame, Role
 from signatures.container import MINOR, Section, pack
 from signatures.signature import Signature, decode, encode, read_signature, sign
 
@@ -26,10 +34,17 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 GOLDEN = Path(__file__).parent / "data" / "golden.fpsig"
-GOLDEN_IDENTITY = "sha256:31d861e9387ab3db98a50a90c4fb8cf8f782e392b9e298d45979f308ef1e55fc"
+GOLDEN_IDENTITY = "sha256:b4ffd008c9028679494fed2a81fcecdab6cead4ba37574d620e6f03877a38366"
 GOLDEN_TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 GOLDEN_PARAMETERS = Parameters(
-    sketch_width=4, index_width=2, axis_samples=3, axis_width=4, frame_width=4, neuron_samples=3, minimum_elements=16
+    sketch_width=4,
+    index_width=2,
+    axis_samples=3,
+    axis_width=4,
+    frame_width=4,
+    neuron_samples=3,
+    gauge_samples=2,
+    minimum_elements=16,
 )
 
 
@@ -52,7 +67,7 @@ def numbers(start: int, *shape: int) -> np.ndarray:
 
 
 def golden_fingerprint() -> Fingerprint:
-    """One of everything: a gated MLP, an expert, a vector without casts, a scalar without digest."""
+    """One of everything: a gated MLP in three frames, an expert, channels, a vector without casts, a scalar."""
     statistics = TensorStatistics(0.25, 1.5, 4.0, 3.125, 0.5, 2, 4)
     indices = np.array([1, 5, 6], np.int64)
     rows = AxisSample(Axis.NEURON, 0, 8, indices, numbers(1, 3, 4))
@@ -97,6 +112,14 @@ def golden_fingerprint() -> Fingerprint:
     )
     plain = replace(gated, expert=7, activation="", tensors=(0, -1, 2), indices=indices[:2])
     plain = replace(plain, gate=numbers(11, 2, 4), up=None, down=np.zeros((2, 4), np.float32))
+    anchored = replace(gated, frame=Frame.ANCHORS, gate=numbers(13, 3, 4))
+    own = replace(gated, frame=Frame.SELF, gate=numbers(2, 3, 5), up=numbers(4, 3, 5), down=numbers(6, 3, 5))
+    values = ChannelSample(
+        0, Frame.ANCHORS, ChannelKind.VALUE_OUTPUT, 8, 4, (0, 2), np.array([0, 5], np.int64), numbers(8, 2, 2, 4)
+    )
+    pairs = replace(values, layer=None, kind=ChannelKind.ROTARY, size=4, head=2, indices=np.array([3], np.int64))
+    channels = (values, replace(pairs, parts=numbers(5, 4, 1, 4)))
+    grams = (LayerGram(0, Frame.ANCHORS, numbers(3, 4)), LayerGram(None, Frame.POSITIONS, numbers(4, 4)))
     return Fingerprint(
         parameters=GOLDEN_PARAMETERS,
         depth="full",
@@ -107,9 +130,11 @@ def golden_fingerprint() -> Fingerprint:
         dtypes={"BF16": 4, "I64": 1},
         complete=False,
         tensors=tensors,
-        neurons=(gated, plain),
+        neurons=(gated, plain, anchored, replace(own, descriptors=numbers(5, 3, 6))),
         findings=(("missing-shard", "a shard « 2 » is absent"),),
         claims={"architecture": "Golden", "név": "érték\n"},
+        channels=channels,
+        grams=grams,
     )
 
 
@@ -124,7 +149,7 @@ def test_the_golden_file_is_read_as_what_it_was_made_of() -> None:
     assert signature.tool == "weightprint golden"
     want = golden_fingerprint()
     got = signature.fingerprint
-    assert replace(got, tensors=(), neurons=()) == replace(want, tensors=(), neurons=())
+    assert _bare_of(got) == _bare_of(want)
     for one, other in zip(got.tensors, want.tensors, strict=True):
         assert replace(one, sketch=None, axes=()) == replace(other, sketch=None, axes=())
         assert (one.sketch is None) == (other.sketch is None)
@@ -134,6 +159,18 @@ def test_the_golden_file_is_read_as_what_it_was_made_of() -> None:
         assert mine.tensors == its.tensors
         assert (mine.up is None) == (its.up is None)
         assert np.max(np.abs(mine.down - its.down)) <= np.max(np.abs(its.down)) / 254
+        assert (mine.descriptors is None) == (its.descriptors is None)
+    for channel, other in zip(got.channels, want.channels, strict=True):
+        assert replace(channel, indices=None, parts=None) == replace(other, indices=None, parts=None)
+        assert channel.indices.tolist() == other.indices.tolist()
+        assert np.max(np.abs(channel.parts - other.parts)) <= np.max(np.abs(other.parts)) / 254
+    for gram, its in zip(got.grams, want.grams, strict=True):
+        assert (gram.layer, gram.frame) == (its.layer, its.frame)
+        assert np.allclose(gram.values, its.values, rtol=1 / 2048)
+
+
+def _bare_of(fingerprint: Fingerprint) -> Fingerprint:
+    return replace(fingerprint, tensors=(), neurons=(), channels=(), grams=())
 
 
 def test_the_golden_contents_are_still_written_in_the_same_way() -> None:
@@ -172,8 +209,9 @@ def test_a_stranger_reads_the_same(reader: ModuleType, make: Any) -> None:
     assert all(np.array_equal(mine.indices, one) for mine, one in zip(samples, indices, strict=True))
     assert all(np.array_equal(mine.values, one) for mine, one in zip(samples, values, strict=True))
     columns, indices, values = found["mlps"]
-    assert columns[4].tolist() == [list(mlp.tensors) for mlp in fingerprint.neurons]
-    for mlp, rows in zip(fingerprint.neurons, values, strict=True):
+    shared = [mlp for mlp in fingerprint.neurons if mlp.frame != Frame.SELF]
+    assert columns[4].tolist() == [list(mlp.tensors) for mlp in shared]
+    for mlp, rows in zip(shared, values, strict=True):
         parts = [part for part in (mlp.gate, mlp.up, mlp.down) if part is not None]
         assert np.array_equal(np.concatenate(parts), rows)
     assert found["claims"] == dict(fingerprint.claims)
@@ -334,8 +372,8 @@ def test_a_signature_of_nothing_but_a_header_is_malformed() -> None:
 
 
 def _bare() -> Fingerprint:
-    fingerprint = golden_fingerprint()
-    return replace(fingerprint, tensors=fingerprint.tensors[3:], neurons=())
+    fingerprint = _bare_of(golden_fingerprint())
+    return replace(fingerprint, tensors=golden_fingerprint().tensors[3:])
 
 
 def _uncompressed(data: bytes) -> list[bytes]:

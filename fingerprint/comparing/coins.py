@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from fingerprint.comparing.evidence import LN10
+from fingerprint.vocabulary import Frame
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,14 +65,19 @@ class NeuronMatch:
         return float(self.concordant.mean())
 
 
-def match_neurons(registered: Sequence[NeuronSample], suspect: Sequence[NeuronSample]) -> list[NeuronMatch]:
-    """For every registered MLP the suspect's MLP with the best mean score; all choices are blind to the coins."""
+def match_neurons(
+    registered: Sequence[NeuronSample], suspect: Sequence[NeuronSample], frame: str = Frame.FIXED
+) -> list[NeuronMatch]:
+    """For every registered MLP the suspect's MLP with the best mean score; all choices are blind to the coins.
+
+    Only samples in ``frame`` take part.
+    """
     found = []
     for position, ours in enumerate(registered):
         options = [
             match
             for index, theirs in enumerate(suspect)
-            if ours.frame == theirs.frame and (ours.up is None) == (theirs.up is None)
+            if ours.frame == theirs.frame == frame and (ours.up is None) == (theirs.up is None)
             for match in _match_pair(position, ours, index, theirs)
         ]
         if options:
@@ -136,7 +142,7 @@ def usable_coins(registered: Sequence[NeuronSample]) -> list[NDArray[np.bool_]]:
     """Which neurons of each registered MLP have a coin of their own: (m,) masks.
 
     MLPs that are not gated or whose activation is not known to allow the flip have none; of near-copies (upcycled
-    experts, repeated layers) only the first counts. Similarity is measured blind to the coins.
+    experts, repeated layers) only the first counts, in each frame. Similarity is measured blind to the coins.
     """
     masks = [
         np.full(sample.indices.size, sample.up is not None and sample.activation in SYMMETRIC_ACTIVATIONS)
@@ -150,6 +156,8 @@ def usable_coins(registered: Sequence[NeuronSample]) -> list[NDArray[np.bool_]]:
         for earlier in range(later + 1):
             ours = units[earlier]
             if theirs is None or ours is None or not masks[earlier].any():
+                continue
+            if registered[later].frame != registered[earlier].frame:
                 continue
             alike = theirs[0] @ ours[0].T + np.abs(theirs[1] @ ours[1].T + theirs[2] @ ours[2].T)
             alike[:, ~masks[earlier]] = -1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from fingerprint.comparing.align import Alignment, align_tensors
 from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, toss, usable_coins
 from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni
+from fingerprint.comparing.gauge import Gauge, compare_gauge
 from fingerprint.comparing.matching import SketchCosines, TensorMatch, is_distinctive, match_tensors
 from fingerprint.comparing.tail import sketch_log10_p
 from fingerprint.vocabulary import Content
@@ -28,7 +29,8 @@ _MATCHED_SCORE: Final = 0.5
 class Comparison:
     """What was found between one registered fingerprint and one suspect.
 
-    ``matches`` pair tensors, ``neurons`` pair MLPs whose neurons agree; ``evidence`` is corrected for all that was
+    ``matches`` pair tensors, ``neurons`` pair MLPs in the fixed frame, ``gauge`` holds what was found in frames that
+    move with the residual stream; ``evidence`` is corrected for all that was
     tried within this comparison, strongest first; the coverages are shares of the weight elements (matrices) of either
     side that the matches explain; ``similarity`` is their mean cosine, weighted by elements.
     """
@@ -42,6 +44,7 @@ class Comparison:
     suspect_coverage: float
     registered_coverage: float
     digest_coverage: float
+    gauge: Gauge = field(default_factory=Gauge)
 
     @property
     def log10_p(self) -> float:
@@ -59,6 +62,7 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint) -> Compa
     cosines = SketchCosines.of(registered.tensors, suspect.tensors)
     matches = match_tensors(registered.tensors, suspect.tensors, cosines)
     neurons = match_neurons(registered.neurons, suspect.neurons)
+    gauge = compare_gauge(registered, suspect)
     evidence = [
         one
         for one in (
@@ -66,10 +70,15 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint) -> Compa
             _align_evidence(registered.tensors, suspect.tensors, cosines),
             _coin_evidence(registered, suspect, neurons),
             _sketch_evidence(cosines),
+            *gauge.evidence,
         )
         if one is not None
     ]
-    held = [match for match in neurons if match.score > _MATCHED_SCORE / 2]
+    held = [
+        match
+        for match in (*neurons, *(one for frame in gauge.frames for one in frame.matches))
+        if match.score > _MATCHED_SCORE / 2
+    ]
     suspect_cover, registered_cover = _coverage(registered, suspect, matches, held)
     suspect_coverage, registered_coverage = _shares(registered, suspect, matches, suspect_cover, registered_cover)
     weights = np.array([suspect.tensors[match.suspect].elements for match in matches], np.float64)
@@ -84,6 +93,7 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint) -> Compa
         suspect_coverage=suspect_coverage,
         registered_coverage=registered_coverage,
         digest_coverage=_share(suspect.tensors, {match.suspect: 1.0 for match in matches if match.digest}),
+        gauge=gauge,
     )
 
 

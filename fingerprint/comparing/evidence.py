@@ -23,6 +23,8 @@ class Test(StrEnum):
     ALIGN = "align"
     SKETCH = "sketch"
     ROWS = "rows"
+    GAUGE = "gauge"
+    EVEN = "even"
 
 
 class Null(StrEnum):

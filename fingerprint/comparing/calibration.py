@@ -1,0 +1,64 @@
+"""Concordance between unrelated models: calibrated by frame and kind of MLP, not exact. Frozen; see ``VERSION``.
+
+Concordance is the share of the registered model's sampled neurons whose best partner by the gate is their best one by
+up and down too (by fc-out where there is no gate). No launderer can change it for free, and between unrelated models it
+is small but not zero: what models of one language have in common shows in all of their neurons.
+
+The count of concordant neurons gets the tail of a negative binomial law. Its rate is ``SAFETY`` times the mean that was
+seen between independently trained small models, its dispersion twice that seen (at the number of neurons counted
+there; it grows with the number, as that of a rate that differs from pair to pair). Both factors are a judgement.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from scipy.stats import nbinom
+
+from fingerprint.vocabulary import Frame
+
+VERSION: Final = 1
+"""Of the constants below; named in the evidence."""
+SAFETY: Final = 1.5
+FLOOR: Final = -9.0
+"""No calibrated p-value is believed below this (log10), before correction for the number of registered models."""
+_LEAST_DISPERSION: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Concordance seen between unrelated models: mean share; variance over mean of the count among ``neurons``."""
+
+    mean: float
+    dispersion: float
+    neurons: int
+
+
+RATES: Final = {
+    (Frame.ANCHORS, True): Rate(0.0131, 1.05, 384),
+    (Frame.ANCHORS, False): Rate(0.0399, 1.59, 384),
+    (Frame.POSITIONS, False): Rate(0.0060, 1.60, 384),
+    (Frame.POSITIONS, True): Rate(0.0131, 1.60, 384),
+    (Frame.SELF, True): Rate(0.0462, 1.10, 384),
+    (Frame.SELF, False): Rate(0.0672, 1.35, 384),
+}
+"""By frame, and whether the MLPs are gated."""
+
+
+def concordance_log10_p(frame: str, concordant: float, neurons: int, *, gated: bool) -> float:
+    """log10 of the probability of at least ``concordant`` of ``neurons`` between unrelated models: ``FLOOR`` to 0.
+
+    0 for a frame without constants.
+    """
+    rate = next((found for (name, kind), found in RATES.items() if name == frame and kind is gated), None)
+    if rate is None or neurons < 1 or concordant <= 0:
+        return 0.0
+    mean = SAFETY * rate.mean * neurons
+    doubled = 2.0 * rate.dispersion
+    dispersion = max(_LEAST_DISPERSION, doubled, 1.0 + (doubled - 1.0) * neurons / rate.neurons)
+    size = mean / (dispersion - 1.0)
+    tail = float(nbinom.logsf(math.floor(concordant) - 1, size, 1.0 / dispersion)) / math.log(10.0)
+    return min(0.0, max(FLOOR, tail)) if np.isfinite(tail) else FLOOR

@@ -1,0 +1,175 @@
+"""What two fingerprints share beneath rewrites that keep a network's function: neurons and channels in moving frames.
+
+Frames that move with the residual stream (``Frame``) show the same coordinates after it was rotated or permuted, norm
+gains moved and neurons permuted. Neurons are matched in each frame by what does not see their coins; then two things
+are asked: how many partners by gate and by the rest are the same (concordance, calibrated), and whether the coins agree
+(exact). Channels of attention add coins of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from fingerprint.comparing.calibration import VERSION, concordance_log10_p
+from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, toss, usable_coins
+from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni
+from fingerprint.vocabulary import Frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fingerprint.records import Fingerprint
+
+NEURONS: Final = "neurons"
+"""Kind of an exact test on the coins of MLP neurons; the others are those of ``ChannelKind``."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameMatch:
+    """All registered MLPs sampled in one frame, each with its best match in the suspect.
+
+    ``concordance`` is the mean over MLPs, ``best_half`` that over the better half of them (where layers were left out,
+    the others have no partner); ``log10_p`` is the calibrated probability of the former between unrelated models.
+    """
+
+    frame: str
+    matches: tuple[NeuronMatch, ...]
+    gated: bool
+
+    @property
+    def concordance(self) -> float:
+        """Mean concordance over the registered MLPs."""
+        return float(np.mean([match.concordance for match in self.matches]))
+
+    @property
+    def best_half(self) -> float:
+        """Mean concordance over the better half of the registered MLPs."""
+        ordered = sorted((match.concordance for match in self.matches), reverse=True)
+        return float(np.mean(ordered[: -(-len(ordered) // 2)]))
+
+    @property
+    def neurons(self) -> int:
+        """Number of registered neurons that were matched."""
+        return sum(match.scores.size for match in self.matches)
+
+    @property
+    def log10_p(self) -> float:
+        """Of ``concordance``, calibrated and uncorrected."""
+        return concordance_log10_p(self.frame, self.concordance * self.neurons, self.neurons, gated=self.gated)
+
+
+@dataclass(frozen=True, slots=True)
+class ExactTest:
+    """One test of coins: ``kind`` is ``NEURONS`` or a ``ChannelKind``; ``toss.log10_p`` is not corrected."""
+
+    frame: str
+    kind: str
+    toss: CoinToss
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """Everything found in frames that move with the residual stream."""
+
+    frames: tuple[FrameMatch, ...] = ()
+    tests: tuple[ExactTest, ...] = ()
+    evidence: tuple[Evidence, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        found = (_gauge_evidence(self), _even_evidence(self))
+        object.__setattr__(self, "evidence", tuple(one for one in found if one is not None))
+
+    def frame(self, name: str) -> FrameMatch | None:
+        """What was found in one frame."""
+        return next((one for one in self.frames if one.frame == name), None)
+
+    @property
+    def concordance(self) -> float:
+        """Of the frame in which it is largest; 0 without frames."""
+        return max((one.concordance for one in self.frames), default=0.0)
+
+    @property
+    def best(self) -> FrameMatch | None:
+        """The frame of the largest concordance."""
+        return max(self.frames, key=lambda one: one.concordance, default=None)
+
+
+def compare_gauge(registered: Fingerprint, suspect: Fingerprint) -> Gauge:
+    """Match the neurons frame by frame, then look at all coins. Everything before the coins is blind to them."""
+    frames = [found for match in _MATCHERS if (found := match(registered, suspect)) is not None]
+    tests = [test for frame in frames if (test := _neuron_test(registered, frame)) is not None]
+    for find in _CHANNEL_TESTS:
+        tests += find(registered, suspect, frames)
+    return Gauge(tuple(frames), tuple(tests))
+
+
+def _shared_frame(frame: Frame) -> Callable[[Fingerprint, Fingerprint], FrameMatch | None]:
+    """A matcher for a frame in which coordinates of both sides can be compared as they are."""
+
+    def match(registered: Fingerprint, suspect: Fingerprint) -> FrameMatch | None:
+        matches = match_neurons(registered.neurons, suspect.neurons, frame)
+        if not matches:
+            return None
+        gated = any(registered.neurons[one.registered].up is not None for one in matches)
+        return FrameMatch(frame, tuple(matches), gated)
+
+    return match
+
+
+_MATCHERS: Final[tuple[Callable[[Fingerprint, Fingerprint], FrameMatch | None], ...]] = (
+    _shared_frame(Frame.ANCHORS),
+    _shared_frame(Frame.POSITIONS),
+)
+"""One for each frame; that of ``Frame.SELF`` has to align the two sides first."""
+
+_CHANNEL_TESTS: Final[tuple[Callable[[Fingerprint, Fingerprint, list[FrameMatch]], list[ExactTest]], ...]] = ()
+"""Tests of the coins of attention channels."""
+
+
+def _neuron_test(registered: Fingerprint, frame: FrameMatch) -> ExactTest | None:
+    result = toss(frame.matches, usable_coins(registered.neurons))
+    return ExactTest(frame.frame, NEURONS, result) if result.coins else None
+
+
+def _gauge_evidence(gauge: Gauge) -> Evidence | None:
+    """The best of the exact tests, corrected for their number."""
+    best = min(gauge.tests, key=lambda test: test.toss.log10_p, default=None)
+    if best is None:
+        return None
+    frame = gauge.frame(best.frame)
+    detail: dict[str, float | int | str] = {
+        "frame": best.frame,
+        "kind": best.kind,
+        "coins": best.toss.coins,
+        "layers": best.toss.groups,
+        "agreement": best.toss.agreement,
+        "concordance": gauge.concordance if frame is None else frame.concordance,
+    }
+    return Evidence(
+        test=Test.GAUGE,
+        null=Null.EXACT,
+        statistic=best.toss.largest,
+        log10_p=bonferroni(best.toss.log10_p, len(gauge.tests)),
+        trials=len(gauge.tests),
+        detail=detail,
+    )
+
+
+def _even_evidence(gauge: Gauge) -> Evidence | None:
+    """The best of the frames' concordances, corrected for the number of frames."""
+    best = min(gauge.frames, key=lambda frame: (frame.log10_p, -frame.concordance), default=None)
+    if best is None:
+        return None
+    detail: dict[str, float | int | str] = {
+        "frame": best.frame,
+        "mlps": len(best.matches),
+        "neurons": best.neurons,
+        "best_half": best.best_half,
+        "calibration": VERSION,
+    }
+    detail |= {f"concordance-{one.frame}": one.concordance for one in gauge.frames}
+    log10_p = bonferroni(best.log10_p, len(gauge.frames))
+    return Evidence(Test.EVEN, Null.CALIBRATED, best.concordance, log10_p, len(gauge.frames), detail)

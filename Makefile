@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 CORE   := $(VENV)/.core
 STAMP  := $(VENV)/.installed
 CACHE  := .cache
+FAMILY ?= a
 
 .PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-resources bench-hostile clean
 .DEFAULT_GOAL := help
@@ -37,9 +38,9 @@ check: $(STAMP) ## lint, types, import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench-lineage: $(STAMP) ## train models, derive suspects, scan them, write the tables
-	$(BIN)/python -m benchmarks.zoo --family a --out $(CACHE)/zoo
-	$(BIN)/python -m benchmarks.lineage.run --family a --zoo $(CACHE)/zoo --out docs/benchmarks
+bench-lineage: $(STAMP) ## train models of FAMILY (a), derive suspects, scan them, write the tables
+	$(BIN)/python -m benchmarks.zoo --family $(FAMILY) --out $(CACHE)/zoo
+	$(BIN)/python -m benchmarks.lineage.run --family $(FAMILY) --zoo $(CACHE)/zoo --out docs/benchmarks
 
 bench-errors: $(STAMP) ## error rates of every test on unrelated models
 	$(BIN)/python -m benchmarks.error_rates --zoo $(CACHE)/zoo --corpus $(CACHE)/corpus --out docs/benchmarks

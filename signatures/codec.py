@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from fingerprint.readers.bounded_json import Json
 
 KNOWN_KINDS: Final = ("NAME", "TENS", "DIGS", "CAST", "STAT", "SKET", "AXIS", "NEUR", "META", "SELF", "CHAN", "GRAM")
-RESERVED_KINDS: Final = ("QBLK", "ANCH", "ODDM", "SVAL", "KEYD", "DESC")
-"""Kinds that later versions will give a meaning; docs/signature-format.md says which."""
 
 MAX_SAMPLED_MLPS: Final = 1 << 17
 MAX_WIDTH: Final = 4096

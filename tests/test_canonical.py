@@ -185,14 +185,11 @@ def test_activations_come_from_the_configuration_or_the_family() -> None:
     tensors = views(architectures.llama(2, 64, 64, 64, 128, 100))
     assert {mlp.activation for mlp in lay_out(tensors, {}).mlps} == {"silu"}
     assert {mlp.activation for mlp in lay_out(tensors, {"hidden_act": "gelu"}).mlps} == {"gelu"}
-    assert all(mlp.sign_symmetric for mlp in lay_out(tensors, {}).mlps)
 
 
 def test_the_offset_of_gpt_oss_is_marked_whatever_the_configuration_says() -> None:
     layout = lay_out(views(ARCHITECTURES["gpt-oss-narrow"]), {"hidden_act": "silu"})
     assert {mlp.activation for mlp in layout.mlps} == {OFFSET_GLU}
-    assert not any(mlp.sign_symmetric for mlp in layout.mlps)
-    assert not any(mlp.sign_symmetric for mlp in laid_out("gpt2").mlps)
 
 
 def test_towers_are_stacks_of_their_own_and_one_stack_has_no_label() -> None:

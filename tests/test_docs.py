@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,17 @@ def test_targets_of_make_exist() -> None:
         text = "\n".join([*blocks(page, "sh"), *_SPAN.findall(prose(page))])
         assert set(_TARGET.findall(text)) <= targets, page.name
     assert {"demo", "test"} <= set(_TARGET.findall("\n".join(blocks(README, "sh"))))
+
+
+def test_the_lineage_benchmark_runs_for_either_family() -> None:
+    for family in "ab":
+        command = ["make", "--dry-run", "bench-lineage", *([] if family == "a" else [f"FAMILY={family}"])]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert re.findall(r"-m benchmarks\.(\S+) --family (\w)", done.stdout) == [
+            ("zoo", family),
+            ("lineage.run", family),
+        ]
+        assert f"`benchmarks/lineage-{family}.md`" in (DOCS / "index.md").read_text()
 
 
 def test_the_index_lists_every_page() -> None:

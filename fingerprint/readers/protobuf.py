@@ -6,7 +6,6 @@ gigabytes is stepped over. Every length is checked against the message around it
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -156,12 +155,6 @@ class Wire:
 def signed(value: int) -> int:
     """A varint read as a signed number of 64 bits."""
     return value - 2**64 if value >= 2**63 else value
-
-
-def as_float(value: int) -> float:
-    """A field of 32 bits read as a float."""
-    number: float = struct.unpack("<f", value.to_bytes(4, "little"))[0]
-    return number
 
 
 class Varints:

@@ -48,11 +48,6 @@ class Mlp:
     down: int
     activation: str
 
-    @property
-    def sign_symmetric(self) -> bool:
-        """Whether negating a neuron's up row and down column together changes nothing (method: coins)."""
-        return self.up is not None and self.activation != OFFSET_GLU
-
 
 @dataclass(frozen=True, slots=True)
 class Layout:

@@ -1,4 +1,5 @@
-"""Makes the files of this folder: run by hand with tensorflow-cpu 2.21.0, keras 3.15.1, tf_keras 2.21.0, tensorflowjs 4.22.0.
+"""Makes the files of this folder: run by hand with tensorflow-cpu 2.21.0, keras 3.15.1, tf_keras 2.21.0 and
+tensorflowjs 4.22.0.
 
 ``weights.npz`` has the values, by ``layer/variable``, as Keras has them.
 """

@@ -90,11 +90,6 @@ class Console:
         )
 
     @property
-    def on_terminal(self) -> bool:
-        """Whether results and messages meet on one terminal, where each should be said once."""
-        return _is_terminal(sys.stdout) and _is_terminal(sys.stderr)
-
-    @property
     def colour_allowed(self) -> bool:
         """Whether neither ``--no-color`` nor the environment forbids colours."""
         return self.wants_colour and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

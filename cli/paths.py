@@ -19,7 +19,7 @@ MAX_PATH: Final = 1 << 16
 def expanded(paths: Sequence[str], *, null: bool) -> Iterator[str]:
     """The paths, with ``-`` replaced by those on standard input as they come.
 
-    One a line (empty lines are skipped), or separated by NUL with ``null``: file names may hold line breaks. Raises
+    One a line (blank lines are skipped), or separated by NUL with ``null``: file names may hold line breaks. Raises
     ``UsageError`` for what cannot be a list of paths.
     """
     if paths.count(STANDARD) > 1:
@@ -36,7 +36,7 @@ def _listed(separator: bytes) -> Iterator[str]:
         raise UsageError("standard input is closed; it was to give a list of paths")
     for entry in _entries(separator):
         text = entry if separator == b"\0" else entry.rstrip(b"\r")
-        if text:
+        if text if separator == b"\0" else text.strip():
             yield os.fsdecode(text)
 
 

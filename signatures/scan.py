@@ -201,7 +201,7 @@ def _match(finding: Finding, *, merged: bool, declared: bool) -> Match:
         signature=finding.model.identity,
         confidence=finding.confidence,
         log10_p=finding.log10_p,
-        similarity=comparison.similarity,
+        similarity=_cosine(comparison.similarity),
         link=finding.link,
         relation=relation,
         undone=description.undone,
@@ -219,6 +219,11 @@ def _match(finding: Finding, *, merged: bool, declared: bool) -> Match:
     )
 
 
+def _cosine(value: float) -> float:
+    """A mean of cosines, which rounding can lift out of their range."""
+    return min(1.0, max(-1.0, value))
+
+
 def _lineage_note(finding: Finding) -> str:
     if finding.change.exact_share > WHOLE or finding.model.base is None:
         return "a common ancestor that is not registered is not excluded"
@@ -228,7 +233,7 @@ def _lineage_note(finding: Finding) -> str:
 def _components(finding: Finding) -> tuple[Component, ...]:
     change = finding.change
     found = [
-        Component(theirs, ours, sum(match.cosine for match in matches) / len(matches))
+        Component(theirs, ours, _cosine(sum(match.cosine for match in matches) / len(matches)))
         for (theirs, ours), matches in matches_by_component(change).items()
     ]
     return tuple(found[:_COMPONENTS])

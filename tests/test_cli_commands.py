@@ -7,19 +7,22 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import signatures.scan
 from cli.schemas import schema_names
 from tests.cli_support import HIDDEN, LAYERS, WIDTH, Typed, validate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fingerprint.comparing.comparison import Comparison
     from tests.cli_support import Ran, Zoo
 
     Program = Callable[..., Ran]
@@ -94,9 +97,9 @@ def test_paths_with_anything_in_their_names(
 
 
 def test_an_empty_list_of_paths_is_said(fp: Program, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", Typed(b"\n"))
+    monkeypatch.setattr(sys, "stdin", Typed(b"\n  \n\t\r\n"))
     ran = fp("scan", "-", "--format", "json", registry=zoo.registry)
-    assert (ran.status, ran.objects) == (0, [])
+    assert (ran.status, ran.objects) == (3, [])
     assert "nothing was scanned" in ran.err
 
 
@@ -171,6 +174,26 @@ def test_two_files_are_compared_in_the_form_of_a_scan(fp: Program, zoo: Zoo) -> 
     assert fp("compare", zoo.base, zoo.absent).status == 2
     assert found["matches"][0]["confidence"] == "certain"
     assert fp("compare", zoo.base, zoo.tuned, "--fail-on", "certain").status == 1
+
+
+def test_a_comparison_without_a_match_names_both_sides(fp: Program, zoo: Zoo, tmp_path: Path) -> None:
+    (tmp_path / "ours").symlink_to(zoo.base)
+    text = " ".join(fp("compare", tmp_path / "ours", zoo.unrelated).out.split())
+    assert text.startswith(zoo.unrelated)
+    assert text.count("/ours") == 2
+    assert "registered" not in text.replace("any registered matrix", "")
+
+
+def test_a_similarity_is_at_most_one(fp: Program, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = signatures.scan.compare_all
+
+    def rounded_up(*arguments: Any) -> list[Comparison]:
+        return [replace(one, similarity=1.0 + 2**-52) for one in real(*arguments)]
+
+    monkeypatch.setattr("signatures.scan.compare_all", rounded_up)
+    (found,) = fp("compare", zoo.base, zoo.base, "--format", "json").objects[0]["matches"]
+    assert found["similarity"] == 1.0
+    assert all(one["similarity"] <= 1.0 for one in found["components"])
 
 
 def test_a_comparison_fits_eighty_columns(fp: Program, zoo: Zoo) -> None:
@@ -453,8 +476,6 @@ def _interrupted(*_: object, **__: object) -> None:
 
 
 def test_json_is_whole_after_an_interruption(fp: Program, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    import signatures.scan
-
     real = signatures.scan.scan_path
 
     def interrupted_later(registry: object, path: str, **rest: object) -> object:

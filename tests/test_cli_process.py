@@ -200,6 +200,16 @@ def test_an_error_is_said_once_on_a_terminal(zoo: Zoo) -> None:
     status, shown = on_terminal(zoo, "scan", zoo.absent, NO_COLOR="1")
     assert status == 2
     assert " ".join(shown.split()).count("no such file or folder") == 1
+    assert "ERROR" in shown
+
+
+def test_an_error_is_said_on_standard_error_and_its_verdict_in_the_text(zoo: Zoo) -> None:
+    held = environment(zoo, PYTHONIOENCODING="utf-8")
+    done = subprocess.run([*PROGRAM, "scan", zoo.broken], env=held, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"fp: error: {zoo.broken}".encode())
+    assert done.stderr.count(b"\n") == 1
+    assert done.stdout.decode().splitlines() == [zoo.broken, "✗ ERROR"]
 
 
 def test_a_terminal_is_asked_before_anything_is_removed(zoo: Zoo) -> None:

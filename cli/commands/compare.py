@@ -50,5 +50,5 @@ def command(
         report = compare_paths(registered, suspect, options=ScanOptions(**chosen), progress=progress)
     statuses = [of_report(report, Confidence(fail_on))]
     with keeping(statuses, console):
-        write_all(report_view(COMPARE_SCHEMA), [report], format, output, console)
+        write_all(report_view(COMPARE_SCHEMA, against=registered), [report], format, output, console)
     return strongest(statuses)

@@ -81,7 +81,6 @@ def command(
     route(console)
     refuse_overwriting(output, paths)
     wanted = ScanOptions(top_k=top_k, **chosen)
-    told_on_terminal = format == options.Format.TEXT and output is None and console.on_terminal
     statuses: list[Exit] = []
     with keeping(statuses, console), open_if_any(registry) as opened:
         if opened is not None:
@@ -89,11 +88,12 @@ def command(
         with writing(report_view(), format, output, console) as writer:
             for report in _reports(opened, paths, wanted, console, null=null):
                 statuses.append(of_report(report, Confidence(fail_on)))
-                if report.error is not None and not told_on_terminal:
+                if report.error is not None:
                     console.error(report.error)
                 _hand_out(report, writer, statuses, last=len(statuses) == len(paths) and STANDARD not in paths)
     if not statuses:
         console.warning("the list of paths is empty: nothing was scanned")
+        statuses.append(Exit.INCONCLUSIVE)
     return strongest(statuses)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from cli.render.layout import EachText
@@ -40,13 +41,13 @@ COLUMNS: Final = (
 )
 
 
-def report_view(schema: str = SCAN_SCHEMA) -> View[Report]:
-    """How reports are shown; ``schema`` tells a scan from a comparison."""
+def report_view(schema: str = SCAN_SCHEMA, against: str | None = None) -> View[Report]:
+    """How reports are shown; ``schema`` tells a scan from a comparison, ``against`` what was compared with."""
     return View(
         to_object=lambda report: report.to_json(schema),
         columns=COLUMNS,
         to_rows=_rows,
-        to_text=lambda look: EachText(report_text, look),
+        to_text=lambda look: EachText(partial(report_text, against=against), look),
     )
 
 

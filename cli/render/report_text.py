@@ -66,22 +66,25 @@ _SHOWN_COMPONENTS: Final = 5
 _SHOWN_PARTS: Final = 8
 
 
-def report_text(report: Report, look: Look) -> str:
-    """The whole report, ending in a line break."""
+def report_text(report: Report, look: Look, against: str | None = None) -> str:
+    """The whole report, ending in a line break; ``against`` is what a comparison without a registry compared with.
+
+    What is wrong with a suspect is not in it: that is said on standard error.
+    """
     lines = [look.styled(printable(report.suspect.path), bold=True), _headline(report, look)]
     if report.verdict is Verdict.ERROR:
-        lines += fields([("What is wrong", report.error or "unknown"), *_notes(report)], look)
+        lines += fields(_notes(report), look)
         return "\n".join(lines) + "\n"
     lines.append("")
     if report.matches:
         lines += _match_lines(report.matches[0], report, look)
         lines += _other_matches(report, look)
     else:
-        lines += fields([("Why", _why_not(report))], look)
+        lines += fields([("Why", _why_not(report, against))], look)
         lines += fields([("Would be found", report.power.detectable)], look)
     lines += _mixture_lines(report.mixture, look)
     lines += fields([*(("Not tested", one) for one in report.power.not_tested), *_notes(report)], look)
-    lines += fields([("Scanned", _scanned(report))], look)
+    lines += fields([("Scanned", _scanned(report, against))], look)
     return "\n".join(_one_empty_line(lines)) + "\n"
 
 
@@ -156,7 +159,10 @@ def _why(match: Match) -> str:
 
 def _what_it_is_not(match: Match) -> str:
     note = match.note.rstrip(".")
-    sentence = f"{note[:1].upper()}{note[1:]}. " if note else ""
+    named = note.startswith((match.model, *match.aliases, match.explained_by or match.model))
+    if note.split(" ")[0].isalpha() and not named:  # names of models and tensors are written as they are
+        note = note[:1].upper() + note[1:]
+    sentence = f"{note}. " if note else ""
     if match.link is Link.SIBLING or match.declared_base:
         return f"No accusation. {sentence}".strip()
     if match.link is Link.SHARED_COMPONENT:
@@ -240,7 +246,11 @@ def _models_in_layers(mixture: Mixture) -> set[str]:
     return {model for weights in mixture.layers.values() for model in weights}
 
 
-def _why_not(report: Report) -> str:
+def _why_not(report: Report, against: str | None) -> str:
+    if against is not None:
+        if report.verdict is Verdict.NO_MATCH:
+            return f"no weights are shared with {_short(against)}, as far as these tests see."
+        return f"nothing matched {_short(against)}, but that clears nothing: see the notes."
     models = report.registry.models
     if report.verdict is Verdict.NO_MATCH:
         return (
@@ -260,7 +270,7 @@ def _notes(report: Report) -> list[tuple[str, str]]:
     return [("Note", note) for note in report.notes]
 
 
-def _scanned(report: Report) -> str:
+def _scanned(report: Report, against: str | None) -> str:
     suspect = report.suspect
     parts = [
         suspect.format,
@@ -273,7 +283,8 @@ def _scanned(report: Report) -> str:
     if suspect.depth:
         parts.append(f"depth {suspect.depth}")
     text = ", ".join(part for part in parts if part)
-    return f"{text}; against {counted(report.registry.models, 'model')} in {duration(report.seconds)}"
+    others = counted(report.registry.models, "model") if against is None else _short(against)
+    return f"{text}; against {others} in {duration(report.seconds)}"
 
 
 def _one_empty_line(lines: list[str]) -> list[str]:

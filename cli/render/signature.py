@@ -132,10 +132,11 @@ def _text(shown: Shown, look: Look) -> str:
     parts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in _held(shown).items() if number)
     left = ", ".join(f"{number:,} {name}" for name, number in signature.left_out.items())
     source = [held.format, counted(held.files, "file"), file_size(held.stored_bytes), "+".join(held.dtypes)]
+    layers = [counted(number, "layer")] if (number := _layers(shown)) else []
     lines += fields(
         [
             ("Weights", f"{magnitude(record.parameters)} parameters in {counted(record.tensors, 'tensor')}"),
-            ("", f"{counted(_layers(shown), 'layer')}; {', '.join(source)}"),
+            ("", "; ".join([*layers, ", ".join(source)])),
             ("Not whole", "" if held.complete else "parts of the checkpoint were absent when it was measured"),
             ("Signature", f"{signature.identity}"),
             ("", f"{file_size(shown.bytes)}, made {moment(signature.created)} by {signature.tool}, depth {held.depth}"),

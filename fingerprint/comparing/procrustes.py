@@ -1,0 +1,211 @@
+"""Matching two layers in their own frames: descriptors start it, orthogonal Procrustes and joint matching finish it.
+
+Two self frames agree only up to an orthogonal matrix. Descriptors that no rotation changes propose partners; the matrix
+that carries those onto each other is the polar factor of their products (Schoenemann 1966); in the common frame the
+joint score of gate, up and down proposes better partners; and so on. All of it is blind to the coins: descriptors are,
+and where up and down enter the matrix, each pair is given the sign that they have in common, so that flipping neurons
+of the registered model changes no step. Half of the neurons are fitted; what is measured of the others owes nothing to
+the fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fingerprint.comparing.coins import NeuronMatch
+from fingerprint.vectors import unit_rows
+from fingerprint.vocabulary import Frame
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fingerprint.records import NeuronSample
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+_FIRST_STEPS: Final = 5
+_MOST_STEPS: Final = 30
+_DESCRIBED_STEPS: Final = 8
+"""Steps in which descriptors still count beside coordinates, less and less."""
+_DESCRIBED: Final = 0.1
+_FOLLOWED: Final = 4
+"""Layers of the suspect that are followed to the end for each registered one: those best after the first steps."""
+_FEWEST: Final = 32
+"""Neurons below which two layers are not aligned: a frame has 48 directions, which few neurons would fit anyhow."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelfMatch:
+    """Partners of one registered MLP's neurons in one MLP of the suspect, each in its self frame.
+
+    ``match`` is that of all neurons; ``held_out`` (m,) marks those that took no part in the fit; ``rotation`` (w, w)
+    turns the suspect's coordinates into the registered ones.
+    """
+
+    match: NeuronMatch
+    held_out: Bools
+    rotation: Float32
+
+    @property
+    def score(self) -> float:
+        """Mean score of the neurons held out: how well the two layers match, blind to the coins."""
+        return float(self.match.scores[self.held_out].mean())
+
+    @property
+    def concordance(self) -> float:
+        """Share of concordant neurons among those held out."""
+        return float(self.match.concordant[self.held_out].mean())
+
+
+def match_self_frames(registered: Sequence[NeuronSample], suspect: Sequence[NeuronSample]) -> list[SelfMatch]:
+    """For every registered MLP in the self frame the suspect's MLP with the best score; blind to the coins."""
+    theirs = [(at, _Layer(sample)) for at, sample in enumerate(suspect) if sample.frame == Frame.SELF]
+    found = []
+    for at, sample in enumerate(registered):
+        if sample.frame != Frame.SELF:
+            continue
+        ours = _Layer(sample)
+        climbs = [(where, _Climb(ours, other, margin=False)) for where, other in theirs if ours.fits(other)]
+        for _, climb in climbs:
+            climb.run(_FIRST_STEPS)
+        climbs.sort(key=lambda one: -one[1].score)
+        followed = climbs[:_FOLLOWED]
+        followed += [(where, _Climb(ours, climb.suspect, margin=True)) for where, climb in followed]
+        for _, climb in followed:
+            climb.run(_MOST_STEPS)
+        if followed:
+            where, best = max(followed, key=lambda one: one[1].score)
+            found.append(best.match(at, where))
+    return found
+
+
+class _Layer:
+    """One sample's unit rows and descriptors."""
+
+    def __init__(self, sample: NeuronSample) -> None:
+        self.sample = sample
+        self.gate, self.down = unit_rows(sample.gate), unit_rows(sample.down)
+        self.up = None if sample.up is None else unit_rows(sample.up)
+        described = sample.descriptors
+        self.descriptors = np.zeros((len(self.gate), 0), np.float32) if described is None else described
+
+    def fits(self, other: _Layer) -> bool:
+        """Whether two layers can be aligned at all."""
+        return (
+            (self.up is None) == (other.up is None)
+            and self.descriptors.shape[1] == other.descriptors.shape[1] > 0
+            and self.gate.shape[1] == other.gate.shape[1]
+            and min(len(self.gate), len(other.gate)) >= _FEWEST
+        )
+
+
+class _Climb:
+    """One attempt to align two layers, step by step. ``margin``: descriptors propose by how clearly they prefer."""
+
+    def __init__(self, registered: _Layer, suspect: _Layer, *, margin: bool) -> None:
+        self.registered, self.suspect = registered, suspect
+        rows = np.arange(len(registered.gate))
+        self._fit, self._held = rows % 2 == 0, rows % 2 == 1
+        self._costs = _distances(registered.descriptors, suspect.descriptors)
+        self._steps = 0
+        self._ended = False
+        fitted = self._costs[self._fit]
+        self._partners = fitted.argmin(axis=1)
+        nearest = fitted.min(axis=1)
+        if margin:
+            second = np.partition(fitted, 1, axis=1)[:, 1]
+            weights = 1.0 - nearest / np.maximum(second, 1e-9)
+        else:
+            weights = np.exp(-nearest)
+        self.rotation = self._rotation(self._partners, weights, None)
+
+    def run(self, steps: int) -> None:
+        """Take steps until ``steps`` have been taken or nothing changes any more."""
+        while self._steps < steps and not self._ended:
+            self._step()
+
+    def _step(self) -> None:
+        by_gate, by_rest = self._cosines(self._fit)
+        scores = self._joined(by_gate, by_rest)
+        if self._steps < _DESCRIBED_STEPS:
+            scores -= _DESCRIBED * (1.0 - self._steps / _DESCRIBED_STEPS) * self._costs[self._fit]
+        partners = scores.argmax(axis=1)
+        rows = np.arange(len(partners))
+        weights = np.clip(scores[rows, partners], 0.0, None) ** 2
+        weights[scores.argmax(axis=0)[partners] != rows] = 0.0  # only pairs that prefer each other
+        self._ended = self._steps >= _DESCRIBED_STEPS and bool(np.array_equal(partners, self._partners))
+        self._partners = partners
+        self._steps += 1
+        if not self._ended:
+            self.rotation = self._rotation(partners, weights, by_rest[rows, partners])
+
+    def _rotation(self, partners: Int64, weights: Float32, rest: Float32 | None) -> Float32:
+        """The orthogonal matrix that carries the weighted partners onto the fitted neurons."""
+        ours, theirs = self.registered, self.suspect
+        chosen = weights > 0
+        at, to, by = np.flatnonzero(self._fit)[chosen], partners[chosen], weights[chosen].astype(np.float32)[:, None]
+        product = (theirs.gate[to] * by).T @ ours.gate[at]
+        if ours.up is None or theirs.up is None:
+            product = product + (theirs.down[to] * by).T @ ours.down[at]
+        elif rest is not None:
+            by = by * np.sign(rest[chosen])[:, None]
+            product = product + (theirs.up[to] * by).T @ ours.up[at] + (theirs.down[to] * by).T @ ours.down[at]
+        left, _, right = np.linalg.svd(product.astype(np.float64))
+        turn: Float32 = (left @ right).astype(np.float32)
+        return turn
+
+    def _cosines(self, rows: Bools) -> tuple[Float32, Float32]:
+        """Of the registered neurons ``rows`` with all of the suspect's: by gate, and by up and down together."""
+        ours, theirs = self.registered, self.suspect
+        by_gate = ours.gate[rows] @ (theirs.gate @ self.rotation).T
+        by_rest = ours.down[rows] @ (theirs.down @ self.rotation).T
+        if ours.up is not None and theirs.up is not None:
+            by_rest += ours.up[rows] @ (theirs.up @ self.rotation).T
+        return by_gate, by_rest
+
+    def _joined(self, by_gate: Float32, by_rest: Float32) -> Float32:
+        """Scores of pairs, at most 1."""
+        if self.registered.up is None:
+            return (by_gate + by_rest) / np.float32(2.0)
+        return (by_gate + np.abs(by_rest)) / np.float32(3.0)
+
+    @property
+    def score(self) -> float:
+        """Mean score of the neurons held out, with their best partners."""
+        return float(self._joined(*self._cosines(self._held)).max(axis=1).mean())
+
+    def match(self, registered: int, suspect: int) -> SelfMatch:
+        """The outcome; the two numbers are positions in the fingerprints' lists of samples."""
+        by_gate, by_rest = self._cosines(self._fit | self._held)
+        gated = self.registered.up is not None
+        total = self._joined(by_gate, by_rest)
+        partners = total.argmax(axis=1)
+        rows = np.arange(len(total))
+        best = np.abs(by_rest) if gated else by_rest
+        scores = np.clip(total[rows, partners].astype(np.float64), 0.0, 1.0)
+        good = scores > 0.5
+        moved = self.registered.sample.indices[good] != self.suspect.sample.indices[partners[good]]
+        found = NeuronMatch(
+            registered=registered,
+            suspect=suspect,
+            partners=partners.astype(np.int64),
+            scores=scores,
+            coins=np.sign(by_rest[rows, partners]).astype(np.float64) if gated else np.zeros(len(rows)),
+            concordant=by_gate.argmax(axis=1) == best.argmax(axis=1),
+            moved=float(moved.mean()) if good.any() else 0.0,
+        )
+        return SelfMatch(found, self._held, self.rotation)
+
+
+def _distances(ours: Float32, theirs: Float32) -> Float32:
+    """Mean squared differences of descriptors: (m, n)."""
+    squares = np.einsum("ij,ij->i", ours, ours)[:, None] + np.einsum("ij,ij->i", theirs, theirs)
+    distances: Float32 = np.maximum(squares - 2.0 * (ours @ theirs.T), 0.0) / np.float32(ours.shape[1])
+    return distances

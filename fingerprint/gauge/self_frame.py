@@ -1,0 +1,81 @@
+"""The self frame: an MLP's neurons in the leading directions of its own gate matrix, needing no embeddings.
+
+Rotating the residual stream turns these directions with it, and training mixes them among themselves, so that two such
+frames agree only up to an orthogonal matrix, which ``comparing.procrustes`` finds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fingerprint.gauge.descriptors import neuron_descriptors
+from fingerprint.vectors import unit_rows
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+SELF_WIDTH: Final = 48
+"""Directions that are kept."""
+SELF_NEURONS: Final = 256
+"""Neurons of a layer that are kept of a registered model: those of largest gate norm."""
+SELF_REFERENCE: Final = 1024
+"""Neurons of a layer, those of largest gate norm, that the frame and the descriptors are computed from."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelfCoordinates:
+    """Neurons of one MLP in its self frame: ``gate``, ``up`` (None if ungated) and ``down`` are (n, width) unit rows.
+
+    ``descriptors`` are those of ``neuron_descriptors``. All float32.
+    """
+
+    gate: Float32
+    up: Float32 | None
+    down: Float32
+    descriptors: Float32
+
+
+def self_coordinates(
+    gate: Float32, up: Float32 | None, down: Float32, bias: Float32 | None = None, *, width: int = SELF_WIDTH
+) -> SelfCoordinates:
+    """Coordinates of all neurons given in the ``width`` leading right singular directions of the centred gate.
+
+    ``gate``, ``up`` and ``down`` (n, residual width) are folded and finite. Directions that the rank does not reach are
+    0. The mean neuron is taken out of the gate: all neurons of a layer, and all models, may share it.
+    """
+    gate, down = _scaled(gate), _scaled(down)
+    up = None if up is None else _scaled(up)
+    centred = gate - gate.mean(axis=0)
+    frame = _leading(centred, width)
+    return SelfCoordinates(
+        gate=unit_rows(centred @ frame),
+        up=None if up is None else unit_rows(up @ frame),
+        down=unit_rows(down @ frame),
+        descriptors=neuron_descriptors(gate, up, down, bias),
+    )
+
+
+def _leading(rows: Float32, width: int) -> Float32:
+    """The leading right singular directions: (columns, width), orthonormal or 0."""
+    wide = rows.astype(np.float64)
+    count, size = wide.shape
+    turned = count < size
+    values, vectors = np.linalg.eigh(wide @ wide.T if turned else wide.T @ wide)
+    chosen = np.argsort(-values, kind="stable")[:width]
+    chosen = chosen[values[chosen] > 1e-9 * max(float(values.max(initial=0.0)), 0.0)]
+    directions = vectors[:, chosen]
+    if turned:
+        directions = wide.T @ directions / np.sqrt(values[chosen])
+    frame = np.zeros((size, width), np.float32)
+    frame[:, : chosen.size] = directions
+    return frame
+
+
+def _scaled(rows: Float32) -> Float32:
+    """The matrix over its largest entry."""
+    largest = np.float32(np.abs(rows).max(initial=0.0))
+    return rows / largest if largest > 0 else rows

@@ -1,0 +1,25 @@
+"""Norms and unit rows that neither overflow nor vanish, whatever the scale of the numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
+Float64 = NDArray[np.float64]
+
+
+def unit_rows(rows: Float32) -> Float32:
+    """Unit rows, 0 for those that are 0; by their largest entries first, so that no square overflows or vanishes."""
+    largest = np.abs(rows).max(axis=-1, keepdims=True, initial=0.0)
+    scaled = np.divide(rows, largest, out=np.zeros_like(rows), where=largest > 0)
+    norms = np.linalg.norm(scaled, axis=-1, keepdims=True)
+    units: Float32 = np.divide(scaled, norms, out=scaled, where=norms > 0)
+    return units
+
+
+def row_norms(rows: Float32) -> Float64:
+    """Euclidean norms of the rows as shares of the largest entry of all: (n,), 0 if all are 0."""
+    largest = float(np.abs(rows).max(initial=0.0))
+    norms: Float64 = np.linalg.norm(rows.astype(np.float64) / (largest or 1.0), axis=-1)
+    return norms

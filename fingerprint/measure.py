@@ -15,7 +15,7 @@ from fingerprint.content import LATTICE_TILE, SLICE_SAMPLES, is_analytic, lattic
 from fingerprint.digest import TensorDigester
 from fingerprint.dtypes import Kind, to_float32
 from fingerprint.records import TensorStatistics
-from fingerprint.signs import Stream, sample_indices
+from fingerprint.signs import Stream, bits, sample_indices
 from fingerprint.sketch import MatrixSketch, MatrixSketcher
 from fingerprint.tensors import Transposed, element_count, read_rows
 from fingerprint.vocabulary import Content
@@ -33,6 +33,10 @@ BLOCK_ELEMENTS: Final = 1 << 18
 """Elements per block of the pass: 1 MB in float32, so that a block stays in the cache while it is used."""
 BLOCK_ROWS: Final = 1 << 15
 """Most rows of a block, however few columns: each takes a row of signs."""
+_CEILING_MEDIANS: Final = 6.0
+"""Four standard deviations of a Gaussian: one element in 16,000 lies beyond."""
+_CEILING_ROWS: Final = 32
+_CEILING_RUN: Final = 256
 TRANSPOSED_BLOCK_ELEMENTS: Final = 1 << 24
 """Larger where every block has to gather columns of the whole source."""
 MOST_SKETCHED_AXIS: Final = 1 << 22
@@ -107,6 +111,7 @@ def _measure(view: TensorView, parameters: Parameters, *, casts: bool, norms: bo
     probe = _Probe(rows, columns, parameters) if wants_sketch else None
     slice_norms = _SliceNorms(rows, columns) if norms and wants_sketch else None
     roughness = _Roughness()
+    ceiling = _ceiling(view, parameters) if wants_sketch else math.inf
 
     for start, first, native in row_blocks(view):
         flat = native.reshape(-1)
@@ -119,7 +124,7 @@ def _measure(view: TensorView, parameters: Parameters, *, casts: bool, norms: bo
             cast_digesters[name].update(_rounded(flat, dtype))
         block = moments.add(block)
         if sketcher is not None and probe is not None:
-            sketcher.update(start, block, first)
+            sketcher.update(start, _within(block, ceiling), first)
             probe.add(start, first, block)
         if slice_norms is not None:
             slice_norms.add(start, first, block, precise=moments.extreme)
@@ -130,7 +135,7 @@ def _measure(view: TensorView, parameters: Parameters, *, casts: bool, norms: bo
     content = _content(view, statistics, probe, moments.constant, wants_sketch)
     sketch = sketcher.finish() if sketcher is not None and content is Content.WEIGHTS else None
     if sketch is not None:
-        content = _content_of_sketch(sketch, moments.energy)
+        content = _content_of_sketch(sketch, min(moments.energy, rows * columns * ceiling**2))
         sketch = sketch if content is Content.WEIGHTS else None
     if content is Content.VECTOR and roughness.is_smooth(statistics.deviation):
         content = Content.ANALYTIC
@@ -143,6 +148,33 @@ def _measure(view: TensorView, parameters: Parameters, *, casts: bool, norms: bo
         row_norms=slice_norms.rows if slice_norms is not None else None,
         column_norms=slice_norms.columns if slice_norms is not None else None,
     )
+
+
+def _ceiling(view: TensorView, parameters: Parameters) -> float:
+    """The magnitude to which elements are cut for the sketches: a multiple of the median of some that are not zero.
+
+    A few huge entries or dead neurons, which cost a network nothing, would otherwise be all that a sketch sees.
+    """
+    source = view.source if isinstance(view, Transposed) else view
+    rows, columns = matrix_shape(source.shape)
+    length = min(columns, _CEILING_RUN)
+    places = bits(parameters.seed, Stream.PROBE, 0, _CEILING_ROWS) % np.uint64(columns - length + 1)
+    sampled = [
+        np.abs(_clean(source.read(row * columns + int(first), row * columns + int(first) + length)))
+        for row, first in zip(
+            sample_indices(parameters.seed, Stream.PROBE, rows, _CEILING_ROWS).tolist(), places, strict=False
+        )
+    ]
+    magnitudes = np.concatenate(sampled)
+    present = magnitudes[magnitudes > 0]
+    return _CEILING_MEDIANS * float(np.median(present)) if present.size else math.inf
+
+
+def _within(block: Float32, ceiling: float) -> Float32:
+    if not math.isfinite(ceiling):
+        return block
+    limit = np.float32(ceiling)
+    return np.clip(block, -limit, limit)
 
 
 def measure_digest(view: TensorView, parameters: Parameters) -> bytes:

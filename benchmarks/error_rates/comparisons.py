@@ -33,7 +33,7 @@ SKETCH_ALL = "sketch, all tensor pairs"
 SKETCH_MAX = "sketch, largest of a model"
 
 OTHER = "other recipes"
-OTHER_PAIRS = 2000
+OTHER_PAIRS = 1000
 PROGRESS = 500
 _STEP = 0.001
 _log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def collect(pairs: Iterable[tuple[str, Model, Model]], procedures: Procedures) -
     samples: Samples = {}
 
     def add(test: str, stratum: str, registered: Model, suspect: Model, log10_p: NDArray[np.float64]) -> None:
-        samples.setdefault((test, stratum), Sample()).add(registered.id, suspect.id, log10_p)
+        samples.setdefault((test, stratum), Sample()).add(registered.root, suspect.root, log10_p)
 
     for done, (stratum, registered, suspect) in enumerate(pairs):
         if done % PROGRESS == 0:

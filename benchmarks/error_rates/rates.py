@@ -1,7 +1,8 @@
-"""Shares of small p-values, their bootstrap by model, and whether "at most alpha" is rejected."""
+"""Shares of small p-values, their bootstrap by root of the models, and whether "at most alpha" is rejected."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,9 @@ class Sample:
     """Uncorrected p-values of one test in one stratum.
 
     Each entry of ``log10_p`` is an array of the comparisons between the registered and the suspect model of the same
-    place in ``registered`` and ``suspect`` (names). ``replicates``: the entries are independent draws from the null,
-    whatever the models, so the bootstrap draws entries instead of models.
+    place in ``registered`` and ``suspect`` (the names of their roots: a model and its fine-tune have the same coins and
+    nearly the same rows, and are no two draws). ``replicates``: the entries are independent draws from the null,
+    whatever the models, so the bootstrap draws entries instead of roots.
     """
 
     registered: list[str] = field(default_factory=list)
@@ -45,6 +47,12 @@ class Sample:
         """Number of p-values."""
         return sum(one.size for one in self.log10_p)
 
+    @property
+    def distinct_share(self) -> float:
+        """Distinct pairs of roots among the entries; 1 for replicates."""
+        pairs = set(zip(self.registered, self.suspect, strict=True))
+        return 1.0 if self.replicates or not pairs else len(pairs) / len(self.log10_p)
+
     def values(self) -> NDArray[np.float64]:
         """All p-values (log10), in one array."""
         return np.concatenate(self.log10_p) if self.log10_p else np.zeros(0)
@@ -52,10 +60,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Share of comparisons with p <= alpha; its 95% interval by bootstrap over models (or replicates).
+    """Share of comparisons with p <= alpha; its 95% interval by bootstrap over roots (or replicates).
 
     ``rejected``: "at most alpha" is refuted, by the bootstrap's lower bound and by the binomial law together, each at
-    level .001. The bootstrap knows that comparisons of one model go together, the binomial how few hits there are.
+    level .001. The bootstrap knows that comparisons of one root go together, the binomial how few hits there are; it
+    counts the comparisons of one pair of roots as often as one pair of models has them.
     """
 
     alpha: float
@@ -78,7 +87,9 @@ def rates(sample: Sample, seed: int = 0) -> list[Rate]:
         count = sum(small)
         low, high = np.quantile(shares, [0.025, 0.975])
         least = float(np.quantile(shares, REJECTS_AT))
-        unlikely = float(binom.sf(count - 1, sample.comparisons, alpha)) < REJECTS_AT
+        distinct = sample.distinct_share
+        expected = round(sample.comparisons * distinct)
+        unlikely = float(binom.sf(math.ceil(count * distinct) - 1, expected, alpha)) < REJECTS_AT
         found.append(
             Rate(
                 alpha,

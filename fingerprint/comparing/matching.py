@@ -286,8 +286,8 @@ def _by_digest(
             continue
         ours, kind = min(options, key=lambda one: _digest_preference(registered[one[0]], tensor, one[1]))
         row, column = row_of.get(position), column_of.get(ours)
-        # The sketch of a kernel with height and width exchanged is another one.
-        if row is None or column is None or (turned and len(tensor.shape) > 2):
+        # Equal contents may have another shape, so that their sketches differ.
+        if kind == EXACT or row is None or column is None or tensor.elements != registered[ours].elements:
             found[position] = TensorMatch(ours, position, turned, kind, _EQUAL)
         else:
             difference = _difference(cosines, row, column, transposed=turned)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fingerprint.comparing.matching import EXACT
 from fingerprint.dtypes import DTYPES
 from fingerprint.measure import matrix_shape
 from fingerprint.vocabulary import Content, Role
@@ -93,17 +94,22 @@ class Change:
     @cached_property
     def cast_share(self) -> float:
         """Share of matched elements whose digests agree only after rounding to a narrower type."""
-        return self.mean([float(match.digest not in {"", "exact"}) for match in self.matrices])
+        return self.mean([float(match.digest not in {"", EXACT}) for match in self.matrices])
 
     @cached_property
     def exact_share(self) -> float:
-        """Share of matched elements with equal digests."""
-        return self.mean([float(match.digest == "exact") for match in self.matrices])
+        """Share of matched elements with equal digests; of all tensors where no weight matrix is matched."""
+        if self.matrices:
+            return self.mean([float(match.digest == EXACT) for match in self.matrices])
+        matches = self.comparison.matches
+        total = sum(self.theirs[match.suspect].elements for match in matches)
+        equal = sum(self.theirs[match.suspect].elements for match in matches if match.digest == EXACT)
+        return equal / total if total else 0.0
 
     @cached_property
     def cast_types(self) -> tuple[str, ...]:
         """The narrower types, most frequent first."""
-        kinds = Counter(match.digest for match in self.matrices if match.digest not in {"", "exact"})
+        kinds = Counter(match.digest for match in self.matrices if match.digest not in {"", EXACT})
         return tuple(kind for kind, _ in kinds.most_common())
 
     @cached_property
@@ -148,14 +154,43 @@ class Change:
     @cached_property
     def whiteness(self) -> float:
         """Mean of ``whiteness`` over the differences of the matched matrices; 0 without any difference."""
+        return self._whiteness(scaled=False)
+
+    @cached_property
+    def residual_whiteness(self) -> float:
+        """The same over what the least-squares factor of each matrix leaves."""
+        return self._whiteness(scaled=True)
+
+    def _whiteness(self, *, scaled: bool) -> float:
         ratios = []
         for match in self.matrices:
             ours, theirs = self.ours[match.registered].sketch, self.theirs[match.suspect].sketch
             if ours is None or theirs is None or match.change < _FLOOR:
                 continue
-            difference = (theirs.T if match.transposed else theirs).astype(np.float64) - ours.astype(np.float64)
+            factor = match.scale if scaled else 1.0
+            difference = (theirs.T if match.transposed else theirs).astype(np.float64) - factor * ours.astype(
+                np.float64
+            )
             ratios.append(whiteness(difference, self.ours[match.registered].shape))
         return float(np.mean(ratios)) if ratios else 0.0
+
+    @cached_property
+    def counts(self) -> tuple[float, float]:
+        """Shares of the matrices, by number, that are matched: of the suspect's and of the registered model's."""
+        theirs = {match.suspect for match in self.comparison.matches}
+        ours = {match.registered for match in self.comparison.matches}
+
+        def share(tensors: Sequence[TensorRecord], matched: set[int]) -> float:
+            matrices = {position for position, tensor in enumerate(tensors) if tensor.sketch is not None}
+            return len(matrices & matched) / len(matrices) if matrices else 1.0
+
+        return share(self.theirs, theirs), share(self.ours, ours)
+
+    @cached_property
+    def resized(self) -> tuple[float, float]:
+        """Shares of matched elements in matrices that are smaller, and that are larger, than the registered ones."""
+        pairs = [(self.theirs[match.suspect].elements, self.ours[match.registered].elements) for match in self.matrices]
+        return self.mean([float(a < b) for a, b in pairs]), self.mean([float(a > b) for a, b in pairs])
 
     @cached_property
     def rescaled_share(self) -> float:
@@ -234,5 +269,7 @@ def whiteness(sketch: Float64, shape: tuple[int, ...]) -> float:
     .93 to 1.03, those of training at .4 to .8.
     """
     squares = np.linalg.svd(sketch, compute_uv=False) ** 2
+    if not squares.any():
+        return 0.0
     rows, columns = matrix_shape(shape)
     return float(squares.sum() ** 2 / np.sum(squares**2)) * (2.0 / len(sketch) + 1.0 / rows + 1.0 / columns)

@@ -28,6 +28,7 @@ _EVEN: Final = 0.2
 _FEWER_NEURONS: Final = 0.05
 _MOVED: Final = 0.3
 _RESCALED: Final = 0.5
+_RESIZED: Final = 0.5
 _MISSING: Final = 0.03
 """Share of the registered weights whose absence makes a suspect a part: converters drop poolers and unused heads."""
 
@@ -50,20 +51,23 @@ def describe(change: Change, *, merged: bool) -> Description:
         (Relation.PRUNED, _pruned_depth(change)),
         (Relation.PARTIAL, _partial(change)),
         (Relation.DTYPE_CAST, change.cast_share > 0.5),
-        (Relation.PRUNED, change.narrowed >= _FEWER_NEURONS or _sparsified(change)),
+        (Relation.PRUNED, change.narrowed >= _FEWER_NEURONS or _sparsified(change) or change.resized[0] > _RESIZED),
         (Relation.QUANTISED, change.grid_share >= _ON_GRID),
         (Relation.REWRITTEN, change.rescaled_share > _RESCALED),
         (Relation.QUANTISED, _released(change)),
         (Relation.NOISED, _noised(change)),
         (Relation.CONTINUED_TRAINING, change.amount >= SMALL_CHANGE),
-        (Relation.EXTENDED, _extended(change)),
+        (
+            Relation.EXTENDED,
+            _extended(change) or change.resized[1] > _RESIZED or (_has_more(change) and not _partial(change)),
+        ),
         (Relation.FINE_TUNED, change.amount > NO_CHANGE),
         (Relation.REWRITTEN, change.moved_neurons > _MOVED),
-        (Relation.REFORMATTED, bool(undone) or change.comparison.suspect_coverage < WHOLE),
+        (Relation.REFORMATTED, change.exact_share > WHOLE and (bool(undone) or _has_more(change))),
     ):
         if applies:
             return Description(relation, tuple(undone))
-    return Description(Relation.IDENTICAL if change.matrices or change.comparison.matches else Relation.UNCLEAR, ())
+    return Description(Relation.IDENTICAL if change.exact_share > WHOLE else Relation.UNCLEAR, ())
 
 
 def _undone(change: Change) -> list[str]:
@@ -98,6 +102,9 @@ def _undone(change: Change) -> list[str]:
     found += [f"cast-to-{kind.lower()}" for kind in change.cast_types[:1]]
     if _extended(change):
         found.append("extended")
+    if _has_more(change):
+        found.append("tensors-added")
+    found += [name for name, share in zip(("cut", "padded"), change.resized, strict=True) if share > _RESIZED]
     return found
 
 
@@ -160,6 +167,11 @@ def _reordered_layers(change: Change) -> bool:
     """Registered layers in another order than the suspect's own numbers say, each of them at most once."""
     order = list(layer_map(change.matrices, change.ours, change.theirs).values())
     return len(set(order)) == len(order) and order != sorted(order)
+
+
+def _has_more(change: Change) -> bool:
+    """Weights beside those that correspond to registered ones."""
+    return change.comparison.suspect_coverage < 1 - _MISSING
 
 
 def _extended(change: Change) -> bool:

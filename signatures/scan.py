@@ -311,8 +311,9 @@ def _power(suspect: Fingerprint, *, weights_at_hand: bool) -> Power:
     missing.append("gauge: permuted or rotated residual streams are not undone")
     smallest = min((tensor.elements for tensor in matrices), default=0)
     detectable = (
-        f"a copy of any registered matrix with a cosine of about .4 or more to one of {len(matrices)} matrices here "
-        f"(smallest: {smallest:,} elements), if its residual stream was neither permuted nor rotated"
+        f"a registered model whose matrices are among the {len(matrices)} here (smallest: {smallest:,} elements), if "
+        "they kept a cosine of .5 or more to it in one matrix along an axis of hidden units (.8 for the few tensors of "
+        "tokens or features alone), and its residual stream was neither permuted nor rotated"
         if matrices
         else "exact copies of single tensors only"
     )

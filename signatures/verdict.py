@@ -33,6 +33,15 @@ TRAINED_SIMILARITY: Final = 0.75
 """Two trainings of one initialisation keep less of each other than this (.46 and .54 measured on small models), while
 continued training keeps the registered weights in full (1.03 to 1.05, .80 to .82)."""
 _SPARSE: Final = 0.15
+_ENOUGH_MATRICES: Final = 4
+_KEPT: Final = 0.1
+"""Share of equal contents that no two trainings have in common."""
+_WHOLE_MODEL: Final = 0.9
+_FEW_MATRICES: Final = 1 / 3
+_NEURONS_AGREE: Final = 0.35
+_NOISE: Final = 0.88
+"""Whiteness of what is left beside the registered weights from which it is noise: two trainings of one initialisation
+came out at up to .79, noise of any size at .93 or more."""
 _SAME_WEIGHTS: Final = 0.995
 """Share of equal contents from which the suspect is the registered model, not a sibling of it."""
 _RELATED_DELTA: Final = 0.6
@@ -107,7 +116,7 @@ def decide_links(findings: Sequence[Finding], cover: Cover | None, bases: Sequen
         in_merge = index in needed and together >= HALF
         if in_merge:
             continue
-        if finding.comparison.suspect_coverage < HALF:
+        if _is_component(finding):
             _set(finding, Link.SHARED_COMPONENT, f"{_shared_part(finding)} is shared; the rest is not")
         elif _same_initialisation(finding):
             _set(finding, Link.SAME_INITIALISATION, "alike as two trainings from one initialisation are")
@@ -120,6 +129,16 @@ def decide_links(findings: Sequence[Finding], cover: Cover | None, bases: Sequen
                     f"{base.model.name} explains it: beyond what both share with that model, "
                     "they have nothing in common that was measured"
                 )
+
+
+def _is_component(finding: Finding) -> bool:
+    """Less than half of the suspect, or only few of its many matrices; and not all of the registered model."""
+    comparison = finding.comparison
+    of_suspect, of_registered = finding.change.counts
+    if min(comparison.registered_coverage, of_registered) >= _WHOLE_MODEL:
+        return False
+    through_neurons = any(match.concordance >= _NEURONS_AGREE for match in comparison.neurons)
+    return comparison.suspect_coverage < HALF or (of_suspect < _FEW_MATRICES and not through_neurons)
 
 
 def _set(finding: Finding, link: Link, note: str) -> None:
@@ -150,7 +169,12 @@ def _shared_part(finding: Finding) -> str:
 def _same_initialisation(finding: Finding) -> bool:
     """Alike in bulk, but little of the registered weights is kept, and nothing else accounts for the loss."""
     change = finding.change
-    if change.exact_share + change.cast_share > HALF or change.added_zeros >= _SPARSE:
+    if change.exact_share + change.cast_share > _KEPT or change.added_zeros >= _SPARSE:
+        return False
+    if not change.matrices:
+        neurons = finding.comparison.neurons
+        return bool(neurons) and all(match.concordance < _NEURONS_AGREE for match in neurons)
+    if change.residual_whiteness >= _NOISE and change.changed >= _ENOUGH_MATRICES:
         return False
     return finding.comparison.similarity < TRAINED_SIMILARITY and abs(change.scale) < TRAINED_SCALE
 

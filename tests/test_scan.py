@@ -221,6 +221,58 @@ def test_rescaled_weights_are_found_and_said(registry: Registry, tmp_path: Path,
     assert "rescaled" in first.undone
 
 
+def test_a_copy_among_other_weights_is_an_accusation(registry: Registry, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    padding = {f"g{i}": rng.normal(scale=0.02, size=(400, 400)).astype(np.float32) for i in range(4)}
+    report = scan(registry, {**model(2), **padding}, tmp_path)
+    first = report.matches[0]
+    assert report.verdict is Verdict.MATCH
+    assert (first.link, first.relation, first.coverage.registered) == (Link.LINEAGE, Relation.EXTENDED, 1.0)
+    assert first.coverage.suspect < 0.5
+    assert "tensors-added" in first.undone
+
+
+def test_shrinking_and_drowning_in_noise_is_no_common_initialisation(registry: Registry, tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    weights = {
+        name: (0.7 * value + 0.7 * value.std() * rng.normal(size=value.shape)).astype(np.float32)
+        if value.ndim > 1
+        else value
+        for name, value in model(2).items()
+    }
+    first = scan(registry, disguised(weights), tmp_path).matches[0]
+    assert (first.model, first.link, first.relation) == ("b/base", Link.LINEAGE, Relation.NOISED)
+    assert first.similarity < 0.75
+
+
+@pytest.mark.parametrize(("by", "relation"), [(-1, Relation.PRUNED), (1, Relation.EXTENDED)])
+def test_matrices_cut_or_padded_along_both_axes_are_found(
+    registry: Registry, tmp_path: Path, by: int, relation: Relation
+) -> None:
+    weights = {
+        name: np.pad(value, (0, by)) if by > 0 else value[(slice(by),) * value.ndim] for name, value in model(2).items()
+    }
+    first = scan(registry, disguised(weights), tmp_path).matches[0]
+    assert (first.model, first.link, first.relation) == ("b/base", Link.LINEAGE, relation)
+
+
+def test_changed_values_are_never_called_identical(registry: Registry, tmp_path: Path) -> None:
+    weights = {name: value + np.float32(1) for name, value in model(2).items()}
+    first = scan(registry, weights, tmp_path).matches[0]
+    assert (first.model, first.confidence) == ("b/base", Confidence.CERTAIN)
+    assert first.relation is not Relation.IDENTICAL
+
+
+def test_dead_neurons_of_huge_weights_do_not_hide_a_copy(registry: Registry, tmp_path: Path) -> None:
+    weights, rng = model(2), np.random.default_rng(7)
+    for name, value in weights.items():
+        if value.ndim > 1:
+            junk = rng.normal(scale=1000 * value.std(), size=(2, value.shape[1])).astype(np.float32)
+            weights[name] = np.concatenate([value, junk])
+    first = scan(registry, disguised(weights), tmp_path).matches[0]
+    assert (first.model, first.link, first.confidence) == ("b/base", Link.LINEAGE, Confidence.CERTAIN)
+
+
 def test_numbers_of_layers_in_scrambled_names_are_used(registry: Registry, tmp_path: Path) -> None:
     order, weights = [2, 0, 1], model(2)
     renamed: Weights = {}

@@ -35,6 +35,8 @@ _PLACELESS: Final = frozenset({Role.OTHER, Role.BUFFER})
 _DISTINCTIVE_ELEMENTS: Final = 64
 _ALL: Final = slice(None)
 _BLOCK_PAIRS: Final = 1 << 21
+_PADDING: Final = 0.125
+"""Share of its length by which either axis of a matrix may be cut or padded and still be looked for."""
 LEADS: Final = 2
 """Tensors of the suspect that each registered tensor is compared with exactly."""
 
@@ -123,10 +125,10 @@ class SketchCosines:
     """Cosines of all pairs of a suspect's and a registered sketch: of the larger magnitude of the two orientations.
 
     Only shapes that can correspond are compared, since sketches of a grown axis keep those of its prefix: one axis at
-    least must have the same length. A score is the magnitude over its spread by chance. Of all scores the best are
-    kept: ``best`` and ``best_scores`` for each row of ``suspect`` (column -1 and score 0 if it has none), and for each
-    row of ``registered`` its ``leads``, (``LEADS``, columns) rows of ``suspect`` or -1, best first. ``pairs`` counts
-    the comparisons, orientations and all. Memory is linear in the number of tensors.
+    least must have the same length, or both nearly so. A score is the magnitude over its spread by chance. Of all
+    scores the best are kept: ``best`` and ``best_scores`` for each row of ``suspect`` (column -1 and score 0 if it has
+    none), and for each row of ``registered`` its ``leads``, (``LEADS``, columns) rows of ``suspect`` or -1, best first.
+    ``pairs`` counts the comparisons, orientations and all. Memory is linear in the number of tensors.
     """
 
     suspect: SketchTable
@@ -207,13 +209,16 @@ class _Block:
 def _blocks(theirs: SketchTable, ours: SketchTable) -> Iterator[_Block]:
     """All pairs that can correspond, in blocks of bounded size: every row of ``theirs`` in one block at most."""
     by_rows, by_columns = _by_size(ours.shapes, 0), _by_size(ours.shapes, 1)
+    sizes = np.array(ours.shapes, np.int64).reshape(-1, 2)
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for row, shape in enumerate(theirs.shapes):
         groups[shape].append(row)
     none = np.zeros(0, np.int64)
     for shape, members in groups.items():
         wanted = {
-            turned: np.union1d(by_rows.get(rows, none), by_columns.get(columns, none))
+            turned: np.union1d(
+                np.union1d(by_rows.get(rows, none), by_columns.get(columns, none)), _near(sizes, rows, columns)
+            )
             for turned, (rows, columns) in ((False, shape), (True, shape[::-1]))
         }
         columns = np.union1d(wanted[False], wanted[True])
@@ -242,9 +247,17 @@ def _by_size(shapes: Sequence[tuple[int, int]], axis: int) -> dict[int, NDArray[
     return {size: np.array(positions, np.int64) for size, positions in found.items()}
 
 
+def _near(shapes: NDArray[np.int64], rows: int, columns: int) -> NDArray[np.int64]:
+    """Which of ``shapes`` (n, 2) differ from (rows, columns) by little along both axes: cut or padded matrices."""
+    wanted = np.array([rows, columns])
+    near: NDArray[np.int64] = np.flatnonzero(np.all(np.abs(shapes - wanted) <= _PADDING * wanted, axis=1))
+    return near
+
+
 def _may_correspond(suspect: tuple[int, int], registered: tuple[int, int], *, turned: bool) -> bool:
     rows, columns = suspect[::-1] if turned else suspect
-    return rows == registered[0] or columns == registered[1]
+    same = rows == registered[0] or columns == registered[1]
+    return same or bool(_near(np.array([registered], np.int64), rows, columns).size)
 
 
 def match_tensors(

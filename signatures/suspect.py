@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -124,11 +124,12 @@ def open_suspect(
 ) -> Iterator[Suspect]:
     """Measure a checkpoint, or read a signature file, and keep the weights open for a second look.
 
-    ``include`` and ``exclude`` are globs over stored tensor names. ``registered`` measures as for registration: with
+    ``include`` and ``exclude`` are globs over stored tensor names; of a signature, what it holds of other tensors is
+    left out. ``registered`` measures as for registration: with
     the digests after rounding, and the smaller sample of neurons. Raises ``InputError``, ``SignatureError``.
     """
     if is_signature(path):
-        yield Suspect(read_signature(path).fingerprint, None)
+        yield Suspect(_chosen_records(read_signature(path).fingerprint, include, exclude), None)
         return
     with open_checkpoint(path) as opened:
         checkpoint = _chosen(opened, include, exclude)
@@ -142,10 +143,40 @@ def open_suspect(
 def _chosen(checkpoint: Checkpoint, include: Sequence[str], exclude: Sequence[str]) -> Checkpoint:
     if not include and not exclude:
         return checkpoint
-    tensors = tuple(
-        tensor
-        for tensor in checkpoint.tensors
-        if (not include or any(fnmatchcase(tensor.name, glob) for glob in include))
-        and not any(fnmatchcase(tensor.name, glob) for glob in exclude)
-    )
+    tensors = tuple(tensor for tensor in checkpoint.tensors if _is_wanted(tensor.name, include, exclude))
     return replace(checkpoint, tensors=tensors, complete=False)
+
+
+def _chosen_records(whole: Fingerprint, include: Sequence[str], exclude: Sequence[str]) -> Fingerprint:
+    """What a fingerprint holds of tensors of the wanted stored names, and of MLPs, heads and layers of such alone."""
+    if not include and not exclude:
+        return whole
+    kept = [at for at, tensor in enumerate(whole.tensors) if _is_wanted(stem(tensor.name), include, exclude)]
+    now = {-1: -1} | {before: after for after, before in enumerate(kept)}
+    tensors = tuple(whole.tensors[at] for at in kept)
+    dtypes: Counter[str] = Counter()
+    for tensor in tensors:
+        dtypes[tensor.dtype] += tensor.elements
+    torn = {tensor.layer for at, tensor in enumerate(whole.tensors) if at not in now}
+    return replace(
+        whole,
+        tensors=tensors,
+        neurons=tuple(
+            replace(one, tensors=(now[one.tensors[0]], now[one.tensors[1]], now[one.tensors[2]]))
+            for one in whole.neurons
+            if now.keys() >= set(one.tensors)
+        ),
+        channels=tuple(
+            replace(one, tensors=(now[one.tensors[0]], now[one.tensors[1]]))
+            for one in whole.channels
+            if now.keys() >= set(one.tensors)
+        ),
+        grams=tuple(one for one in whole.grams if one.layer not in torn),
+        dtypes=dtypes,
+        complete=False,
+    )
+
+
+def _is_wanted(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    wanted = not include or any(fnmatchcase(name, glob) for glob in include)
+    return wanted and not any(fnmatchcase(name, glob) for glob in exclude)

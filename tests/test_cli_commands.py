@@ -122,6 +122,27 @@ def test_globs_choose_tensors_by_name(fp: Program, zoo: Zoo) -> None:
     assert (whole, some.objects[0]["suspect"]["tensors"]) == (TENSORS, 2 * LAYERS)
 
 
+@pytest.mark.parametrize(
+    "globs", [("--include", "*.mlp.*", "--exclude", "*up_proj*"), ("--include", "*layers.1.*"), ("--exclude", "*norm*")]
+)
+def test_globs_choose_tensors_of_a_signature_as_they_do_of_weights(
+    fp: Program, zoo: Zoo, tmp_path: Path, globs: tuple[str, ...]
+) -> None:
+    fp("sketch", zoo.tuned, "-o", tmp_path / "tuned.fpsig")
+    weights, signature = (
+        fp("scan", path, *globs, "--format", "json", registry=zoo.registry).objects[0]
+        for path in (zoo.tuned, tmp_path / "tuned.fpsig")
+    )
+    for member in ("tensors", "parameters", "dtypes", "complete"):
+        assert signature["suspect"][member] == weights["suspect"][member]
+    assert signature["suspect"]["tensors"] < TENSORS
+    assert signature["matches"][0]["coverage"] == weights["matches"][0]["coverage"]
+    none = fp("scan", tmp_path / "tuned.fpsig", "--include", "none", "--format", "json", registry=zoo.registry)
+    assert (none.status, none.objects[0]["suspect"]["tensors"]) == (3, 0)
+    whole = fp("compare", zoo.base, tmp_path / "tuned.fpsig", *globs, "--format", "json").objects[0]
+    assert whole["suspect"]["tensors"] == weights["suspect"]["tensors"]
+
+
 def test_a_declared_base_must_be_registered(fp: Program, zoo: Zoo) -> None:
     ran = fp("scan", zoo.tuned, "--base", "nobody/knows", registry=zoo.registry)
     assert (ran.status, ran.out) == (2, "")

@@ -110,7 +110,8 @@ def worker(folder: Path, seed: int) -> None:
         else:
             after = frozenset(pair for pair in state if not pair[0].startswith("bundle/"))
             _say("begin", word, after)
-            registry.remove_origin(ORIGIN)
+            if after != state:
+                registry.remove_origin(ORIGIN)
         state = after
         _say("done", word, state)
 

@@ -23,6 +23,8 @@ class _ConsoleHandler(logging.Handler):
             self._console.warning(text)
         else:
             self._console.detail(text)
+        if record.exc_info is not None and record.exc_info[1] is not None:
+            self._console.trace(record.exc_info[1])
 
 
 def route(console: Console) -> None:

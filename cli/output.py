@@ -150,6 +150,12 @@ def refuse_overwriting(output: str | None, inputs: tuple[str, ...]) -> None:
                 raise UsageError(f"{output}: would be written over, but it is to be read")
 
 
+def refuse_replacing(output: str, kind: str, *, known: bool) -> None:
+    """Raise ``UsageError`` if something is at ``output`` that is not ``known`` to be of the ``kind`` to be written."""
+    if os.path.lexists(output) and not known:
+        raise UsageError(f"{output}: exists and is no {kind}; give another name, or --force")
+
+
 def _is_special(path: str) -> bool:
     try:
         mode = os.stat(path).st_mode

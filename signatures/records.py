@@ -104,6 +104,18 @@ class ModelRecord:
         return next((entry for entry in self.registrations if entry.name.lower() == name.lower()), None)
 
 
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What a bundle brought: its models as they now are, and its names, each either new here or known before.
+
+    A known name has the same weights here, and is left as it was, origin and all.
+    """
+
+    records: tuple[ModelRecord, ...]
+    new: tuple[str, ...]
+    known: tuple[str, ...]
+
+
 def anonymous_model(name: str) -> ModelRecord:
     """A record for weights that are compared without being registered; ``name`` is what reports call them."""
     moment = datetime.fromtimestamp(0, UTC)

@@ -27,6 +27,7 @@ from signatures.records import (
     LOCAL,
     MAX_NOTE,
     DigestHit,
+    Imported,
     ModelRecord,
     Registration,
     require_label,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 _CACHED_SIGNATURES: Final = 32
 _CACHED_BYTES: Final = 64 << 20
+_SHOWN_ORIGINS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,14 +201,23 @@ class Registry:
         self._index_if_possible()
 
     def remove_origin(self, origin: str) -> tuple[str, ...]:
-        """Remove all names that were imported from ``origin`` and return them."""
+        """Remove all names that were imported from ``origin`` and return them; ``UnknownModelError`` if none was."""
         with self._store.writing():
-            names = tuple(
-                entry.name for record in self.models() for entry in record.registrations if entry.origin == origin
-            )
+            names = self.require_from(origin)
             for name in names:
                 self._store.remove_name(name)
         self._index_if_possible()
+        return names
+
+    def require_from(self, origin: str) -> tuple[str, ...]:
+        """All names that were imported from ``origin``; raises ``UnknownModelError`` if there is none."""
+        entries = [entry for record in self.models() for entry in record.registrations]
+        names = tuple(entry.name for entry in entries if entry.origin == origin)
+        if not names:
+            others = sorted({entry.origin for entry in entries} - {LOCAL})
+            shown = ", ".join(others[:_SHOWN_ORIGINS]) + (", ..." if len(others) > _SHOWN_ORIGINS else "")
+            known = f"there is {shown}" if others else "nothing was imported"
+            raise UnknownModelError(f"no registered model comes from the origin {clipped(origin)!r}: {known}")
         return names
 
     # Exchange
@@ -228,8 +239,8 @@ class Registry:
         write_bundle(Path(path), len(chosen), found)
         return len(chosen)
 
-    def import_(self, path: str | os.PathLike[str], origin: str) -> tuple[ModelRecord, ...]:
-        """Bring in all models of a bundle under ``origin``, or none, and return them.
+    def import_(self, path: str | os.PathLike[str], origin: str) -> Imported:
+        """Bring in all models of a bundle under ``origin``, or none, and say which names are new.
 
         Each signature is checked as a suspect's would be. A name that this registry has for the same weights already
         stays as it is. Raises ``NameTakenError`` for one that it has for other weights, ``SignatureError`` for a
@@ -239,13 +250,20 @@ class Registry:
             raise UsageError(f"{LOCAL!r} is the origin of what is registered here; give the import another one")
         for _ in self._read_bundle(Path(path), origin):
             pass  # everything is checked before others have to wait for the lock
-        models: list[int] = []
+        models: dict[int, None] = {}
+        new: dict[str, bool] = {}
         with self._store.writing():
             for entry, registrations in self._read_bundle(Path(path), origin):
-                models += [self._insert_imported(entry, registration) for registration in registrations]
+                for registration in registrations:
+                    new.setdefault(registration.name, self._store.find(registration.name) is None)
+                    models[self._insert_imported(entry, registration)] = None
         self._index_if_possible()
-        found = (self._store.by_id(model) for model in dict.fromkeys(models))
-        return tuple(record for record in found if record is not None)
+        found = (self._store.by_id(model) for model in models)
+        return Imported(
+            tuple(record for record in found if record is not None),
+            new=tuple(name for name, is_new in new.items() if is_new),
+            known=tuple(name for name, is_new in new.items() if not is_new),
+        )
 
     # Signatures and digests
 

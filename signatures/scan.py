@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from signatures.registry import Registry
     from signatures.suspect import Suspect
 
+_log = logging.getLogger(__name__)
 LEAST_CANDIDATES: Final = 20
 DEPTHS: Final = ("auto", "full")
 _COMPONENTS: Final = 64
@@ -84,6 +86,7 @@ def scan_path(
         with open_suspect(path, include=options.include, exclude=options.exclude, progress=progress) as suspect:
             report = scan_suspect(registry, suspect, path=str(path), options=options)
     except (InputError, SignatureError) as error:
+        _log.info("%s cannot be scanned", path, exc_info=error)
         return _error_report(registry, str(path), error, time.perf_counter() - started)
     return replace(report, seconds=time.perf_counter() - started)
 

@@ -371,6 +371,46 @@ def test_one_model_is_exported_without_its_other_names(fp: Program, zoo: Zoo, tm
     assert not (tmp_path / "none").exists()
 
 
+def test_an_import_says_what_is_new_and_what_was_there(fp: Program, zoo: Zoo, tmp_path: Path) -> None:
+    bundle, registry = tmp_path / "b.fpbundle", tmp_path / "registry"
+    fp("export", "acme/base", "other/model", "-o", bundle, registry=zoo.registry)
+    assert fp("import", bundle, registry=registry).err == f"fp: {bundle}: 2 new names from file:b\n"
+    again = fp("import", bundle, "--origin", "again", "--format", "json", registry=registry)
+    assert again.err == (
+        f"fp: {bundle}: 2 names registered already with these weights, from file:b: nothing was changed there\n"
+    )
+    assert {one["origin"] for entry in again.objects for one in entry["registrations"]} == {"file:b"}
+    fp("remove", "acme/base", registry=registry)
+    ran = fp("import", bundle, "--origin", "again", registry=registry)
+    assert "1 new name from again; 1 name registered already" in ran.err
+    assert "file: and the file's name" in " ".join(fp("import", "--help").out.split())
+
+
+def test_removing_by_an_unknown_origin_is_an_error_and_removes_nothing(fp: Program, zoo: Zoo, tmp_path: Path) -> None:
+    bundle, registry = tmp_path / "b.fpbundle", tmp_path / "registry"
+    fp("register", zoo.base, "--name", "acme/base", registry=registry)
+    fp("export", "other/model", "-o", bundle, registry=zoo.registry)
+    fp("import", bundle, registry=registry)
+    ran = fp("remove", "acme/base", "--origin", "b.fpbundle", "--yes", registry=registry)
+    assert ran.status == 2
+    assert "file:b" in ran.err
+    assert len(fp("list", "--format", "json", registry=registry).objects) == 2
+    ran = fp("remove", "acme/base", "other/model", "--origin", "file:b", "--yes", registry=registry)
+    assert (ran.status, fp("list", "--format", "json", registry=registry).objects) == (0, [])
+
+
+def test_an_export_overwrites_only_bundles(fp: Program, zoo: Zoo, tmp_path: Path) -> None:
+    precious, bundle = tmp_path / "model.safetensors", tmp_path / "x.fpbundle"
+    precious.write_bytes(b"years of work")
+    ran = fp("export", "acme/base", "-o", precious, registry=zoo.registry)
+    assert (ran.status, precious.read_bytes()) == (2, b"years of work")
+    assert "no bundle" in ran.err
+    for _ in range(2):
+        assert fp("export", "acme/base", "-o", bundle, registry=zoo.registry).status == 0
+    assert fp("export", "acme/base", "-o", precious, "--force", registry=zoo.registry).status == 0
+    assert precious.read_bytes() == bundle.read_bytes()
+
+
 def test_a_bad_bundle_does_not_stop_the_good_one(fp: Program, zoo: Zoo, tmp_path: Path) -> None:
     good, bad, registry = tmp_path / "good", tmp_path / "bad", tmp_path / "registry"
     fp("export", "acme/base", "-o", good, registry=zoo.registry)
@@ -541,3 +581,17 @@ def test_quiet_leaves_only_results_and_errors(fp: Program, zoo: Zoo, tmp_path: P
 def test_tracebacks_only_when_asked_for(fp: Program, zoo: Zoo) -> None:
     assert "Traceback" not in fp("show", "nobody/knows", registry=zoo.registry).err
     assert "Traceback" in fp("show", "nobody/knows", "-v", registry=zoo.registry).err
+
+
+@pytest.mark.parametrize("command", ["scan", "inspect", "sketch -o x.fpsig", "compare other"])
+@pytest.mark.parametrize("registered", [True, False])
+def test_every_command_shows_the_traceback_of_what_it_cannot_read(
+    fp: Program, zoo: Zoo, empty_home: Path, command: str, registered: bool
+) -> None:
+    registry = zoo.registry if registered else None
+    for path in (zoo.absent, zoo.broken):
+        ran = fp(*command.split(), path, "-v", registry=registry)
+        assert (ran.status, "Traceback" in ran.err) == (2, True)
+        assert ran.err.count("fp: error: ") == 1
+        ran = fp(*command.split(), path, registry=registry)
+        assert (ran.status, ran.err.count("Traceback"), ran.err.count("\n")) == (2, 0, 1)

@@ -49,7 +49,7 @@ def bundle(tmp_path: Path) -> Path:
 
 def test_a_bundle_brings_everything_that_was_said(ours: Registry, bundle: Path) -> None:
     assert is_bundle(bundle)
-    records = ours.import_(bundle, "lab")
+    records = ours.import_(bundle, "lab").records
     assert [record.name for record in records] == ["lab/one", "lab/two"]
     one = ours.get("lab/alias")
     assert (one.name, one.aliases, one.owner, one.base, one.origin) == (
@@ -64,7 +64,7 @@ def test_a_bundle_brings_everything_that_was_said(ours: Registry, bundle: Path) 
     assert claimed <= one.registered
     assert ours.load_signature(one).identity == sign(small_model(1)).identity
     assert ours.check() == ()
-    assert ours.import_(bundle, "lab") == records
+    assert ours.import_(bundle, "lab").records == records
 
 
 def test_models_are_removed_by_origin(ours: Registry, bundle: Path) -> None:
@@ -75,6 +75,23 @@ def test_models_are_removed_by_origin(ours: Registry, bundle: Path) -> None:
     assert ours.remove_origin("lab") == ("lab/one", "lab/alias", "lab/two")
     assert [(one.name, one.aliases) for one in ours.models()] == [("me/one", ())]
     assert ours.check() == ()
+
+
+def test_an_import_says_what_is_new(ours: Registry, bundle: Path) -> None:
+    ours.register(sign(small_model(2)), name="LAB/two")
+    done = ours.import_(bundle, "lab")
+    assert (done.new, done.known) == (("lab/one", "lab/alias"), ("lab/two",))
+    again = ours.import_(bundle, "again")
+    assert (again.new, again.known, again.records) == ((), ("lab/one", "lab/alias", "lab/two"), done.records)
+
+
+def test_an_origin_of_nothing_is_an_error(ours: Registry, bundle: Path) -> None:
+    with pytest.raises(UnknownModelError, match="nothing was imported"):
+        ours.remove_origin("lab")
+    ours.import_(bundle, "lab")
+    with pytest.raises(UnknownModelError, match=r"'models\.fpbundle': there is lab"):
+        ours.remove_origin("models.fpbundle")
+    assert len(ours.models()) == 2
 
 
 def test_names_that_are_taken_stop_the_whole_import(ours: Registry, bundle: Path) -> None:
@@ -89,7 +106,7 @@ def test_some_names_can_be_exported_and_no_others_leave(ours: Registry, bundle: 
     ours.import_(bundle, "lab")
     assert ours.export(["lab/alias"], tmp_path / "part") == 1
     with Registry.open(tmp_path / "third") as third:
-        (record,) = third.import_(tmp_path / "part", "friend")
+        (record,) = third.import_(tmp_path / "part", "friend").records
         assert (record.name, record.aliases) == ("lab/alias", ())
     with pytest.raises(UnknownModelError):
         ours.export(["lab/none"], tmp_path / "none")

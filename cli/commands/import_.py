@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from cli import options
 from cli.exits import Exit
+
+if TYPE_CHECKING:
+    from signatures.records import Imported
 
 _NOT_IN_ORIGINS: Final = re.compile(r"[^A-Za-z0-9._:/@+-]+")
 
@@ -19,7 +22,7 @@ _NOT_IN_ORIGINS: Final = re.compile(r"[^A-Za-z0-9._:/@+-]+")
 @click.option(
     "--origin",
     metavar="ORIGIN",
-    help="Where the models come from, to find and remove them by (default: the name of the file).",
+    help="Where the models come from, to find and remove them by (default: file: and the file's name without ending).",
 )
 @options.registry
 @options.output
@@ -44,7 +47,6 @@ def command(
     from cli.registry import open_for_writing
     from cli.render.models import model_view
     from cli.render.write import keeping, writing
-    from cli.text import counted
     from fingerprint.errors import InputError, NameTakenError, SignatureError, UsageError
 
     console = options.console(ctx)
@@ -59,14 +61,14 @@ def command(
             source = origin if origin is not None else _origin_of(path)
             try:
                 _require_bundle(path)
-                records = opened.import_(path, source)
+                done = opened.import_(path, source)
             except (InputError, SignatureError, NameTakenError, UsageError) as error:
                 console.error(str(error))
                 console.trace(error)
                 statuses.append(Exit.ERROR)
                 continue
-            console.note(f"{path}: {counted(len(records), 'model')} from {source}")
-            for record in records:
+            console.note(f"{path}: {_told(done, source)}")
+            for record in done.records:
                 writer.write(record)
     return strongest(statuses)
 
@@ -83,6 +85,21 @@ def _require_bundle(path: str) -> None:
         raise UsageError(f"{path}: is a single signature; `fp register {path} --name ORG/MODEL` takes it in")
     if os.path.exists(path) and not is_bundle(Path(path)):
         raise UsageError(f"{path}: is no bundle of models, as `fp export` writes them")
+
+
+def _told(done: Imported, source: str) -> str:
+    """What came, and what was there already: the one keeps the origin given now, the other that of its time."""
+    from cli.text import counted
+
+    parts = []
+    if done.new or not done.known:
+        parts.append(f"{counted(len(done.new), 'new name')} from {source}")
+    if done.known:
+        held = {entry.name.lower(): entry.origin for record in done.records for entry in record.registrations}
+        origins = sorted({held[name.lower()] for name in done.known if name.lower() in held})
+        unchanged = f"{counted(len(done.known), 'name')} registered already with these weights, from"
+        parts.append(f"{unchanged} {', '.join(origins)}: nothing was changed there")
+    return "; ".join(parts)
 
 
 def _origin_of(path: str) -> str:

@@ -12,7 +12,9 @@ from cli.exits import Exit
 
 @click.command("remove")
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=options.model_names)
-@click.option("--origin", metavar="ORIGIN", help="Remove everything that was imported from ORIGIN.")
+@click.option(
+    "--origin", metavar="ORIGIN", help="Remove everything that was imported from ORIGIN (fp list shows origins)."
+)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask, also on a terminal.")
 @options.registry
 @options.messages
@@ -32,15 +34,20 @@ def command(
         for name in names:
             if opened.get(name).named(name) is None:
                 raise UnknownModelError(f"{name}: give a name or an alias, not the identity of a signature")
+        if origin is not None:
+            opened.require_from(origin)
         what = printable(" ".join(names) if origin is None else " ".join([*names, f"everything from {origin}"]))
         asks = not yes and sys.stdin is not None and sys.stdin.isatty()
         if asks and not click.confirm(f"Remove {what}?", err=True):
             console.note("nothing was removed")
             return Exit.OK
-        for name in names:
-            opened.remove(name)
-            console.note(f"removed {name}")
+        removed: tuple[str, ...] = ()
         if origin is not None:
             removed = opened.remove_origin(origin)
             console.note(f"removed {counted(len(removed), 'name')} imported from {origin}")
+        gone = {name.lower() for name in removed}
+        for name in names:
+            if name.lower() not in gone:
+                opened.remove(name)
+                console.note(f"removed {name}")
     return Exit.OK

@@ -132,19 +132,20 @@ def _scan_one(registry: Registry | None, path: str, wanted: ScanOptions, console
 
     try:
         if registry is None or not registry.models():
-            return _not_compared(path, registry)
+            return _not_compared(path, registry, console)
         with reading(console, path) as progress:
             return scan_path(registry, path, options=wanted, progress=progress)
     except RegistryError:
         raise
     except WeightprintError as error:
+        console.trace(error)
         return _failed(path, f"{path}: {error}")
     except Exception as error:  # noqa: BLE001 - a defect met in one suspect must not hide the results of the others
         console.trace(error)
         return _failed(path, f"{path}: unexpected {type(error).__name__}: {error} (a defect of this program)")
 
 
-def _not_compared(path: str, registry: Registry | None) -> Report:
+def _not_compared(path: str, registry: Registry | None, console: Console) -> Report:
     """The report where no model is registered: the suspect is opened, so that errors show, but not measured."""
     from fingerprint.checkpoint import open_checkpoint
     from fingerprint.errors import WeightprintError
@@ -174,6 +175,7 @@ def _not_compared(path: str, registry: Registry | None) -> Report:
                     dtypes=checkpoint.dtypes,
                 )
     except WeightprintError as error:
+        console.trace(error)
         return _failed(path, str(error))
     return Report(
         suspect=suspect,

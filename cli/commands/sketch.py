@@ -30,7 +30,7 @@ def command(ctx: click.Context, /, *, path: str, output: str, force: bool) -> Ex
 
     from cli.measure import signature_of
     from cli.messages import route
-    from cli.output import refuse_overwriting
+    from cli.output import refuse_overwriting, refuse_replacing
     from cli.text import counted, file_size
     from fingerprint.errors import UsageError
     from signatures.signature import is_signature, write_signature
@@ -38,8 +38,8 @@ def command(ctx: click.Context, /, *, path: str, output: str, force: bool) -> Ex
     console = options.console(ctx)
     route(console)
     refuse_overwriting(output, (path,))
-    if os.path.exists(output) and not force and not is_signature(output):
-        raise UsageError(f"{output}: exists and is no signature; give another name, or --force")
+    if not force:
+        refuse_replacing(output, "signature", known=is_signature(output))
     if not os.path.isdir(os.path.dirname(os.path.abspath(output))):
         raise UsageError(f"{output}: its folder does not exist")
     signature = signature_of(path, console)

@@ -119,6 +119,10 @@ def run(arguments: Sequence[str] | None = None, console: Console | None = None) 
         console.trace(error)
         return Exit.ERROR
     except Exception as error:  # noqa: BLE001 - the last line of defence: one line and the right status
+        if _Ending.asked:  # an import that is interrupted may fail with an error of its own
+            console.interrupted()
+            console.trace(error)
+            return Exit.INTERRUPTED
         console.error(_unexpected(console, error))
         console.trace(error)
         return Exit.ERROR
@@ -126,13 +130,15 @@ def run(arguments: Sequence[str] | None = None, console: Console | None = None) 
 
 
 def main() -> NoReturn:
-    """Entry point of ``fp``: ends the process."""
+    """Run the program on the arguments of the process; ends the process."""
     _reserve_streams()
     signal.signal(signal.SIGINT, _Ending())
     signal.signal(signal.SIGTERM, _Ending())
     console = Console()
     warnings.showwarning = lambda message, category, *_, **__: console.detail(f"{category.__name__}: {message}")
     status = run(console=console)
+    for number in (signal.SIGINT, signal.SIGTERM):  # it is over: an interruption would only be a traceback
+        signal.signal(number, lambda *_: os._exit(status))
     _release(sys.stdout)
     _release(sys.stderr)
     sys.exit(status)

@@ -233,7 +233,7 @@ class Registry:
         for record, entry in self._entries(names):
             chosen.setdefault(record.id, (record, []))[1].append(entry)
         found = (
-            BundleEntry(record.identity, tuple(entries), self._store.read_file(record.identity))
+            BundleEntry(record.identity, tuple(entries), self._file(record.identity))
             for record, entries in chosen.values()
         )
         write_bundle(Path(path), len(chosen), found)
@@ -278,13 +278,13 @@ class Registry:
         if identity in self._cache:
             self._cache.move_to_end(identity)
             return self._cache[identity][0]
-        data = self._store.read_file(identity)
+        data = self._file(identity)
         try:
             signature = decode(data, path=str(self._store.place(identity)))
         except SignatureError as error:
-            raise RegistryBrokenError(f"the registry has a signature that cannot be read: {error}") from error
+            raise self._broken(identity, str(error)) from error
         if signature.identity != identity:
-            raise RegistryBrokenError(f"{self._store.place(identity)}: the signature is another one than registered")
+            raise self._broken(identity, f"{self._store.place(identity)}: the signature is another one than registered")
         self._cache[identity] = (signature, len(data))
         while len(self._cache) > _CACHED_SIGNATURES or sum(size for _, size in self._cache.values()) > _CACHED_BYTES:
             self._cache.popitem(last=False)
@@ -333,14 +333,24 @@ class Registry:
     def check_index(self, queries: int = 200) -> IndexCheck:
         """Compare the index on disk with the signatures, and its answers with those of the slow search.
 
-        ``queries`` registered vectors, spread over the models and blurred, are searched both ways.
+        ``queries`` registered vectors, spread over the models and blurred, are searched both ways. Models whose
+        signature cannot be read are left out: ``check`` names them.
         """
         from signatures.index_check import check
 
         status = self.index_status()
         models = self._store.model_ids()
-        rows = {model: found for model in models if (found := self._rows(model)) is not None}
-        count, problems = check(self._fresh_index(), rows, queries, self._parameters.index_width**2)
+        rows: dict[int, Rows] = {}
+        unreadable: set[int] = set()
+        for model in models:
+            try:
+                found = self._rows(model)
+            except RegistryBrokenError:  # told by ``check``
+                unreadable.add(model)
+            else:
+                if found is not None:
+                    rows[model] = found
+        count, problems = check(self._fresh_index(), rows, queries, self._parameters.index_width**2, unreadable)
         return IndexCheck(status, count, tuple(problems))
 
     def check(self) -> tuple[str, ...]:
@@ -442,12 +452,28 @@ class Registry:
         if identity is None:
             return None
         with suppress(UnknownModelError):
-            data = self._store.read_file(identity)
+            data = self._file(identity)
             try:
                 return decode_vectors(data, path=str(self._store.place(identity)))
             except SignatureError as error:
-                raise RegistryBrokenError(f"the registry has a signature that cannot be read: {error}") from error
+                raise self._broken(identity, str(error)) from error
         return None
+
+    def _file(self, identity: str) -> bytes:
+        """The signature file; raises ``UnknownModelError`` if the model is gone, ``RegistryBrokenError``."""
+        data = self._store.read_file(identity)
+        if data is None:
+            raise self._broken(identity, f"{self._store.place(identity)}: the signature file is absent")
+        return data
+
+    def _broken(self, identity: str, problem: str) -> RegistryBrokenError:
+        """The error of a signature that cannot be used: what is wrong, in which file, and what to do."""
+        record = self._store.find(identity)
+        names = clipped(" ".join(entry.name for entry in record.registrations) if record else identity, 300)
+        return RegistryBrokenError(
+            f"{problem} (put the file back, or take the model out with `fp remove {names}` and register it again; "
+            "`fp index check` lists all that is broken)"
+        )
 
     def _folder_index(self) -> IndexFolder:
         if self._index is None:

@@ -154,15 +154,15 @@ class Store:
         identities = sorted(self.model_ids().values())
         return f"sha256:{hashlib.sha256(''.join(identities).encode()).hexdigest()}"
 
-    def read_file(self, identity: str) -> bytes:
-        """The signature file of a model; raises ``UnknownModelError`` or ``RegistryBrokenError``."""
+    def read_file(self, identity: str) -> bytes | None:
+        """The signature file of a model, None if it is absent; raises ``UnknownModelError`` if the model is."""
         places = (self.place(identity), self._pending_place(identity))
         for place in (*places, *places):  # a file may move to the place just looked at
             with _translated(self.folder), suppress(FileNotFoundError):
                 return place.read_bytes()
         if identity not in self.model_ids().values():
             raise UnknownModelError(f"no registered model has the signature {clipped(identity)}")
-        raise RegistryBrokenError(f"{self.folder}: the signature file {places[0].name} is absent")
+        return None
 
     def place(self, identity: str) -> Path:
         """Where the signature file of that identity lies."""

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import tomllib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -119,6 +120,31 @@ def test_a_signal_leaves_the_old_file_and_no_other(zoo: Zoo, tmp_path: Path) -> 
     code, _ = ended(process)
     assert code == 130
     assert (output.read_text(), os.listdir(tmp_path)) == ("old", ["result.jsonl"])
+
+
+INTERRUPTING = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+REFUSING = f"try:\n    {INTERRUPTING}\nexcept KeyboardInterrupt:\n    raise ImportError('torn') from None\n"
+
+
+@pytest.mark.parametrize("program", [["-m", "cli"], ["-c", "from cli.start import main; main()"]])
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [("click", INTERRUPTING), ("numpy", INTERRUPTING), ("numpy", REFUSING), ("platformdirs", REFUSING)],
+)
+def test_an_interruption_of_the_imports_is_quiet(
+    zoo: Zoo, tmp_path: Path, program: list[str], module: str, text: str
+) -> None:
+    (tmp_path / f"{module}.py").write_text(text)
+    held = environment(zoo, PYTHONPATH=str(tmp_path))
+    if module == "platformdirs":
+        del held["FP_REGISTRY"]
+    done = subprocess.run([sys.executable, *program, "scan", zoo.tuned], env=held, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"fp: error: interrupted\n")
+
+
+def test_the_installed_program_begins_where_interruptions_are_quiet() -> None:
+    with open("pyproject.toml", "rb") as file:
+        assert tomllib.load(file)["project"]["scripts"] == {"fp": "cli.start:main"}
 
 
 def test_results_are_out_before_the_next_path_is_known(zoo: Zoo) -> None:
@@ -241,7 +267,7 @@ def test_output_that_cannot_show_symbols_does_without(zoo: Zoo) -> None:
 def test_the_shell_completes_commands_options_and_registered_names(zoo: Zoo) -> None:
     def completed(words: str) -> list[str]:
         more = {"_FP_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
-        command = [sys.executable, "-c", "from cli.main import main; main()"]
+        command = [sys.executable, "-c", "from cli.start import main; main()"]
         done = subprocess.run(command, env=environment(zoo, **more), capture_output=True, check=True)
         return done.stdout.decode().split()
 

@@ -1,0 +1,26 @@
+"""Entry point of ``fp``: makes an interruption quiet before anything that takes time is imported."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from typing import NoReturn
+
+_INTERRUPTED = 130  # that of cli.exits, which is not imported yet
+
+
+def main() -> NoReturn:
+    """Run the program; ends the process."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
+    from cli.main import main as program
+
+    program()
+
+
+def _end(number: int, frame: object) -> None:
+    """End at once: nothing is open yet, and an exception could be taken for a failed import."""
+    with suppress(OSError):  # it may be closed
+        os.write(2, b"fp: error: interrupted\n")
+    os._exit(_INTERRUPTED)

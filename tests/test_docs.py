@@ -163,6 +163,26 @@ def test_tables_name_every_verdict_confidence_link_and_exit() -> None:
         assert f"| {status.value} |" in readme
 
 
+def section(page: Path, title: str) -> str:
+    return page.read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize("title", ["Formats", "Limits"])
+def test_the_readme_says_of_formats_what_their_page_says(title: str) -> None:
+    page = (DOCS / "formats.md").read_text().split("\n## What a path may be")[0] + section(
+        DOCS / "formats.md", "Quantised layouts"
+    )
+    rows = [line.split(" | ")[0].strip("| ") for line in page.splitlines() if line.startswith("| ")]
+    words = {re.split(r"[\s,:(]", row)[0] for row in rows} - {"format", "layout"}
+    assert {"GGUF", "ONNX", "GPTQ", "pickle"} <= words
+    text = section(README, title)
+    if title == "Formats":
+        assert {word for word in words if word not in text} == set()
+    else:
+        (unread,) = re.findall(r"\*\*Layouts not read:\*\*(.*?)\n- ", text, re.DOTALL)
+        assert words & set(re.split(r"[\s,]+", unread)) <= {"TensorFlow"}  # of which frozen graphs are not read
+
+
 def relation_rows() -> dict[str, list[set[str]]]:
     """For every name in the last column of a table of relations.md: the words in code of the other columns."""
     rows: dict[str, list[set[str]]] = {}

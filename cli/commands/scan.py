@@ -68,7 +68,8 @@ def command(
     input. An error of one suspect does not stop the rest.
 
     Exit status: 1 if there is a match at or above --fail-on, else 2 if there was an error, else 3 if a scan was not
-    whole or inconclusive, else 0. Siblings, shared components and common initialisation do not raise it.
+    whole or inconclusive, or the list of paths was empty, else 0. Siblings, shared components and common
+    initialisation do not raise it.
     """
     from cli.messages import route
     from cli.output import refuse_overwriting

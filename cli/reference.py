@@ -86,7 +86,9 @@ def _section(command: click.Command, context: click.Context) -> str:
 
 
 def _option(option: click.Option, context: click.Context) -> str:
-    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+    # click keeps the option for help that the first context asked for, whatever later ones call it.
+    spelt = context.help_option_names if "--help" in option.opts else (*option.opts, *option.secondary_opts)
+    names = ", ".join(f"`{name}`" for name in spelt)
     values = ""
     if isinstance(option.type, click.Choice):
         values = " " + " ".join(f"`{value}`" for value in option.type.choices)

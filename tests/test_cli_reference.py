@@ -35,6 +35,12 @@ def test_the_page_is_current() -> None:
     assert PAGE.read_text() == reference(), "run: python -m cli.reference > docs/cli.md"
 
 
+def test_the_page_does_not_depend_on_contexts_made_before() -> None:
+    for command in ALL.values():
+        command.get_params(click.Context(command))
+    assert PAGE.read_text() == reference()
+
+
 def test_every_command_of_the_contract_is_there() -> None:
     assert list(COMMANDS) == [
         "scan", "register", "compare", "sketch", "list", "show", "remove", "export", "import", "inspect", "index",

@@ -36,9 +36,9 @@ SOURCES = 6
 """Trained models of which look-alikes are made."""
 ABOUT = """Uncorrected p-values of each test between models that share no training. A cell is the share of comparisons
 with p at most alpha, and its 95% interval by bootstrap over the roots of the models (over replicates in the strata of
-those). The claim is that the share is at most alpha. A row is marked where that is refuted: by the bootstrap and the binomial law
-together, each at level .001. Then, and if after correction an unrelated pair reaches `possible`, the command exits with
-status 1; `--break` runs deliberately broken tests, which must.
+those). The claim is that the share is at most alpha. A row is marked where that is refuted: by the bootstrap and the
+binomial law together, each at level .001. Then, and if after correction an unrelated pair reaches `possible`, the
+command exits with status 1; `--break` runs deliberately broken tests, which must.
 
 Registered models are as a signature file holds them (samples rounded to 8 bits), suspects as they are measured. Models
 are related, and never paired, if one descends from the other, or both from one, or share an initialisation or a donated

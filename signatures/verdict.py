@@ -27,7 +27,9 @@ POSSIBLE: Final = -3.0
 HALF: Final = 0.5
 LEAST_COSINE: Final = 0.1
 LEAST_CONCORDANCE: Final = 0.1
-"""Effect sizes below which a small p-value is not believed: signs and sketches are cheap to forge, these are not."""
+"""Effect sizes below which a small p-value is not believed: signs and sketches are cheap to forge, these are not.
+Below half of it a result counts for nothing: unrelated models stay under a third."""
+_EFFECTS: Final = {Test.ALIGN: ("cosine", LEAST_COSINE), Test.ROWS: ("concordance", LEAST_CONCORDANCE)}
 TRAINED_SCALE: Final = 0.75
 TRAINED_SIMILARITY: Final = 0.75
 """Two trainings of one initialisation keep less of each other than this (.46 and .54 measured on small models), while
@@ -102,10 +104,11 @@ def _level(one: Evidence, comparison: Comparison) -> Confidence | None:
         return Confidence.POSSIBLE
     if one.test is Test.DIGEST and comparison.digest_coverage < HALF:
         return Confidence.LIKELY
-    weak = (one.test is Test.ALIGN and float(one.detail.get("cosine", 0.0)) < LEAST_COSINE) or (
-        one.test is Test.ROWS and float(one.detail.get("concordance", 0.0)) < LEAST_CONCORDANCE
-    )
-    return Confidence.POSSIBLE if weak else level
+    name, least = _EFFECTS.get(one.test, ("", 0.0))
+    effect = float(one.detail.get(name, 0.0))
+    if effect < least / 2:
+        return None
+    return Confidence.POSSIBLE if effect < least else level
 
 
 def decide_links(findings: Sequence[Finding], cover: Cover | None, bases: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from threadpoolctl import threadpool_limits
 
 from fingerprint.canonical import lay_out, with_fixed_residual
+from fingerprint.gauge.sample import sample_gauge
 from fingerprint.measure import MOST_SKETCHED_AXIS, TensorMeasurement, has_long_axis, matrix_shape, measure_tensor
 from fingerprint.neurons import (
     MOST_MLPS,
@@ -75,10 +76,11 @@ def measure_checkpoint(
 ) -> Measured:
     """Measure a checkpoint.
 
-    ``casts`` adds digests after rounding to narrower float types: wanted of a registered model, not of a suspect.
-    ``neurons`` overrides how many neurons of each MLP are sampled. ``progress`` is called, from any thread, with the
-    number of stored bytes done since the last call. ``workers`` threads (default: one per core) share the tensors; the
-    result does not depend on their number. Raises ``InputError``.
+    ``casts`` adds digests after rounding to narrower float types: wanted of a registered model, not of a suspect, of
+    which more neurons are sampled instead. ``neurons`` overrides how many neurons of each MLP are sampled in the fixed
+    frame. ``progress`` is called, from any thread, with the number of stored bytes done since the last call.
+    ``workers`` threads (default: one per core) share the tensors; the result does not depend on their number. Raises
+    ``InputError``.
     """
     layout = lay_out(checkpoint.tensors, checkpoint.metadata)
     named = bool(layout.mlps)
@@ -109,6 +111,8 @@ def measure_checkpoint(
         count = neurons or parameters.neuron_samples
         count = min(count, max(parameters.neuron_samples, MOST_NEURONS // max(len(mlps), 1)))
         samples = list(pool.map(lambda mlp: _sample(layout, measured, mlp, count, parameters), mlps))
+        contents = [result.content for result in measured]
+        gauge = sample_gauge(layout, contents, mlps, checkpoint.metadata, parameters, pool, suspect=not casts)
     records = tuple(record_of(tensor, result) for tensor, result in zip(layout.tensors, measured, strict=True))
     made = Fingerprint(
         parameters=parameters,
@@ -120,10 +124,12 @@ def measure_checkpoint(
         dtypes=checkpoint.dtypes,
         complete=checkpoint.complete,
         tensors=records,
-        neurons=tuple(sample for sample in samples if sample is not None),
+        neurons=tuple(sample for sample in samples if sample is not None) + gauge.neurons,
         findings=tuple((finding.code, finding.message) for finding in checkpoint.findings)
         + _limits_reached(layout, measured, len(large)),
         claims=dict(checkpoint.metadata),
+        channels=gauge.channels,
+        grams=gauge.grams,
     )
     return Measured(made, layout.tensors)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fingerprint.parameters import Parameters
-    from fingerprint.vocabulary import Axis, ChannelKind, Content, Role
+    from fingerprint.vocabulary import Axis, ChannelKind, Circuit, Content, Role
 
 Float32 = NDArray[np.float32]
 
@@ -132,13 +132,16 @@ class ChannelSample:
 
 @dataclass(frozen=True, slots=True)
 class LayerGram:
-    """A unit vector (index_width**2,) float32 of one layer by which it is looked up: never evidence.
+    """A unit vector (index_width**2,) float32 of one circuit of a layer, by which it is looked up: never evidence.
 
-    Made of the products down-up, output-value and query-key in ``frame``, which no rewrite of a layer changes.
+    The circuit is a product of two matrices in ``frame``, which no rewrite of the layer changes; ``tensors`` are their
+    positions in the fingerprint's list of tensors.
     """
 
     layer: int | None
     frame: str
+    circuit: Circuit
+    tensors: tuple[int, int]
     values: Float32
 
 

@@ -76,7 +76,10 @@ def with_parts(measured: Measured, splits: Mapping[int, Parts]) -> Measured:
         replace(sample, tensors=(moved[sample.tensors[0]], moved[sample.tensors[1]]))
         for sample in measured.fingerprint.channels
     )
-    changed = replace(measured.fingerprint, tensors=tuple(records), neurons=neurons, channels=channels)
+    grams = tuple(
+        replace(gram, tensors=(moved[gram.tensors[0]], moved[gram.tensors[1]])) for gram in measured.fingerprint.grams
+    )
+    changed = replace(measured.fingerprint, tensors=tuple(records), neurons=neurons, channels=channels, grams=grams)
     return Measured(changed, tuple(tensors))
 
 

@@ -37,6 +37,9 @@ class Stream(IntEnum):
     SHUFFLE = 5
     SLICE = 6
     TENSOR_SAMPLE = 7
+    ANCHOR_TOKEN = 8
+    ANCHOR_POSITION = 9
+    GRAM = 10
 
 
 def bits(seed: int, stream: Stream, start: int, stop: int) -> NDArray[np.uint64]:

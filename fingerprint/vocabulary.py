@@ -98,3 +98,11 @@ class Frame(StrEnum):
     ANCHORS = "anchors"
     POSITIONS = "positions"
     SELF = "self"
+
+
+class Circuit(StrEnum):
+    """Products of two matrices of a layer that no rewrite of it changes."""
+
+    DOWN_UP = "down-up"
+    OUTPUT_VALUE = "output-value"
+    QUERY_KEY = "query-key"

@@ -234,7 +234,9 @@ def _channels(known: Mapping[str, bytes], header: _Header, path: str) -> tuple[C
 
 
 def _grams(known: Mapping[str, bytes], header: _Header, path: str) -> tuple[LayerGram, ...]:
-    return gauge.read_grams(known["GRAM"], header.words(), header.parameters(), path) if "GRAM" in known else ()
+    if "GRAM" not in known:
+        return ()
+    return gauge.read_grams(known["GRAM"], header.tensors(), header.words(), header.parameters(), path)
 
 
 def _labels(data: bytes, path: str) -> tuple[dict[str, str], tuple[tuple[str, str], ...]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from fingerprint.errors import UsageError
 from fingerprint.records import ChannelSample, LayerGram
-from fingerprint.vocabulary import ChannelKind
+from fingerprint.vocabulary import ChannelKind, Circuit
 from signatures.columns import ColumnReader, column
 from signatures.rows import (
     IndexLists,
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from fingerprint.records import NeuronSample
     from signatures.sections import Vocabulary
 
+CIRCUITS: Final = (Circuit.DOWN_UP, Circuit.OUTPUT_VALUE, Circuit.QUERY_KEY)
+"""Circuits by their number in a file."""
 KINDS: Final = (ChannelKind.VALUE_OUTPUT, ChannelKind.ROTARY, ChannelKind.QUERY_KEY)
 """Kinds of channels by their number in a file."""
 MAX_SAMPLES: Final = 1 << 17
@@ -130,32 +132,41 @@ def read_channels(
 
 
 def grams_section(grams: Sequence[LayerGram], words: Vocabulary, parameters: Parameters) -> bytes:
-    """GRAM: number of vectors, layer and frame of each; then the vectors as float16 with an exponent a row."""
+    """GRAM: number of vectors, a row for each; then the vectors as float16 with an exponent a row."""
     width = parameters.index_width**2
     rows = [checked(gram.values, (width,), "vector")[None] for gram in grams]
     return b"".join(
         [
             column("<u4", [len(grams)], what="the number of vectors is"),
             numbered((gram.layer for gram in grams), "a layer is"),
+            column("<i4", (position for gram in grams for position in gram.tensors), what="a position is"),
             words.frames.column(gram.frame for gram in grams),
+            column("u1", (CIRCUITS.index(gram.circuit) for gram in grams), what="a circuit is"),
             halved_columns(rows, width),
         ]
     )
 
 
 def read_grams(
-    data: bytes, words: Mapping[str, Sequence[str]], parameters: Parameters, path: str
+    data: bytes, count: int, words: Mapping[str, Sequence[str]], parameters: Parameters, path: str
 ) -> tuple[LayerGram, ...]:
-    """Inverse of ``grams_section``."""
+    """Inverse of ``grams_section``; ``count`` is the number of tensors."""
     reader = ColumnReader(data, path=path, kind="GRAM")
     number = reader.number()
     layers = reader.optional(number)
+    tensors = reader.array("<i4", 2 * number).reshape(number, 2)
     frames = reader.words(number, words["frames"])
-    if number > MAX_SAMPLES:
-        reader.fail("there are too many vectors")
+    circuits = reader.array("u1", number).tolist()
+    if number > MAX_SAMPLES or max(circuits, default=0) >= len(CIRCUITS):
+        reader.fail("there are too many vectors, or one of an unknown circuit")
+    if number and not (int(tensors.min()) >= 0 and int(tensors.max()) < count):
+        reader.fail("a vector is not of tensors of this signature")
     rows = read_halved(reader, number, parameters.index_width**2)
     reader.end()
-    return tuple(LayerGram(layer, frame, row) for layer, frame, row in zip(layers, frames, rows, strict=True))
+    return tuple(
+        LayerGram(layer, frame, CIRCUITS[circuit], (pair[0], pair[1]), row)
+        for layer, frame, circuit, pair, row in zip(layers, frames, circuits, tensors.tolist(), rows, strict=True)
+    )
 
 
 def _descriptors(sample: NeuronSample) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

@@ -42,8 +42,8 @@ class NeuronMatch:
 
     ``registered`` and ``suspect`` are positions in the fingerprints' lists of neuron samples; ``partners`` (m,) index
     the suspect's sample; ``scores`` (m,) in [0, 1] do not see the coins; ``coins`` (m,) are in [-1, 1] (0 for ungated
-    MLPs); ``concordant`` (m,) says whether the best partner by gate is also the best by up and down; ``moved`` is the
-    share of the well-matched neurons that are found under another index.
+    MLPs); ``concordant`` (m,) says whether the best partner by gate is also the best by up and down, and that of no
+    other neuron; ``moved`` is the share of the well-matched neurons that are found under another index.
     """
 
     registered: int
@@ -124,7 +124,7 @@ def _joined(
     rows = np.arange(len(total))
     scale = 3.0 if signed else 2.0
     scores = np.clip(total[rows, partners].astype(np.float64) / scale, 0.0, 1.0)
-    concordant = by_gate.argmax(axis=1) == rest.argmax(axis=1)
+    concordant = _concordant(by_gate, rest, scores)
     good = scores > 0.5
     moved = ours.indices[good] != theirs.indices[partners[good]]
     return NeuronMatch(
@@ -136,6 +136,21 @@ def _joined(
         concordant=concordant,
         moved=float(moved.mean()) if good.any() else 0.0,
     )
+
+
+def _concordant(by_gate: Float32, rest: Float32, scores: Float64) -> NDArray[np.bool_]:
+    """Whether the best partner by gate is the best by the rest, and of no other neuron that fits better.
+
+    Where many neurons find one partner they do so because of what it is (a giant, or zeros), not of what they are.
+    """
+    first, second = by_gate.argmax(axis=1), rest.argmax(axis=1)
+    rows = np.arange(len(first))
+    alike = (first == second) & (by_gate[rows, first] > 0) & (rest[rows, second] > 0)
+    best = np.full(by_gate.shape[1], -1, np.int64)
+    for row in np.argsort(scores, kind="stable").tolist():
+        if alike[row]:
+            best[first[row]] = row
+    return alike & (best[first] == rows)
 
 
 def usable_coins(registered: Sequence[NeuronSample]) -> list[NDArray[np.bool_]]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from fingerprint.gauge.project import project
 from fingerprint.roles.parts import heads_from
+from fingerprint.vectors import unit_rows
 from fingerprint.vocabulary import Content, Role
 
 if TYPE_CHECKING:
@@ -132,11 +133,11 @@ def _heads(
     if group == 1 or not options:
         return ()
 
+    left, right = unit_rows(wide), unit_rows(narrow)
+
     def likeness(size: int) -> float:
         """Mean absolute cosine of the channels that this size pairs: those of one circuit were trained together."""
-        heads = np.repeat(narrow.reshape(-1, size, narrow.shape[1]), group, axis=0).reshape(len(wide), -1)
-        lengths = np.linalg.norm(wide, axis=1) * np.linalg.norm(heads, axis=1)
-        products = np.abs(np.einsum("ij,ij->i", wide, heads))
-        return float(np.mean(np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)))
+        heads = np.repeat(right.reshape(-1, size, right.shape[1]), group, axis=0).reshape(len(left), -1)
+        return float(np.mean(np.abs(np.einsum("ij,ij->i", left, heads))))
 
     return tuple(sorted(options, key=likeness, reverse=True)[:MOST_HEAD_SIZES])

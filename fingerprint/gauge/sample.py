@@ -106,7 +106,7 @@ def sample_gauge(
     )
 
 
-def choose_by_norm(norms: Float32, count: int, parameters: Parameters) -> NDArray[np.int64]:
+def choose_by_norm(norms: Float64, count: int, parameters: Parameters) -> NDArray[np.int64]:
     """Indices of the sampled neurons, ascending: three quarters by largest norm, the rest by hash.
 
     The norm of a folded gate row is what a launderer cannot change, so that two samples share their largest ones.
@@ -136,9 +136,9 @@ def _sample_mlp(setting: Setting, mlp: Projections, count: int) -> _Sample:
     view = setting.tensors[mlp.gate[0]].view
     directions, gains = setting.reading(mlp.gate[0])
     gate = project(view, directions, gains, columns=mlp.gate[1])
-    norms = gate.norms
+    norms = gate.norms.astype(np.float64)
     if setting.centred:
-        norms = np.sqrt(np.maximum(norms**2 - gate.coordinates[:, size:] ** 2, 0.0))
+        norms = np.sqrt(np.maximum(norms**2 - gate.coordinates[:, size:].astype(np.float64) ** 2, 0.0))
     rows = gate.coordinates[:, :size]
     # What all gates of an MLP have in common says nothing about one of them.
     rows = rows - rows.mean(axis=0, dtype=np.float64).astype(np.float32)

@@ -126,7 +126,8 @@ def measure_checkpoint(
         tensors=records,
         neurons=tuple(sample for sample in samples if sample is not None) + gauge.neurons,
         findings=tuple((finding.code, finding.message) for finding in checkpoint.findings)
-        + _limits_reached(layout, measured, len(large)),
+        + _limits_reached(layout, measured, len(large))
+        + ((("gauge-missing", gauge.missing),) if gauge.missing else ()),
         claims=dict(checkpoint.metadata),
         channels=gauge.channels,
         grams=gauge.grams,

@@ -15,6 +15,7 @@ from fingerprint.comparing.matching import EXACT
 from fingerprint.dtypes import DTYPES
 from fingerprint.measure import matrix_shape
 from fingerprint.vocabulary import Content, Role
+from signatures.rewriting import Rewriting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,9 @@ Float64 = NDArray[np.float64]
 
 NEURON_ROLES: Final = frozenset({Role.GATE, Role.UP, Role.DOWN, Role.FC_IN, Role.FC_OUT})
 LAYERLESS_ROLES: Final = frozenset({Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING, Role.OUTPUT_HEAD})
+_UNSEEN: Final = LAYERLESS_ROLES
+"""What is not looked for where the residual stream was rotated."""
+_THROUGH_LAYERS: Final = 0.3
 _FLOOR: Final = 1e-6
 _OF_A_FACTOR: Final = 0.1
 """A change of which less than this share is left when the least-squares factor is taken out is a change of scale."""
@@ -215,11 +219,8 @@ class Change:
     @cached_property
     def unmatched_registered(self) -> tuple[int, ...]:
         """Registered weight matrices (with a sketch) that no tensor of the suspect corresponds to."""
-        through_neurons = {
-            position
-            for match in self.comparison.neurons
-            if match.concordance > 0.3
-            for position in self.comparison.registered.neurons[match.registered].tensors
+        through_layers = {
+            position for position, share in self.comparison.through_layers.items() if share > _THROUGH_LAYERS
         }
         return tuple(
             i
@@ -227,8 +228,14 @@ class Change:
             if tensor.content is Content.WEIGHTS
             and tensor.sketch is not None
             and i not in self.copies
-            and i not in through_neurons
+            and i not in through_layers
+            and not (self.rewriting.rotated and tensor.role in _UNSEEN)
         )
+
+    @cached_property
+    def rewriting(self) -> Rewriting:
+        """What a rewrite that keeps the function did."""
+        return Rewriting(self.comparison)
 
     @cached_property
     def moved_neurons(self) -> float:
@@ -245,7 +252,7 @@ class Change:
             if match.concordance > 0.1
             for sample in (self.comparison.registered.neurons[match.registered],)
         ]
-        return max(float(np.mean(shares)), 0.0) if shares else 0.0
+        return max(float(np.mean(shares)), 0.0) if shares else self.rewriting.narrowed
 
 
 def coarser_grid(one: TensorRecord, other: TensorRecord) -> int:

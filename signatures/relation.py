@@ -46,12 +46,14 @@ def describe(change: Change, *, merged: bool) -> Description:
     undone = _undone(change)
     for relation, applies in (
         (Relation.MERGED, merged),
+        (Relation.PRUNED, change.rewriting.rotated and bool(change.rewriting.absent_layers)),
         (Relation.UPCYCLED, _upcycled(change)),
         (Relation.DEPTH_UPSCALED, _repeated(change)),
         (Relation.PRUNED, _pruned_depth(change)),
         (Relation.PARTIAL, _partial(change)),
         (Relation.DTYPE_CAST, change.cast_share > 0.5),
         (Relation.PRUNED, change.narrowed >= _FEWER_NEURONS or _sparsified(change) or change.resized[0] > _RESIZED),
+        (Relation.REWRITTEN, change.rewriting.rotated),
         (Relation.QUANTISED, change.grid_share >= _ON_GRID),
         (Relation.REWRITTEN, change.rescaled_share > _RESCALED),
         (Relation.QUANTISED, _released(change)),
@@ -62,7 +64,7 @@ def describe(change: Change, *, merged: bool) -> Description:
             _extended(change) or change.resized[1] > _RESIZED or (_has_more(change) and not _partial(change)),
         ),
         (Relation.FINE_TUNED, change.amount > NO_CHANGE),
-        (Relation.REWRITTEN, change.moved_neurons > _MOVED),
+        (Relation.REWRITTEN, change.moved_neurons > _MOVED or bool(change.rewriting.undone)),
         (Relation.REFORMATTED, change.exact_share > WHOLE and (bool(undone) or _has_more(change))),
     ):
         if applies:
@@ -89,8 +91,9 @@ def _undone(change: Change) -> list[str]:
         found.append("layers-reordered")
     if change.comparison.suspect.files != change.comparison.registered.files:
         found.append("resharded")
-    if change.moved_neurons > _MOVED:
+    if change.moved_neurons > _MOVED and "neurons-permuted" not in change.rewriting.undone:
         found.append("neurons-permuted")
+    found += change.rewriting.undone
     if change.rescaled_share > _RESCALED:
         found.append("rescaled")
     if change.narrowed >= _FEWER_NEURONS:

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.comparing.matching import layer_map
 from fingerprint.errors import InputError, SignatureError, UsageError
-from fingerprint.vocabulary import Content
+from fingerprint.vocabulary import Content, Frame
 from signatures.mixture import gather
 from signatures.records import anonymous_model
 from signatures.relation import WHOLE, describe, matches_by_component
@@ -246,6 +246,7 @@ def _layers(finding: Finding) -> dict[str, int]:
     """Suspect layer → registered layer; where the suspect's layers have no numbers, each copy gets a label."""
     comparison = finding.comparison
     known = layer_map(comparison.matches, comparison.registered.tensors, comparison.suspect.tensors)
+    known = known or finding.change.rewriting.layers
     if known:
         return {str(theirs): ours for theirs, ours in known.items()}
     copies: dict[int, list[int]] = defaultdict(list)
@@ -311,20 +312,34 @@ def _power(suspect: Fingerprint, *, weights_at_hand: bool) -> Power:
     if not weights_at_hand:
         missing.append("digests of transposed matrices: only a signature is at hand")
         missing.append("rows of neurons that the signature does not sample")
-    missing.append("gauge: permuted or rotated residual streams are not undone")
+    moving = {sample.frame for sample in suspect.neurons} - {Frame.FIXED}
+    if moving:
+        tested += ["gauge", "even"]
+    else:
+        missing.append(f"gauge and even: {_why_not_moving(suspect)}")
     smallest = min((tensor.elements for tensor in matrices), default=0)
     detectable = (
         f"a registered model whose matrices are among the {len(matrices)} here (smallest: {smallest:,} elements), if "
         "they kept a cosine of .5 or more to it in one matrix along an axis of hidden units (.8 for the few tensors of "
-        "tokens or features alone), and its residual stream was neither permuted nor rotated"
+        f"tokens or features alone){_IF_MOVED if moving else _IF_STILL}"
         if matrices
         else "exact copies of single tensors only"
     )
     return Power(tuple(tested), tuple(missing), detectable)
 
 
+_IF_STILL: Final = ", and its residual stream was neither permuted nor rotated"
+_IF_MOVED: Final = (
+    "; if its residual stream was permuted or rotated, as long as its MLPs kept a third of their neurons recognisable"
+)
+
+
+def _why_not_moving(suspect: Fingerprint) -> str:
+    return dict(suspect.findings).get("gauge-missing", "the signature has no samples in moving frames")
+
+
 def _notes(suspect: Fingerprint, matches: Sequence[Match], registry: RegistrySummary) -> tuple[str, ...]:
-    notes = [message for _, message in suspect.findings]
+    notes = [message for code, message in suspect.findings if code != "gauge-missing"]
     aside: dict[Content, int] = defaultdict(int)
     for tensor in suspect.tensors:
         if tensor.content in {Content.ANALYTIC, Content.CONSTANT, Content.NONFINITE}:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from fingerprint.comparing.matching import SketchTable, is_distinctive
+from fingerprint.sketch import chance_spread
 
 if TYPE_CHECKING:
     from fingerprint.records import Fingerprint
@@ -34,7 +35,8 @@ def find_candidates(registry: Registry, suspect: Fingerprint, limit: int) -> lis
     """The ``limit`` registered models most likely to be related, best first.
 
     Every tensor of the suspect votes for its nearest models, in both orientations and with both signs, with the square
-    of how far its cosine lies above chance; every equal digest votes with more than any cosine can.
+    of how far its cosine lies above chance; every equal digest votes with more than any cosine can. The vectors of
+    layers, which no rewrite changes, vote in the same way for the models of their nearest.
     """
     models = {model.id: model for model in registry.models()}
     votes: dict[int, float] = defaultdict(float)
@@ -53,5 +55,23 @@ def find_candidates(registry: Registry, suspect: Fingerprint, limit: int) -> lis
                         nearest[row, model] = max(nearest.get((row, model), 0.0), score / float(table.spreads[row]))
         for (_, model), score in nearest.items():
             votes[model] += max(score - _CHANCE, 0.0) ** 2
+    _vote_by_layers(registry, suspect, votes)
     ranked = sorted((item for item in votes.items() if item[0] in models and item[1] > 0), key=lambda v: (-v[1], v[0]))
     return [Candidate(models[model], score) for model, score in ranked[:limit]]
+
+
+def _vote_by_layers(registry: Registry, suspect: Fingerprint, votes: dict[int, float]) -> None:
+    """Votes by circuits (``LayerGram``): of several readings of one circuit of the suspect the best one counts."""
+    grams = [gram for gram in suspect.grams if np.any(gram.values)]
+    if not grams:
+        return
+    hits = registry.search(np.stack([gram.values for gram in grams]), NEIGHBOURS)
+    spread = chance_spread((suspect.parameters.frame_width,) * 2, suspect.parameters.index_width)
+    nearest: dict[tuple[str, str, tuple[int, int], int], float] = defaultdict(float)
+    for gram, scores, models in zip(grams, hits.scores.tolist(), hits.models.tolist(), strict=True):
+        for score, model in zip(scores, models, strict=True):
+            if model >= 0:
+                key = (gram.frame, gram.circuit, gram.tensors, model)
+                nearest[key] = max(nearest[key], score / spread)
+    for (_, _, _, model), score in nearest.items():
+        votes[model] += max(score - _CHANCE, 0.0) ** 2

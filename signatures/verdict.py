@@ -34,6 +34,7 @@ TRAINED_SCALE: Final = 0.75
 TRAINED_SIMILARITY: Final = 0.75
 """Two trainings of one initialisation keep less of each other than this (.46 and .54 measured on small models), while
 continued training keeps the registered weights in full (1.03 to 1.05, .80 to .82)."""
+_IN_MOVING_FRAMES: Final = frozenset({Test.GAUGE, Test.EVEN})
 _SPARSE: Final = 0.15
 _ENOUGH_MATRICES: Final = 4
 _KEPT: Final = 0.1
@@ -104,6 +105,8 @@ def _level(one: Evidence, comparison: Comparison) -> Confidence | None:
         return Confidence.POSSIBLE
     if one.test is Test.DIGEST and comparison.digest_coverage < HALF:
         return Confidence.LIKELY
+    if one.test in _IN_MOVING_FRAMES and not comparison.gauge.agrees:
+        return Confidence.POSSIBLE
     name, least = _EFFECTS.get(one.test, ("", 0.0))
     effect = float(one.detail.get(name, 0.0))
     if effect < least / 2:
@@ -140,7 +143,7 @@ def _is_component(finding: Finding) -> bool:
     of_suspect, of_registered = finding.change.counts
     if min(comparison.registered_coverage, of_registered) >= _WHOLE_MODEL:
         return False
-    through_neurons = any(match.concordance >= _NEURONS_AGREE for match in comparison.neurons)
+    through_neurons = any(match.concordance >= _NEURONS_AGREE for match in comparison.all_neurons)
     return comparison.suspect_coverage < HALF or (of_suspect < _FEW_MATRICES and not through_neurons)
 
 
@@ -175,7 +178,7 @@ def _same_initialisation(finding: Finding) -> bool:
     if change.exact_share + change.cast_share > _KEPT or change.added_zeros >= _SPARSE:
         return False
     if not change.matrices:
-        neurons = finding.comparison.neurons
+        neurons = finding.comparison.all_neurons
         return bool(neurons) and all(match.concordance < _NEURONS_AGREE for match in neurons)
     if change.residual_whiteness >= _NOISE and change.changed >= _ENOUGH_MATRICES:
         return False

@@ -19,7 +19,7 @@ from fingerprint.signs import MOST_KEPT, Stream, bits, sample_indices, sign_bloc
 from fingerprint.sketch import MatrixSketcher
 from fingerprint.tensors import Transposed
 from fingerprint.units import first_of, ordered_units
-from fingerprint.vocabulary import Frame, Content
+from fingerprint.vocabulary import Content, Frame
 from signatures.registry import Registry
 from signatures.report import Report, Verdict
 from signatures.scan import scan_path

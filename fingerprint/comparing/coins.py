@@ -150,7 +150,8 @@ def _concordant(by_gate: Float32, rest: Float32, scores: Float64) -> NDArray[np.
     for row in np.argsort(scores, kind="stable").tolist():
         if alike[row]:
             best[first[row]] = row
-    return alike & (best[first] == rows)
+    concordant: NDArray[np.bool_] = alike & (best[first] == rows)
+    return concordant
 
 
 def usable_coins(registered: Sequence[NeuronSample]) -> list[NDArray[np.bool_]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -11,18 +12,22 @@ import numpy as np
 from fingerprint.comparing.align import Alignment, align_tensors
 from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, toss, usable_coins
 from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni
-from fingerprint.comparing.gauge import Gauge, compare_gauge
+from fingerprint.comparing.gauge import AGREED, Gauge, alike_circuits, compare_gauge
 from fingerprint.comparing.matching import SketchCosines, TensorMatch, is_distinctive, match_tensors
 from fingerprint.comparing.tail import sketch_log10_p
-from fingerprint.vocabulary import Content
+from fingerprint.vocabulary import Content, Frame, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from fingerprint.records import Fingerprint, TensorRecord
 
 DIGEST_BITS: Final = 256
 _MATCHED_SCORE: Final = 0.5
+_TABLES: Final[dict[str, Role]] = {
+    Frame.ANCHORS: Role.TOKEN_EMBEDDING,
+    Frame.POSITIONS: Role.POSITION_EMBEDDING,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,8 @@ class Comparison:
     """What was found between one registered fingerprint and one suspect.
 
     ``matches`` pair tensors, ``neurons`` pair MLPs in the fixed frame, ``gauge`` holds what was found in frames that
-    move with the residual stream; ``evidence`` is corrected for all that was
+    move with the residual stream, and ``through_layers`` the shares of registered tensors, by position, that neurons,
+    circuits and frames explain; ``evidence`` is corrected for all that was
     tried within this comparison, strongest first; the coverages are shares of the weight elements (matrices) of either
     side that the matches explain; ``similarity`` is their mean cosine, weighted by elements.
     """
@@ -45,6 +51,12 @@ class Comparison:
     registered_coverage: float
     digest_coverage: float
     gauge: Gauge = field(default_factory=Gauge)
+    through_layers: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def all_neurons(self) -> tuple[NeuronMatch, ...]:
+        """MLPs matched in any frame."""
+        return (*self.neurons, *(match for frame in self.gauge.frames for match in frame.matches))
 
     @property
     def log10_p(self) -> float:
@@ -74,12 +86,9 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint) -> Compa
         )
         if one is not None
     ]
-    held = [
-        match
-        for match in (*neurons, *(one for frame in gauge.frames for one in frame.matches))
-        if match.score > _MATCHED_SCORE / 2
-    ]
-    suspect_cover, registered_cover = _coverage(registered, suspect, matches, held)
+    ours, theirs = _through_layers(registered, suspect, neurons, gauge)
+    suspect_cover = theirs | {match.suspect: 1.0 for match in matches}
+    registered_cover = ours | {match.registered: 1.0 for match in matches}
     suspect_coverage, registered_coverage = _shares(registered, suspect, matches, suspect_cover, registered_cover)
     weights = np.array([suspect.tensors[match.suspect].elements for match in matches], np.float64)
     values = np.array([abs(match.cosine) for match in matches])
@@ -94,6 +103,7 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint) -> Compa
         registered_coverage=registered_coverage,
         digest_coverage=_share(suspect.tensors, {match.suspect: 1.0 for match in matches if match.digest}),
         gauge=gauge,
+        through_layers=ours,
     )
 
 
@@ -194,23 +204,39 @@ def _sketch_evidence(cosines: SketchCosines) -> Evidence | None:
     )
 
 
-def _coverage(
-    registered: Fingerprint, suspect: Fingerprint, matches: Sequence[TensorMatch], neurons: Sequence[NeuronMatch]
+def _through_layers(
+    registered: Fingerprint, suspect: Fingerprint, neurons: Sequence[NeuronMatch], gauge: Gauge
 ) -> tuple[dict[int, float], dict[int, float]]:
-    """Shares of tensors of either side that are explained, by position."""
-    theirs = {match.suspect: 1.0 for match in matches}
-    ours = {match.registered: 1.0 for match in matches}
-    for match in neurons:
+    """Shares of registered and of the suspect's tensors, by position, that do not need to be in place to be explained.
+
+    MLPs by their neurons; where these agree in a moving frame, attention by its circuits, and the table that the frame
+    is made of.
+    """
+    ours: dict[int, float] = defaultdict(float)
+    theirs: dict[int, float] = defaultdict(float)
+    for match in (*neurons, *(one for frame in gauge.frames for one in frame.matches)):
+        if match.score <= _MATCHED_SCORE / 2:
+            continue
         sample, other = registered.neurons[match.registered], suspect.neurons[match.suspect]
         found = float(np.mean((match.scores > _MATCHED_SCORE) & match.concordant))
         for position in sample.tensors:
             if position >= 0:
-                ours[position] = max(ours.get(position, 0.0), found)
+                ours[position] = max(ours[position], found)
+        share = min(1.0, found * sample.size / other.size)
         for position in other.tensors:
             if position >= 0:
-                share = min(1.0, found * sample.size / other.size)
-                theirs[position] = max(theirs.get(position, 0.0), share)
-    return theirs, ours
+                theirs[position] = max(theirs[position], share)
+    for frame in gauge.frames:
+        if frame.concordance < AGREED:
+            continue
+        for mine, its in alike_circuits(registered.grams, suspect.grams, frame.frame):
+            ours.update(dict.fromkeys(mine.tensors, 1.0))
+            theirs.update(dict.fromkeys(its.tensors, 1.0))
+        for covered, tensors in ((ours, registered.tensors), (theirs, suspect.tensors)):
+            for position, tensor in enumerate(tensors):
+                if tensor.role is _TABLES.get(frame.frame) and tensor.content is Content.WEIGHTS:
+                    covered[position] = max(covered[position], frame.best_half)
+    return dict(ours), dict(theirs)
 
 
 def _shares(

@@ -1,0 +1,164 @@
+"""What a rewrite that keeps a network's function did to the registered weights, as far as it was measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from fingerprint.comparing.gauge import AGREED, NEURONS
+from fingerprint.vocabulary import Axis, Content, Frame, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fingerprint.comparing.coins import NeuronMatch
+    from fingerprint.comparing.comparison import Comparison
+    from fingerprint.comparing.gauge import FrameMatch
+    from fingerprint.records import Fingerprint, NeuronSample, TensorRecord
+
+_STILL: Final = 0.1
+"""Concordance in the fixed frame below which the residual stream is not where it was."""
+_MOVED: Final = 0.3
+_FAIR: Final = -3.0
+_FAIR_AGREEMENT: Final = 0.5
+_SPREAD: Final = 0.2
+"""Standard deviation of the logarithm of the neurons' scales from which they were rescaled."""
+_UNEVEN: Final = 0.01
+_UNCHANGED: Final = 0.98
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """Everything here is measured on neurons that agree in a frame that moves with the residual stream."""
+
+    comparison: Comparison
+
+    @cached_property
+    def frame(self) -> FrameMatch | None:
+        """The moving frame in which neurons agree best, if they agree at all."""
+        best = self.comparison.gauge.best
+        return best if best is not None and best.concordance >= AGREED else None
+
+    @cached_property
+    def rotated(self) -> bool:
+        """Whether neurons agree in a moving frame, and not in the fixed one."""
+        still = [match.concordance for match in self.comparison.neurons]
+        return self.frame is not None and (not still or float(np.mean(still)) < _STILL)
+
+    @cached_property
+    def undone(self) -> tuple[str, ...]:
+        """The entries of a report's list, in a fixed order."""
+        if self.frame is None:
+            return ()
+        found = (
+            ("residual-rotated", self.rotated),
+            ("vocabulary-permuted", self._vocabulary_moved),
+            ("gains-folded", self._gains_folded),
+            ("neurons-permuted", self._moved > _MOVED),
+            ("neurons-rescaled", self._rescaled),
+            ("signs-scrambled", self._signs_scrambled),
+        )
+        return tuple(name for name, applies in found if applies)
+
+    @cached_property
+    def unchanged(self) -> bool:
+        """Whether neurons agree as well as those of the same weights do."""
+        return self.frame is not None and float(np.mean([one.score for one in self._held])) >= _UNCHANGED
+
+    @cached_property
+    def narrowed(self) -> float:
+        """Share of neurons that matched MLPs of the suspect have fewer than the registered ones; 0 if not fewer."""
+        shares = [
+            1.0 - theirs.size / ours.size for one in self._held for ours, theirs in [self._samples(one)] if ours.size
+        ]
+        return max(float(np.mean(shares)), 0.0) if shares else 0.0
+
+    @cached_property
+    def layers(self) -> dict[int, int]:
+        """For each layer of the suspect that has a matching MLP, the registered layer that it matches best."""
+        best: dict[int, tuple[float, int]] = {}
+        for one in self._held:
+            ours, theirs = self._samples(one)
+            if ours.layer is not None and theirs.layer is not None:
+                best[theirs.layer] = max(best.get(theirs.layer, (0.0, 0)), (one.concordance, ours.layer))
+        return {theirs: ours for theirs, (_, ours) in sorted(best.items())}
+
+    @cached_property
+    def absent_layers(self) -> set[int]:
+        """Registered layers whose MLP no MLP of the suspect agrees with."""
+        if self.frame is None:
+            return set()
+        held = {self._samples(one)[0].layer for one in self._held}
+        sampled = {self.comparison.registered.neurons[one.registered].layer for one in self.frame.matches}
+        return {layer for layer in sampled - held if layer is not None}
+
+    @cached_property
+    def _held(self) -> tuple[NeuronMatch, ...]:
+        """MLPs that agree; of several registered ones with one partner the best (the others have none)."""
+        if self.frame is None:
+            return ()
+        return tuple(one for one in self.frame.matches if one.concordance >= AGREED)
+
+    def _samples(self, match: NeuronMatch) -> tuple[NeuronSample, NeuronSample]:
+        comparison = self.comparison
+        return comparison.registered.neurons[match.registered], comparison.suspect.neurons[match.suspect]
+
+    @cached_property
+    def _moved(self) -> float:
+        return float(np.mean([one.moved for one in self._held])) if self._held else 0.0
+
+    @property
+    def _vocabulary_moved(self) -> bool:
+        """Whether another frame agrees where that of the tokens, of both sides, does not."""
+        anchors = self.comparison.gauge.frame(Frame.ANCHORS)
+        return anchors is not None and anchors is not self.frame and anchors.concordance < _STILL
+
+    @property
+    def _signs_scrambled(self) -> bool:
+        """Whether the coins of neurons that all agree are as fair as those of a stranger."""
+        found = [test for test in self.comparison.gauge.tests if self.frame and test.frame == self.frame.frame]
+        return any(
+            test.kind == NEURONS and test.toss.log10_p > _FAIR and test.toss.agreement < _FAIR_AGREEMENT
+            for test in found
+        )
+
+    @cached_property
+    def _rescaled(self) -> bool:
+        """Whether the lengths of matched neurons' up rows changed by factors that differ from neuron to neuron."""
+        spreads = []
+        for one in self._held:
+            ours, theirs = self._samples(one)
+            if ours.up is None or theirs.up is None:
+                continue
+            good = one.concordant & (one.scores > AGREED)
+            mine = np.linalg.norm(ours.up[good].astype(np.float64), axis=1)
+            other = np.linalg.norm(theirs.up[one.partners[good]].astype(np.float64), axis=1)
+            kept = (mine > 0) & (other > 0)
+            if int(kept.sum()) >= 2:
+                spreads.append(float(np.std(np.log(other[kept] / mine[kept]))))
+        return bool(spreads) and float(np.median(spreads)) > _SPREAD
+
+    @property
+    def _gains_folded(self) -> bool:
+        """Whether the registered model's gains differ along the stream, and none of the suspect's do."""
+        return _has_gains(self.comparison.registered) and not _has_gains(self.comparison.suspect)
+
+
+def _has_gains(fingerprint: Fingerprint) -> bool:
+    """Whether most vectors that may be norm gains differ along the stream by more than one in a hundred."""
+    gains = _gains(fingerprint.tensors)
+    uneven = [one.statistics.deviation > _UNEVEN * abs(one.statistics.mean) for one in gains]
+    return bool(uneven) and float(np.mean(uneven)) >= 0.5
+
+
+def _gains(tensors: Sequence[TensorRecord]) -> list[TensorRecord]:
+    named = [one for one in tensors if one.role is Role.NORM_GAIN]
+    if named:
+        return named
+    widths = Counter(sample.size for one in tensors for sample in one.axes if sample.axis is Axis.RESIDUAL)
+    width = widths.most_common(1)[0][0] if widths else -1
+    return [one for one in tensors if one.shape == (width,) and one.content in {Content.VECTOR, Content.CONSTANT}]

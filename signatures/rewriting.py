@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from fingerprint.comparing.evidence import Test
 from fingerprint.comparing.gauge import AGREED, NEURONS
 from fingerprint.vocabulary import Axis, Content, Frame, Role
 
@@ -28,12 +29,18 @@ _FAIR_AGREEMENT: Final = 0.5
 _SPREAD: Final = 0.2
 """Standard deviation of the logarithm of the neurons' scales from which they were rescaled."""
 _UNEVEN: Final = 0.01
-_UNCHANGED: Final = 0.98
+_UNCHANGED: Final = 0.999
+_NEARLY_ALL: Final = 0.9
+_SAME_ENERGY: Final = 0.05
+_ALIGNED: Final = -6.0
 
 
 @dataclass(frozen=True)
 class Rewriting:
-    """Everything here is measured on neurons that agree in a frame that moves with the residual stream."""
+    """Everything here is measured on neurons that agree in a frame that moves with the residual stream.
+
+    ``frame`` is None, and nothing is said, where they do not.
+    """
 
     comparison: Comparison
 
@@ -44,30 +51,59 @@ class Rewriting:
         return best if best is not None and best.concordance >= AGREED else None
 
     @cached_property
+    def still(self) -> bool:
+        """Whether neurons agree in the fixed frame."""
+        return _mean([match.concordance for match in self.comparison.neurons]) >= AGREED
+
+    @cached_property
     def rotated(self) -> bool:
-        """Whether neurons agree in a moving frame, and not in the fixed one."""
-        still = [match.concordance for match in self.comparison.neurons]
-        return self.frame is not None and (not still or float(np.mean(still)) < _STILL)
+        """Whether neurons agree in a moving frame but not in the fixed one, and nothing else is in its place."""
+        moved = _mean([match.concordance for match in self.comparison.neurons]) < _STILL
+        return self.frame is not None and moved and not self._in_place
+
+    @property
+    def _in_place(self) -> bool:
+        return any(one.test is Test.ALIGN and one.log10_p <= _ALIGNED for one in self.comparison.evidence)
 
     @cached_property
     def undone(self) -> tuple[str, ...]:
         """The entries of a report's list, in a fixed order."""
-        if self.frame is None:
-            return ()
         found = (
             ("residual-rotated", self.rotated),
-            ("vocabulary-permuted", self._vocabulary_moved),
-            ("gains-folded", self._gains_folded),
+            (self._vocabulary, bool(self._vocabulary)),
+            ("gains-folded", self.frame is not None and self._gains_folded),
             ("neurons-permuted", self._moved > _MOVED),
             ("neurons-rescaled", self._rescaled),
             ("signs-scrambled", self._signs_scrambled),
+            ("signs-negated", self._negated),
         )
         return tuple(name for name, applies in found if applies)
 
     @cached_property
-    def unchanged(self) -> bool:
-        """Whether neurons agree as well as those of the same weights do."""
-        return self.frame is not None and float(np.mean([one.score for one in self._held])) >= _UNCHANGED
+    def score(self) -> float:
+        """Mean score of neurons in MLPs that agree; 0 without any."""
+        return _mean([one.score for one in self._held])
+
+    @cached_property
+    def residual(self) -> float:
+        """What the registered neurons leave of the suspect's, as the change of weights at that mean cosine would."""
+        return float(np.sqrt(max(0.0, 1.0 - self.score**2)))
+
+    @cached_property
+    def pure(self) -> bool:
+        """Whether something was undone, and neurons then agree to within the rounding of the signature."""
+        return bool(self.undone) and self.score >= _UNCHANGED
+
+    @cached_property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Positions of registered and of the suspect's matrices of MLPs that agree."""
+        return [
+            (mine, other)
+            for one in self._held
+            for ours, theirs in [self._samples(one)]
+            for mine, other in zip(ours.tensors, theirs.tensors, strict=True)
+            if mine >= 0 and other >= 0
+        ]
 
     @cached_property
     def narrowed(self) -> float:
@@ -109,13 +145,24 @@ class Rewriting:
 
     @cached_property
     def _moved(self) -> float:
-        return float(np.mean([one.moved for one in self._held])) if self._held else 0.0
+        return _mean([one.moved for one in self._held])
 
     @property
-    def _vocabulary_moved(self) -> bool:
-        """Whether another frame agrees where that of the tokens, of both sides, does not."""
+    def _vocabulary(self) -> str:
+        """What happened to the tokens where neurons agree in another frame, but not in theirs; "" for nothing."""
         anchors = self.comparison.gauge.frame(Frame.ANCHORS)
-        return anchors is not None and anchors is not self.frame and anchors.concordance < _STILL
+        elsewhere = self.still or (self.frame is not None and self.frame is not anchors)
+        if anchors is None or anchors.concordance >= _STILL or not elsewhere:
+            return ""
+        energies = [_energy(side.tensors) for side in (self.comparison.registered, self.comparison.suspect)]
+        same = abs(energies[0] - energies[1]) <= _SAME_ENERGY * max(energies)
+        return "vocabulary-permuted" if same else "vocabulary-replaced"
+
+    @property
+    def _negated(self) -> bool:
+        """Whether nearly all coins of most MLPs are the other way up."""
+        means = [float(np.average(one.coins, weights=one.scores + 1e-9)) for one in self._held]
+        return bool(means) and float(np.median(means)) < -_NEARLY_ALL
 
     @property
     def _signs_scrambled(self) -> bool:
@@ -146,6 +193,19 @@ class Rewriting:
     def _gains_folded(self) -> bool:
         """Whether the registered model's gains differ along the stream, and none of the suspect's do."""
         return _has_gains(self.comparison.registered) and not _has_gains(self.comparison.suspect)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0
+
+
+def _energy(tensors: Sequence[TensorRecord]) -> float:
+    """Mean square of the elements of the largest table of tokens, which no order of them changes."""
+    tables = [one for one in tensors if one.role is Role.TOKEN_EMBEDDING and one.content is Content.WEIGHTS]
+    if not tables:
+        return 0.0
+    found = max(tables, key=lambda one: one.elements).statistics
+    return found.mean**2 + found.deviation**2
 
 
 def _has_gains(fingerprint: Fingerprint) -> bool:

@@ -24,8 +24,9 @@ VERSION: Final = 1
 """Of the constants below; named in the evidence."""
 SAFETY: Final = 1.5
 FLOOR: Final = -9.0
-"""No calibrated p-value is believed below this (log10), before correction for the number of registered models."""
+"""No p-value of a comparison is believed below this (log10), before correction for the number of registered models."""
 _LEAST_DISPERSION: Final = 2.0
+_NO_TAIL: Final = -300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ RATES: Final = {
 
 
 def concordance_log10_p(frame: str, concordant: float, neurons: int, *, gated: bool) -> float:
-    """log10 of the probability of at least ``concordant`` of ``neurons`` between unrelated models: ``FLOOR`` to 0.
+    """log10 of the probability of at least ``concordant`` of ``neurons`` between unrelated models, not floored.
 
     0 for a frame without constants.
     """
@@ -61,4 +62,4 @@ def concordance_log10_p(frame: str, concordant: float, neurons: int, *, gated: b
     dispersion = max(_LEAST_DISPERSION, doubled, 1.0 + (doubled - 1.0) * neurons / rate.neurons)
     size = mean / (dispersion - 1.0)
     tail = float(nbinom.logsf(math.floor(concordant) - 1, size, 1.0 / dispersion)) / math.log(10.0)
-    return min(0.0, max(FLOOR, tail)) if np.isfinite(tail) else FLOOR
+    return min(0.0, tail) if np.isfinite(tail) else _NO_TAIL

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from fingerprint.comparing.calibration import VERSION, concordance_log10_p
+from fingerprint.comparing.calibration import FLOOR, VERSION, concordance_log10_p
 from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, toss, usable_coins
 from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni
 from fingerprint.vocabulary import Circuit, Frame
@@ -64,7 +64,7 @@ class FrameMatch:
 
     @property
     def log10_p(self) -> float:
-        """Of ``concordance``, calibrated and uncorrected."""
+        """Of ``concordance``: calibrated, uncorrected and not floored."""
         return concordance_log10_p(self.frame, self.concordance * self.neurons, self.neurons, gated=self.gated)
 
 
@@ -212,5 +212,5 @@ def _even_evidence(gauge: Gauge) -> Evidence | None:
         "calibration": VERSION,
     }
     detail |= {f"concordance-{one.frame}": one.concordance for one in gauge.frames}
-    log10_p = bonferroni(best.log10_p, len(gauge.frames))
+    log10_p = max(FLOOR, bonferroni(best.log10_p, len(gauge.frames)))
     return Evidence(Test.EVEN, Null.CALIBRATED, best.concordance, log10_p, len(gauge.frames), detail)

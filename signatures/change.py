@@ -119,7 +119,7 @@ class Change:
     @cached_property
     def added_zeros(self) -> float:
         """Share of zeros in the suspect's matched matrices beyond that in the registered ones."""
-        if not self.matrices:
+        if self.rewriting.rotated:
             pairs = self.rewriting.pairs
             added = [self.theirs[b].statistics.zeros - self.ours[a].statistics.zeros for a, b in pairs]
             return float(np.mean(added)) if added else 0.0
@@ -136,7 +136,7 @@ class Change:
 
         A quantised layout in which they are stored is such a grid too.
         """
-        if not self.matrices:
+        if self.rewriting.rotated:
             grids = [coarser_grid(self.theirs[b], self.ours[a]) > 0 for a, b in self.rewriting.pairs]
             return float(np.mean(grids)) if grids else 0.0
         return self._share_of_changed([float(self._grid(match) > 0) for match in self.matrices])
@@ -151,7 +151,8 @@ class Change:
     @cached_property
     def grid_bits(self) -> int:
         """Median bits of those grids; 0 without any."""
-        pairs = [(match.registered, match.suspect) for match in self.matrices] or self.rewriting.pairs
+        pairs = [(match.registered, match.suspect) for match in self.matrices]
+        pairs = self.rewriting.pairs if self.rewriting.rotated else pairs
         bits = [grid for a, b in pairs if (grid := coarser_grid(self.theirs[b], self.ours[a])) > 0]
         return int(np.median(bits)) if bits else 0
 

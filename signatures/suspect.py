@@ -157,7 +157,6 @@ def _chosen_records(whole: Fingerprint, include: Sequence[str], exclude: Sequenc
     dtypes: Counter[str] = Counter()
     for tensor in tensors:
         dtypes[tensor.dtype] += tensor.elements
-    torn = {tensor.layer for at, tensor in enumerate(whole.tensors) if at not in now}
     return replace(
         whole,
         tensors=tensors,
@@ -171,7 +170,11 @@ def _chosen_records(whole: Fingerprint, include: Sequence[str], exclude: Sequenc
             for one in whole.channels
             if now.keys() >= set(one.tensors)
         ),
-        grams=tuple(one for one in whole.grams if one.layer not in torn),
+        grams=tuple(
+            replace(one, tensors=(now[one.tensors[0]], now[one.tensors[1]]))
+            for one in whole.grams
+            if now.keys() >= set(one.tensors)
+        ),
         dtypes=dtypes,
         complete=False,
     )

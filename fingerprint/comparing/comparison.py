@@ -232,11 +232,17 @@ def _through_layers(
         for mine, its in alike_circuits(registered.grams, suspect.grams, frame.frame):
             ours.update(dict.fromkeys(mine.tensors, 1.0))
             theirs.update(dict.fromkeys(its.tensors, 1.0))
-        for covered, tensors in ((ours, registered.tensors), (theirs, suspect.tensors)):
-            for position, tensor in enumerate(tensors):
-                if tensor.role is _TABLES.get(frame.frame) and tensor.content is Content.WEIGHTS:
-                    covered[position] = max(covered[position], frame.best_half)
+        tables = [_tables(side.tensors, frame.frame) for side in (registered, suspect)]
+        if all(tables):
+            ours.update(dict.fromkeys(tables[0], frame.best_half))
+            theirs.update(dict.fromkeys(tables[1], frame.best_half))
     return dict(ours), dict(theirs)
+
+
+def _tables(tensors: Sequence[TensorRecord], frame: str) -> list[int]:
+    """Positions of the tables that a frame may be made of."""
+    role = _TABLES.get(frame)
+    return [i for i, one in enumerate(tensors) if one.role is role and one.content is Content.WEIGHTS]
 
 
 def _shares(

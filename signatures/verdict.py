@@ -108,7 +108,7 @@ def _level(one: Evidence, comparison: Comparison) -> Confidence | None:
     if one.test is Test.DIGEST and comparison.digest_coverage < HALF:
         return Confidence.LIKELY
     if one.test in _IN_MOVING_FRAMES and not comparison.gauge.agrees:
-        return Confidence.POSSIBLE
+        return Confidence.POSSIBLE if comparison.gauge.concordance >= LEAST_CONCORDANCE / 2 else None
     name, least = _EFFECTS.get(one.test, ("", 0.0))
     effect = float(one.detail.get(name, 0.0))
     if effect < least / 2:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from threadpoolctl import threadpool_limits
 
 from fingerprint.canonical import lay_out, with_fixed_residual
+from fingerprint.gauge.own import sample_self
 from fingerprint.gauge.sample import sample_gauge
 from fingerprint.measure import MOST_SKETCHED_AXIS, TensorMeasurement, has_long_axis, matrix_shape, measure_tensor
 from fingerprint.neurons import (
@@ -113,6 +114,7 @@ def measure_checkpoint(
         samples = list(pool.map(lambda mlp: _sample(layout, measured, mlp, count, parameters), mlps))
         contents = [result.content for result in measured]
         gauge = sample_gauge(layout, contents, mlps, checkpoint.metadata, parameters, pool, suspect=not casts)
+        own, vectors = sample_self(layout, contents, mlps, checkpoint.metadata, parameters, pool, suspect=not casts)
     records = tuple(record_of(tensor, result) for tensor, result in zip(layout.tensors, measured, strict=True))
     made = Fingerprint(
         parameters=parameters,
@@ -124,13 +126,13 @@ def measure_checkpoint(
         dtypes=checkpoint.dtypes,
         complete=checkpoint.complete,
         tensors=records,
-        neurons=tuple(sample for sample in samples if sample is not None) + gauge.neurons,
+        neurons=tuple(sample for sample in samples if sample is not None) + gauge.neurons + own,
         findings=tuple((finding.code, finding.message) for finding in checkpoint.findings)
         + _limits_reached(layout, measured, len(large))
         + ((("gauge-missing", gauge.missing),) if gauge.missing else ()),
         claims=dict(checkpoint.metadata),
         channels=gauge.channels,
-        grams=gauge.grams,
+        grams=gauge.grams + vectors,
     )
     return Measured(made, layout.tensors)
 

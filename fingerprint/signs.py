@@ -40,6 +40,7 @@ class Stream(IntEnum):
     ANCHOR_TOKEN = 8
     ANCHOR_POSITION = 9
     GRAM = 10
+    LAYER = 11
 
 
 def bits(seed: int, stream: Stream, start: int, stop: int) -> NDArray[np.uint64]:

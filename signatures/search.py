@@ -8,9 +8,11 @@ from itertools import product
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fingerprint.comparing.matching import SketchTable, is_distinctive
 from fingerprint.sketch import chance_spread
+from fingerprint.vocabulary import Frame
 
 if TYPE_CHECKING:
     from fingerprint.records import Fingerprint
@@ -21,6 +23,14 @@ NEIGHBOURS: Final = 16
 """Models that are asked for per sketch, orientation and sign."""
 _CHANCE: Final = 3.0
 """Standardised cosine (in units of its spread by chance) below which a neighbour is no vote."""
+
+
+_FEW: Final = 8
+_LEAST_SPREAD: Final = 0.005
+_RIVAL: Final = 2.5
+"""How far the nearest of unrelated models may stand out without being a vote."""
+
+Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +71,33 @@ def find_candidates(registry: Registry, suspect: Fingerprint, limit: int) -> lis
 
 
 def _vote_by_layers(registry: Registry, suspect: Fingerprint, votes: dict[int, float]) -> None:
-    """Votes by circuits (``LayerGram``): of several readings of one circuit of the suspect the best one counts."""
+    """Votes by circuits (``LayerGram``): of several readings of one circuit of the suspect the best one counts.
+
+    Vectors in the self frame are much alike in all models: they count by how far a model stands out of its rivals.
+    """
     grams = [gram for gram in suspect.grams if np.any(gram.values)]
     if not grams:
         return
     hits = registry.search(np.stack([gram.values for gram in grams]), NEIGHBOURS)
     spread = chance_spread((suspect.parameters.frame_width,) * 2, suspect.parameters.index_width)
     nearest: dict[tuple[str, str, tuple[int, int], int], float] = defaultdict(float)
-    for gram, scores, models in zip(grams, hits.scores.tolist(), hits.models.tolist(), strict=True):
-        for score, model in zip(scores, models, strict=True):
-            if model >= 0:
-                key = (gram.frame, gram.circuit, gram.tensors, model)
-                nearest[key] = max(nearest[key], score / spread)
+    for gram, found, models in zip(grams, hits.scores, hits.models, strict=True):
+        scores = _standing_out(found[models >= 0]) if gram.frame == Frame.SELF else found[models >= 0] / spread
+        for score, model in zip(scores.tolist(), models[models >= 0].tolist(), strict=True):
+            key = (gram.frame, gram.circuit, gram.tensors, model)
+            nearest[key] = max(nearest[key], score)
     for (_, _, _, model), score in nearest.items():
         votes[model] += max(score - _CHANCE, 0.0) ** 2
+
+
+def _standing_out(scores: Float32) -> Float32:
+    """How far each of the neighbours' cosines, best first, lies above those of the other models, in their spread.
+
+    Among few models all are candidates.
+    """
+    if len(scores) < _FEW:
+        return np.full(len(scores), _CHANCE + 1.0, np.float32)
+    others = scores[len(scores) // 4 :]
+    spread = max(float(others.std()), _LEAST_SPREAD)
+    apart: Float32 = _CHANCE + (scores - float(others.mean())) / spread - _RIVAL
+    return apart

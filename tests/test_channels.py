@@ -12,8 +12,6 @@ from fingerprint.comparing.coins import toss
 from fingerprint.gauge.channels import (
     Rotary,
     choose_channels,
-    likely_head,
-    possible_heads,
     query_key,
     rotary_pairs,
     value_output,
@@ -168,20 +166,6 @@ def test_neighbours_and_halves_are_the_same_pairs_in_another_order() -> None:
     two = last.reshape(-1, HEAD, WIDTH)[:, order].reshape(last.shape)
     halves = rotary_pairs(first, last, HEAD, Rotary.HALVES)
     assert np.allclose(rotary_pairs(one, two, HEAD, Rotary.NEIGHBOURS), halves)
-
-
-def test_norms_tell_the_size_of_heads_that_share_values() -> None:
-    rng = np.random.default_rng(0)
-    sizes = np.exp(rng.normal(size=(4, 1, 32)) * 0.5)
-    values = sizes.reshape(-1)
-    outputs = (sizes * np.exp(0.2 * rng.normal(size=(4, 3, 32)))).reshape(-1)
-    assert likely_head(values, outputs) == 32
-    assert likely_head(1 / values, outputs) == 32
-    assert likely_head(values, values) is None
-    assert likely_head(np.exp(rng.normal(size=1024)), np.exp(rng.normal(size=2048))) is None
-    assert likely_head(np.zeros(0), np.zeros(0)) is None
-    assert likely_head(np.zeros(64), np.zeros(128)) is None
-    assert possible_heads(96, 192) == [16, 32, 48, 96]
 
 
 def test_rows_that_are_zero_or_absent_do_no_harm() -> None:

@@ -355,6 +355,6 @@ def test_a_fingerprint_keeps_what_its_limits_allow_and_says_so(tmp_path: Path, m
     made = fingerprint_of(model(1), tmp_path)
     assert sum(record.sketch is not None for record in made.tensors) == 20
     assert sum(bool(record.axes) for record in made.tensors) == 9
-    assert [sample.frame for sample in made.neurons] == [Frame.FIXED] * 2 + [Frame.ANCHORS] * 2
+    assert [sample.frame for sample in made.neurons] == [Frame.FIXED] * 2 + [Frame.ANCHORS] * 2 + [Frame.SELF] * 2
     assert "sketches-sampled" in dict(made.findings)
     assert all(record.digest for record in made.tensors)

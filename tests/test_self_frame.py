@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from fingerprint.comparing.coins import toss, usable_coins
-from fingerprint.comparing.procrustes import SelfMatch, match_self_frames
+from fingerprint.comparing.coins import NeuronMatch, toss, usable_coins
+from fingerprint.comparing.procrustes import match_self_frames
 from fingerprint.gauge.descriptors import GATED_DESCRIPTORS, UNGATED_DESCRIPTORS, neuron_descriptors
 from fingerprint.gauge.self_frame import SELF_WIDTH, self_coordinates
 from fingerprint.records import NeuronSample
@@ -34,9 +34,9 @@ def layer(seed: int, *, gated: bool = True) -> Matrices:
     return gate, matrix() if gated else None, down
 
 
-def sample(matrices: Matrices, *, number: int = 0, bias: np.ndarray | None = None) -> NeuronSample:
+def sample(matrices: Matrices, *, number: int = 0) -> NeuronSample:
     gate, up, down = matrices
-    found = self_coordinates(gate, up, down, bias)
+    found = self_coordinates(gate, up, down)
     return NeuronSample(
         layer=number,
         expert=None,
@@ -77,13 +77,13 @@ def flipped(matrices: Matrices, signs: np.ndarray) -> Matrices:
     return gate, (up * signs[:, None]).astype(np.float32), (down * signs[:, None]).astype(np.float32)
 
 
-def only(found: list[SelfMatch]) -> SelfMatch:
+def only(found: list[NeuronMatch]) -> NeuronMatch:
     (match,) = found
     return match
 
 
 def log10_p(ours: list[NeuronSample], theirs: list[NeuronSample]) -> float:
-    return toss([one.match for one in match_self_frames(ours, theirs)], usable_coins(ours)).log10_p
+    return toss(match_self_frames(ours, theirs), usable_coins(ours)).log10_p
 
 
 @pytest.mark.parametrize("gated", [True, False])
@@ -92,10 +92,10 @@ def test_a_rotated_permuted_noisy_layer_is_found(gated: bool) -> None:
     order = np.random.default_rng(1).permutation(NEURONS)
     theirs = sample(mapped(noisy(ours, 2, 0.2), rotation(3), order), number=1)
     found = only(match_self_frames([sample(ours)], [sample(layer(5, gated=gated)), theirs]))
-    assert found.match.suspect == 1
+    assert found.suspect == 1
     assert found.concordance > 0.9
-    assert np.mean(order[found.match.partners] == np.arange(NEURONS)) > 0.9
-    assert found.match.moved > 0.9
+    assert np.mean(order[found.partners] == np.arange(NEURONS)) > 0.9
+    assert found.moved > 0.9
     assert log10_p([sample(ours)], [theirs]) < -30 if gated else log10_p([sample(ours)], [theirs]) == 0.0
 
 
@@ -108,10 +108,10 @@ def test_flipping_registered_neurons_flips_their_coins_and_nothing_else() -> Non
         for _ in range(10):
             signs = rng.choice([-1.0, 1.0], size=NEURONS)
             after = only(match_self_frames([sample(flipped(ours, signs))], suspect))
-            assert np.array_equal(after.match.partners, before.match.partners)
-            assert np.array_equal(after.match.concordant, before.match.concordant)
-            assert np.allclose(after.match.scores, before.match.scores, atol=1e-5)
-            assert np.array_equal(after.match.coins, before.match.coins * signs)
+            assert np.array_equal(after.partners, before.partners)
+            assert np.array_equal(after.concordant, before.concordant)
+            assert np.allclose(after.scores, before.scores, atol=1e-5)
+            assert np.array_equal(after.coins, before.coins * signs)
 
 
 def test_flips_of_registered_neurons_are_an_exact_null() -> None:
@@ -144,12 +144,12 @@ def test_descriptors_survive_rotation_scale_and_sign() -> None:
     assert up is not None
     rng = np.random.default_rng(1)
     factors = (np.exp(rng.normal(size=(NEURONS, 1))) * rng.choice([-1, 1], size=(NEURONS, 1))).astype(np.float32)
-    plain = neuron_descriptors(gate, up, down, None)
+    plain = neuron_descriptors(gate, up, down)
     turn = rotation(2).astype(np.float32)
-    moved = neuron_descriptors(gate @ turn, up @ turn * factors, down @ turn / factors, None)
+    moved = neuron_descriptors(gate @ turn, up @ turn * factors, down @ turn / factors)
     assert plain.shape == (NEURONS, GATED_DESCRIPTORS)
     assert np.allclose(plain, moved, atol=5e-3)
-    ungated = neuron_descriptors(gate, None, down, rng.normal(size=NEURONS).astype(np.float32))
+    ungated = neuron_descriptors(gate, None, down)
     assert ungated.shape == (NEURONS, UNGATED_DESCRIPTORS)
     assert np.allclose(ungated.std(axis=0), 1.0, atol=1e-3)
 

@@ -16,16 +16,16 @@ from fingerprint.vectors import unit_rows
 from fingerprint.vocabulary import ChannelKind
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
-    from fingerprint.records import ChannelSample
+    from fingerprint.records import ChannelSample, Fingerprint
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-_DUPLICATE_SCORE: Final = 0.5
+_DUPLICATE_SCORE: Final = 0.6
 _FOLLOWED: Final = 4
 """Samples of the suspect whose heads are matched one by one for each registered one: those that look most alike."""
 _LEAST_SHARED: Final = 4
@@ -62,20 +62,43 @@ class ChannelMatch:
 
 
 def match_channels(
-    registered: Sequence[ChannelSample], suspect: Sequence[ChannelSample], frame: str, kind: ChannelKind
+    registered: Sequence[ChannelSample],
+    suspect: Sequence[ChannelSample],
+    frame: str,
+    kind: ChannelKind,
+    *,
+    ungrouped: Collection[int] = (),
 ) -> list[ChannelMatch]:
-    """For every registered sample of ``kind`` in ``frame`` the suspect's with the best mean score."""
+    """For every registered sample of ``kind`` in ``frame`` the suspect's with the best mean score.
+
+    ``ungrouped`` are positions of the suspect's samples whose channels do not depend on the size of heads: each value
+    is read by one output column. They are taken to have heads of the registered size.
+    """
     theirs = [(at, _Heads(one)) for at, one in enumerate(suspect) if (one.frame, one.kind) == (frame, kind)]
     found = []
     for at, sample in enumerate(registered):
         if (sample.frame, sample.kind) != (frame, kind) or not sample.indices.size:
             continue
         ours = _Heads(sample)
-        alike = [(where, other) for where, other in theirs if ours.fits(other)]
+        recut = {where: _Heads(suspect[where], sample.head) if where in ungrouped else one for where, one in theirs}
+        alike = [(where, other) for where, other in recut.items() if ours.fits(other)]
         alike.sort(key=lambda one: -ours.likeness(one[1]))
         options = [match for where, other in alike[:_FOLLOWED] if (match := _match(at, ours, where, other)) is not None]
         if options:
             found.append(max(options, key=lambda one: one.score))
+    return found
+
+
+def ungrouped_samples(fingerprint: Fingerprint) -> set[int]:
+    """Positions of the samples of single channels whose heads are not shared, as the shapes of their tensors tell."""
+    found = set()
+    for at, sample in enumerate(fingerprint.channels):
+        if sample.kind is ChannelKind.ROTARY or min(sample.tensors) < 0:
+            continue
+        narrow, wide = (fingerprint.tensors[position].shape for position in sample.tensors)
+        read = wide[-1] if sample.kind is ChannelKind.VALUE_OUTPUT else wide[0]
+        if len(narrow) == len(wide) == 2 and narrow[0] == read:
+            found.add(at)
     return found
 
 
@@ -100,8 +123,9 @@ def usable_channels(registered: Sequence[ChannelSample]) -> list[Bools]:
 class _Heads:
     """The channels of one sample as unit vectors, by head."""
 
-    def __init__(self, sample: ChannelSample) -> None:
+    def __init__(self, sample: ChannelSample, head: int | None = None) -> None:
         self.sample = sample
+        self.head = max(sample.head if head is None else head, 1)
         parts = sample.parts
         if sample.kind is ChannelKind.ROTARY:
             keys = unit_rows(np.concatenate([parts[0], parts[1]], axis=1))
@@ -110,15 +134,13 @@ class _Heads:
         else:
             parts = unit_rows(parts)
         self.parts = parts
-        self.heads = sample.indices // max(sample.head, 1)
-        self.inner = sample.indices % max(sample.head, 1)
+        self.heads = sample.indices // self.head
+        self.inner = sample.indices % self.head
 
     def fits(self, other: _Heads) -> bool:
         """Whether channels of the two samples can be compared."""
         return (
-            self.sample.head == other.sample.head
-            and self.parts.shape[2] == other.parts.shape[2]
-            and bool(other.sample.indices.size)
+            self.head == other.head and self.parts.shape[2] == other.parts.shape[2] and bool(other.sample.indices.size)
         )
 
     def likeness(self, other: _Heads) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ SYMMETRIC_ACTIVATIONS: Final = frozenset({"silu", "swish", "gelu", "gelu_tanh", 
 WEIGHT_LEVELS: Final = 64
 _EXACT_COINS: Final = 400
 _DUPLICATE_SCORE: Final = 1.5
+_MOSTLY: Final = 0.5
 _NO_SCORE: Final = 1e-6
 
 
@@ -53,6 +54,8 @@ class NeuronMatch:
     coins: Float64
     concordant: NDArray[np.bool_]
     moved: float
+    counted: NDArray[np.bool_] | None = None
+    """(m,): the neurons that concordance counts, if not all: those that took no part in aligning the two sides."""
 
     @property
     def score(self) -> float:
@@ -61,8 +64,8 @@ class NeuronMatch:
 
     @property
     def concordance(self) -> float:
-        """Share of concordant neurons."""
-        return float(self.concordant.mean())
+        """Share of concordant neurons, of those that count."""
+        return float(self.concordant[... if self.counted is None else self.counted].mean())
 
 
 def match_neurons(
@@ -124,7 +127,7 @@ def _joined(
     rows = np.arange(len(total))
     scale = 3.0 if signed else 2.0
     scores = np.clip(total[rows, partners].astype(np.float64) / scale, 0.0, 1.0)
-    concordant = _concordant(by_gate, rest, scores)
+    concordant = concordant_partners(by_gate, rest, scores)
     good = scores > 0.5
     moved = ours.indices[good] != theirs.indices[partners[good]]
     return NeuronMatch(
@@ -138,7 +141,7 @@ def _joined(
     )
 
 
-def _concordant(by_gate: Float32, rest: Float32, scores: Float64) -> NDArray[np.bool_]:
+def concordant_partners(by_gate: Float32, rest: Float32, scores: Float64) -> NDArray[np.bool_]:
     """Whether the best partner by gate is the best by the rest, and of no other neuron that fits better.
 
     Where many neurons find one partner they do so because of what it is (a giant, or zeros), not of what they are.
@@ -180,7 +183,40 @@ def usable_coins(registered: Sequence[NeuronSample]) -> list[NDArray[np.bool_]]:
             if earlier == later:
                 alike[np.triu_indices(len(alike))] = -1.0
             masks[later] &= alike.max(axis=1) < _DUPLICATE_SCORE
-    return masks
+    return [_without_copies(registered, masks, at) for at in range(len(masks))]
+
+
+def _without_copies(
+    registered: Sequence[NeuronSample], masks: Sequence[NDArray[np.bool_]], at: int
+) -> NDArray[np.bool_]:
+    """The mask of one sample; empty in the self frame of an MLP that other frames show to be a copy.
+
+    Two layers' own frames cannot be compared, so that a copied layer does not show there.
+    """
+    sample = registered[at]
+    others = [
+        mask
+        for other, mask in zip(registered, masks, strict=True)
+        if other.frame != Frame.SELF and other.tensors == sample.tensors and mask.size
+    ]
+    copied = sample.frame == Frame.SELF and any(float(mask.mean()) < _MOSTLY for mask in others)
+    return np.zeros_like(masks[at]) if copied else masks[at]
+
+
+class Matched(Protocol):
+    """Partners of the neurons or channels of one registered sample; see ``NeuronMatch``."""
+
+    @property
+    def registered(self) -> int:
+        """Position of the registered sample."""
+
+    @property
+    def scores(self) -> Float64:
+        """(m,), blind to the coins."""
+
+    @property
+    def coins(self) -> Float64:
+        """(m,) signs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +235,7 @@ class CoinToss:
     log10_p: float
 
 
-def toss(matches: Sequence[NeuronMatch], usable: Sequence[NDArray[np.bool_]]) -> CoinToss:
+def toss(matches: Sequence[Matched], usable: Sequence[NDArray[np.bool_]]) -> CoinToss:
     """Look at all usable coins of the matched MLPs; a coin's weight is the fourth power of its score over the largest.
 
     MLPs have disjoint coins, so their p-values are independent and Fisher's method is valid; each is two-sided, since

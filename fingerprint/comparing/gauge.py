@@ -8,18 +8,24 @@ are asked: how many partners by gate and by the rest are the same (concordance, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from fingerprint.comparing.calibration import FLOOR, VERSION, concordance_log10_p
+from fingerprint.comparing.channel_coins import match_channels, ungrouped_samples, usable_channels
 from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, toss, usable_coins
 from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni
-from fingerprint.vocabulary import Circuit, Frame
+from fingerprint.comparing.procrustes import match_self_frames
+from fingerprint.vocabulary import ChannelKind, Circuit, Frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
     from fingerprint.records import Fingerprint, LayerGram
 
@@ -38,18 +44,24 @@ NEURONS: Final = "neurons"
 class FrameMatch:
     """All registered MLPs sampled in one frame, each with its best match in the suspect.
 
-    ``concordance`` is the mean over MLPs, ``best_half`` that over the better half of them (where layers were left out,
-    the others have no partner); ``log10_p`` is the calibrated probability of the former between unrelated models.
+    ``theirs`` is the number of MLPs that the suspect has in this frame: where it is less than that of the registered
+    ones, the others have no partner, and as many as can have one are looked at, those that match best.
     """
 
     frame: str
     matches: tuple[NeuronMatch, ...]
     gated: bool
+    theirs: int
+
+    @property
+    def _best(self) -> list[NeuronMatch]:
+        ordered = sorted(self.matches, key=lambda match: -match.concordance)
+        return ordered[: max(1, min(self.theirs, len(ordered)))]
 
     @property
     def concordance(self) -> float:
-        """Mean concordance over the registered MLPs."""
-        return float(np.mean([match.concordance for match in self.matches]))
+        """Mean concordance over the registered MLPs that can have a partner."""
+        return float(np.mean([match.concordance for match in self._best]))
 
     @property
     def best_half(self) -> float:
@@ -59,13 +71,14 @@ class FrameMatch:
 
     @property
     def neurons(self) -> int:
-        """Number of registered neurons that were matched."""
-        return sum(match.scores.size for match in self.matches)
+        """Number of registered neurons that concordance counts."""
+        return sum(match.scores.size if match.counted is None else int(match.counted.sum()) for match in self._best)
 
     @property
     def log10_p(self) -> float:
-        """Of ``concordance``: calibrated, uncorrected and not floored."""
-        return concordance_log10_p(self.frame, self.concordance * self.neurons, self.neurons, gated=self.gated)
+        """Of ``concordance`` between unrelated models: calibrated, corrected for the choice of MLPs, not floored."""
+        single = concordance_log10_p(self.frame, self.concordance * self.neurons, self.neurons, gated=self.gated)
+        return bonferroni(single, math.comb(len(self.matches), len(self._best)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,18 +147,51 @@ def _shared_frame(frame: Frame) -> Callable[[Fingerprint, Fingerprint], FrameMat
         if not matches:
             return None
         gated = any(registered.neurons[one.registered].up is not None for one in matches)
-        return FrameMatch(frame, tuple(matches), gated)
+        return FrameMatch(frame, tuple(matches), gated, _mlps(suspect, frame))
 
     return match
+
+
+def _own_frames(registered: Fingerprint, suspect: Fingerprint) -> FrameMatch | None:
+    """Layers in their own frames, each pair aligned before it is compared."""
+    matches = match_self_frames(registered.neurons, suspect.neurons)
+    if not matches:
+        return None
+    gated = any(registered.neurons[one.registered].up is not None for one in matches)
+    return FrameMatch(Frame.SELF, tuple(matches), gated, _mlps(suspect, Frame.SELF))
+
+
+def _mlps(fingerprint: Fingerprint, frame: Frame) -> int:
+    """Number of MLPs sampled in a frame, however often."""
+    return len({frozenset(sample.tensors) for sample in fingerprint.neurons if sample.frame == frame})
+
+
+def _channel_tests(registered: Fingerprint, suspect: Fingerprint, frames: list[FrameMatch]) -> list[ExactTest]:
+    """The coins of attention channels, by frame and kind."""
+    del frames
+    usable: list[NDArray[np.bool_]] | None = None
+    ungrouped = ungrouped_samples(suspect)
+    tests = []
+    for frame, kind in product((Frame.ANCHORS, Frame.POSITIONS), ChannelKind):
+        matches = match_channels(registered.channels, suspect.channels, frame, kind, ungrouped=ungrouped)
+        if matches:
+            usable = usable_channels(registered.channels) if usable is None else usable
+            result = toss(matches, usable)
+            if result.coins:
+                tests.append(ExactTest(frame, kind, result))
+    return tests
 
 
 _MATCHERS: Final[tuple[Callable[[Fingerprint, Fingerprint], FrameMatch | None], ...]] = (
     _shared_frame(Frame.ANCHORS),
     _shared_frame(Frame.POSITIONS),
+    _own_frames,
 )
-"""One for each frame; that of ``Frame.SELF`` has to align the two sides first."""
+"""One for each frame."""
 
-_CHANNEL_TESTS: Final[tuple[Callable[[Fingerprint, Fingerprint, list[FrameMatch]], list[ExactTest]], ...]] = ()
+_CHANNEL_TESTS: Final[tuple[Callable[[Fingerprint, Fingerprint, list[FrameMatch]], list[ExactTest]], ...]] = (
+    _channel_tests,
+)
 """Tests of the coins of attention channels."""
 
 

@@ -10,13 +10,12 @@ the fit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.comparing.coins import NeuronMatch
+from fingerprint.comparing.coins import NeuronMatch, concordant_partners
 from fingerprint.vectors import unit_rows
 from fingerprint.vocabulary import Frame
 
@@ -41,31 +40,11 @@ _FEWEST: Final = 32
 """Neurons below which two layers are not aligned: a frame has 48 directions, which few neurons would fit anyhow."""
 
 
-@dataclass(frozen=True, slots=True)
-class SelfMatch:
-    """Partners of one registered MLP's neurons in one MLP of the suspect, each in its self frame.
+def match_self_frames(registered: Sequence[NeuronSample], suspect: Sequence[NeuronSample]) -> list[NeuronMatch]:
+    """For every registered MLP in the self frame the suspect's MLP with the best score; blind to the coins.
 
-    ``match`` is that of all neurons; ``held_out`` (m,) marks those that took no part in the fit; ``rotation`` (w, w)
-    turns the suspect's coordinates into the registered ones.
+    Concordance counts the neurons that were held out of the fit.
     """
-
-    match: NeuronMatch
-    held_out: Bools
-    rotation: Float32
-
-    @property
-    def score(self) -> float:
-        """Mean score of the neurons held out: how well the two layers match, blind to the coins."""
-        return float(self.match.scores[self.held_out].mean())
-
-    @property
-    def concordance(self) -> float:
-        """Share of concordant neurons among those held out."""
-        return float(self.match.concordant[self.held_out].mean())
-
-
-def match_self_frames(registered: Sequence[NeuronSample], suspect: Sequence[NeuronSample]) -> list[SelfMatch]:
-    """For every registered MLP in the self frame the suspect's MLP with the best score; blind to the coins."""
     theirs = [(at, _Layer(sample)) for at, sample in enumerate(suspect) if sample.frame == Frame.SELF]
     found = []
     for at, sample in enumerate(registered):
@@ -181,7 +160,7 @@ class _Climb:
         """Mean score of the neurons held out, with their best partners."""
         return float(self._joined(*self._cosines(self._held)).max(axis=1).mean())
 
-    def match(self, registered: int, suspect: int) -> SelfMatch:
+    def match(self, registered: int, suspect: int) -> NeuronMatch:
         """The outcome; the two numbers are positions in the fingerprints' lists of samples."""
         by_gate, by_rest = self._cosines(self._fit | self._held)
         gated = self.registered.up is not None
@@ -192,16 +171,16 @@ class _Climb:
         scores = np.clip(total[rows, partners].astype(np.float64), 0.0, 1.0)
         good = scores > 0.5
         moved = self.registered.sample.indices[good] != self.suspect.sample.indices[partners[good]]
-        found = NeuronMatch(
+        return NeuronMatch(
             registered=registered,
             suspect=suspect,
             partners=partners.astype(np.int64),
             scores=scores,
             coins=np.sign(by_rest[rows, partners]).astype(np.float64) if gated else np.zeros(len(rows)),
-            concordant=by_gate.argmax(axis=1) == best.argmax(axis=1),
+            concordant=concordant_partners(by_gate, best, scores),
             moved=float(moved.mean()) if good.any() else 0.0,
+            counted=self._held,
         )
-        return SelfMatch(found, self._held, self.rotation)
 
 
 def _distances(ours: Float32, theirs: Float32) -> Float32:

@@ -22,18 +22,12 @@ if TYPE_CHECKING:
     from fingerprint.parameters import Parameters
 
 Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
-HEAD_SIZES: Final = (16, 32, 48, 64, 72, 80, 96, 112, 128, 160, 192, 256, 512)
-"""Sizes that heads are thought to have where nothing tells."""
 SAMPLED_HEADS: Final = 4
 SAMPLED_CHANNELS: Final = 64
 """Channels of a layer that are kept of a registered model, of at most ``SAMPLED_HEADS`` key/value heads together."""
 SAMPLED_PAIRS: Final = 32
-_LEAST_CORRELATION: Final = 0.3
-"""Between the norms of values and of what reads them: .60 to .88 at the right size of heads in small models of 32 to 64
-channels a head and in SmolLM2-135M, less at every other size."""
 
 
 class Rotary(StrEnum):
@@ -86,34 +80,3 @@ def choose_channels(size: int, head: int, count: int, parameters: Parameters) ->
     heads = sample_indices(parameters.seed, Stream.NEURON_SAMPLE, size // head, SAMPLED_HEADS)
     inner = sample_indices(parameters.seed, Stream.NEURON_SAMPLE, head, max(count // heads.size, 1))
     return (heads[:, None] * head + inner).reshape(-1).astype(np.int64)
-
-
-def possible_heads(channels: int, queries: int) -> list[int]:
-    """Sizes that the heads of so many key/value channels and query channels may have."""
-    return [size for size in HEAD_SIZES if channels % size == 0 and queries % size == 0]
-
-
-def likely_head(values: Float64, outputs: Float64) -> int | None:
-    """The size of heads that norms of value rows (v,) and of output columns (q,) speak for; None if none stands out.
-
-    Only where query heads share a value head: else the order is the same whatever the size. Training keeps the norms
-    of a channel and of what reads it alike; a launderer who rescales values makes them the more unlike.
-    """
-    if len(outputs) == len(values) or not len(values) or len(outputs) % len(values):
-        return None
-    found = []
-    for head in possible_heads(len(values), len(outputs)):
-        grouped = np.square(outputs).reshape(len(values) // head, -1, head).sum(axis=1).reshape(-1)
-        found.append((abs(_log_correlation(np.square(values), grouped)), head))
-    best = max(found, default=(0.0, 0))
-    return best[1] if best[0] >= _LEAST_CORRELATION else None
-
-
-def _log_correlation(first: Float64, second: Float64) -> float:
-    logs = []
-    for values in (first, second):
-        floor = max(float(np.median(values)) * 1e-6, np.finfo(np.float64).tiny)
-        log = np.log(np.maximum(values, floor))
-        logs.append(log - log.mean())
-    lengths = [float(np.linalg.norm(log)) for log in logs]
-    return float(logs[0] @ logs[1]) / (lengths[0] * lengths[1]) if min(lengths) > 1e-6 else 0.0

@@ -22,22 +22,21 @@ Float64 = NDArray[np.float64]
 
 QUANTILES: Final = np.linspace(0.03, 0.97, 9)
 GATED_DESCRIPTORS: Final = 5 + 7 * QUANTILES.size
-UNGATED_DESCRIPTORS: Final = 4 + 4 * QUANTILES.size
+UNGATED_DESCRIPTORS: Final = 3 + 4 * QUANTILES.size
 _LEAST_NORM: Final = 1e-3
 """Norms are taken as at least this share of their median: a dead neuron's logarithm is finite."""
 
 
-def neuron_descriptors(gate: Float32, up: Float32 | None, down: Float32, bias: Float32 | None) -> Float32:
-    """Standardised descriptors of all neurons given: (n, 68) float32 for a gated MLP, (n, 40) for an ungated one.
+def neuron_descriptors(gate: Float32, up: Float32 | None, down: Float32) -> Float32:
+    """Standardised descriptors of all neurons given: (n, 68) float32 for a gated MLP, (n, 39) for an ungated one.
 
-    ``gate`` (fc-in where ``up`` is None), ``up`` and ``down`` are (n, width), folded and finite; ``bias`` (n,) is that
-    of fc-in, and not looked at where ``up`` is given. Each column has mean 0 and deviation 1, or is 0.
+    ``gate`` (fc-in where ``up`` is None), ``up`` and ``down`` are (n, width), folded and finite. Each column has mean 0
+    and deviation 1, or is 0.
     """
     first, last = unit_rows(gate - gate.mean(axis=0)), unit_rows(down)
     sizes = [row_norms(gate - gate.mean(axis=0))]
     if up is None:
-        zeros = np.zeros(len(gate))
-        scalars = [_log(sizes[0]), _log(row_norms(down)), _products(first, last), zeros if bias is None else bias]
+        scalars = [_log(sizes[0]), _log(row_norms(down)), _products(first, last)]
         blocks = _ungated(first, last)
     else:
         second = unit_rows(up)
@@ -52,7 +51,7 @@ def neuron_descriptors(gate: Float32, up: Float32 | None, down: Float32, bias: F
     columns = np.concatenate([np.stack(scalars, axis=1), *blocks], axis=1).astype(np.float64)
     columns -= columns.mean(axis=0)
     spread = columns.std(axis=0)
-    standard = np.divide(columns, spread, out=np.zeros_like(columns), where=spread > 1e-9)
+    standard: Float64 = np.divide(columns, spread, out=np.zeros_like(columns), where=spread > 1e-9)
     return standard.astype(np.float32)
 
 

@@ -58,6 +58,24 @@ def project(view: TensorView, directions: Float32, scales: Float32, *, columns: 
     return Projection(coordinates, norms)
 
 
+def take_slices(view: TensorView, indices: NDArray[np.int64], *, columns: bool) -> Float32:
+    """Rows (``columns``: columns) ``indices``, ascending, of a matrix: (m, length) float32.
+
+    Values that are not finite count as 0. Raises ``InputError``.
+    """
+    source, across = (view.source, not columns) if isinstance(view, Transposed) else (view, columns)
+    rows, width = matrix_shape(source.shape)
+    if not across:
+        taken = np.zeros((indices.size, width), np.float32)
+        for place, row in enumerate(indices.tolist()):
+            taken[place] = to_float32(read_rows(source, row, row + 1))[0]
+        return np.nan_to_num(taken, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    taken = np.zeros((indices.size, rows), np.float32)
+    for start, block in _blocks(source, rows, width):
+        taken[:, start : start + len(block)] = block[:, indices].T
+    return taken
+
+
 def _blocks(source: TensorView, rows: int, width: int) -> Iterator[tuple[int, Float32]]:
     step = max(1, _BLOCK_NUMBERS // max(width, 1))
     for start in range(0, rows, step):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from fingerprint.gauge.attention import MOST_HEAD_SIZES, Attention, attention_blocks, project_attention
+from fingerprint.gauge.attention_samples import rotary_of, sample_channels
 from fingerprint.gauge.fold import find_gains, has_layer_norm, reading_by_names, says_offset
 from fingerprint.gauge.frames import find_frames
 from fingerprint.gauge.gram import outer, sketched
@@ -102,7 +103,9 @@ def sample_gauge(
     sizes = MOST_HEAD_SIZES if suspect else 1
     grams += [gram for one in attention for gram in _attention_grams(setting, one, sizes)]
     return Sampled(
-        neurons=tuple(sample for found in neurons for sample in found.samples), grams=tuple(grams[:MOST_VECTORS])
+        neurons=tuple(sample for found in neurons for sample in found.samples),
+        channels=sample_channels(setting, attention, rotary_of(layout.family, hints), suspect=suspect),
+        grams=tuple(grams[:MOST_VECTORS]),
     )
 
 

@@ -1,0 +1,188 @@
+"""Samples of MLPs in their own frames: which layers, which neurons, and their rows read a second time."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from threading import BoundedSemaphore
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from fingerprint.gauge.fold import find_gains, has_layer_norm, reading_by_names, says_offset
+from fingerprint.gauge.project import project, take_slices
+from fingerprint.gauge.self_frame import SELF_NEURONS, SELF_REFERENCE, layer_vector, self_coordinates
+from fingerprint.measure import matrix_shape
+from fingerprint.neurons import UNNAMED
+from fingerprint.records import LayerGram, NeuronSample
+from fingerprint.units import ordered_units, unit_of
+from fingerprint.vectors import row_norms
+from fingerprint.vocabulary import Circuit, Content, Frame
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from concurrent.futures import Executor
+
+    from numpy.typing import NDArray
+
+    from fingerprint.canonical import CanonicalTensor, Layout
+    from fingerprint.gauge.fold import Gains
+    from fingerprint.neurons import Projections
+    from fingerprint.parameters import Parameters
+
+    Float32 = NDArray[np.float32]
+    Int64 = NDArray[np.int64]
+
+SELF_LAYERS: Final = 6
+"""Layers that are kept of a registered model, spread over its depth."""
+MOST_SELF_SAMPLES: Final = 128
+"""Samples of a suspect: about 1 MB each."""
+MOST_SELF_WIDTH: Final = 1 << 15
+_MOST_SIZE: Final = 1 << 18
+_LEAST: Final = 32
+"""Neurons and channels below which a layer has no frame worth keeping."""
+_NUMBERS_OF_ONE: Final = 1 << 23
+"""Of one matrix in memory: a wider stream has fewer reference neurons."""
+_NUMBERS_AT_ONCE: Final = 1 << 25
+"""Of all layers that are worked on at the same time: 128 MB."""
+
+
+def sample_self(
+    layout: Layout,
+    contents: Sequence[Content],
+    mlps: Sequence[Projections],
+    hints: Mapping[str, str],
+    parameters: Parameters,
+    pool: Executor,
+    *,
+    suspect: bool,
+) -> tuple[tuple[NeuronSample, ...], tuple[LayerGram, ...]]:
+    """Sample MLPs in the frame of their own gates; see ``sample_gauge`` for the parameters.
+
+    Six layers of a registered model, 256 neurons each; of a suspect all layers up to a bound, up to 1024 neurons each,
+    and every way in which its gains and unnamed projections can be read. Each sample comes with the vector by which
+    its layer is looked up. Raises ``InputError``.
+    """
+    gains = find_gains(layout, reading_by_names(layout.tensors), offset=says_offset(hints))
+    centred = has_layer_norm(layout.tensors)
+    usable = [mlp for mlp in mlps if _has_frame(layout.tensors, contents, mlp)]
+    chosen = _one_of_each_layer(layout.tensors, usable, MOST_SELF_SAMPLES if suspect else SELF_LAYERS)
+    offsets = gains.offsets if suspect else gains.offsets[:1]
+    readings = [
+        (reading, offset) for mlp in chosen for reading in (_readings(mlp) if suspect else [mlp]) for offset in offsets
+    ]
+    largest = max((_stream(layout.tensors, mlp) * _references(layout.tensors, mlp) for mlp in chosen), default=1)
+    turns = BoundedSemaphore(max(1, _NUMBERS_AT_ONCE // (3 * largest)))
+
+    def sample(what: tuple[Projections, float]) -> tuple[NeuronSample, Float32 | None]:
+        with turns:
+            found, described = _sample(layout.tensors, what[0], gains, what[1], centred=centred, suspect=suspect)
+            return found, layer_vector(described, parameters)
+
+    samples = tuple(pool.map(sample, readings[:MOST_SELF_SAMPLES]))
+    grams = tuple(
+        LayerGram(one.layer, Frame.SELF, Circuit.DOWN_UP, (one.tensors[2], max(one.tensors[:2])), vector)
+        for one, vector in samples
+        if vector is not None
+    )
+    return tuple(one for one, _ in samples), grams
+
+
+def _stream(tensors: Sequence[CanonicalTensor], mlp: Projections) -> int:
+    return matrix_shape(tensors[mlp.gate[0]].view.shape)[0 if mlp.gate[1] else 1]
+
+
+def _size(tensors: Sequence[CanonicalTensor], mlp: Projections) -> int:
+    return matrix_shape(tensors[mlp.gate[0]].view.shape)[1 if mlp.gate[1] else 0]
+
+
+def _references(tensors: Sequence[CanonicalTensor], mlp: Projections) -> int:
+    """Number of neurons that frame and descriptors of an MLP are computed from."""
+    return min(_size(tensors, mlp), SELF_REFERENCE, _NUMBERS_OF_ONE // _stream(tensors, mlp))
+
+
+def _has_frame(tensors: Sequence[CanonicalTensor], contents: Sequence[Content], mlp: Projections) -> bool:
+    shapes = set()
+    for part, reads in ((mlp.gate, True), (mlp.up, True), (mlp.down, False)):
+        if part is None:
+            continue
+        if contents[part[0]] is not Content.WEIGHTS:
+            return False
+        shape = matrix_shape(tensors[part[0]].view.shape)
+        shapes.add(shape if reads != part[1] else shape[::-1])
+    size, stream = next(iter(shapes))
+    return len(shapes) == 1 and _LEAST <= size <= _MOST_SIZE and _LEAST <= stream <= MOST_SELF_WIDTH
+
+
+def _one_of_each_layer(
+    tensors: Sequence[CanonicalTensor], mlps: Sequence[Projections], count: int
+) -> list[Projections]:
+    """At most ``count`` MLPs spread over the depth; of the experts of a layer the first in the order of units."""
+    rank = {unit: place for place, unit in enumerate(ordered_units({unit_of(mlp.layer, mlp.expert) for mlp in mlps}))}
+    layers: dict[tuple[str, int], list[Projections]] = defaultdict(list)
+    for number, mlp in enumerate(mlps):
+        layers[tensors[mlp.gate[0]].stack, -1 - number if mlp.layer is None else mlp.layer].append(mlp)
+    firsts = [min(found, key=lambda mlp: rank[unit_of(mlp.layer, mlp.expert)]) for found in layers.values()]
+    firsts.sort(key=lambda mlp: -1 if mlp.layer is None else mlp.layer)
+    if len(firsts) <= count:
+        return firsts
+    return [firsts[i] for i in np.unique(np.linspace(0, len(firsts) - 1, count).round().astype(int))]
+
+
+def _readings(mlp: Projections) -> list[Projections]:
+    """An MLP as it may be meant: without names nothing tells the gate from up, or what reads from what writes."""
+    if mlp.activation != UNNAMED:
+        return [mlp]
+    if mlp.up is not None:
+        return [mlp, replace(mlp, gate=mlp.up, up=mlp.gate)]
+    gate, down = mlp.gate, mlp.down
+    return [mlp, replace(mlp, gate=(down[0], not down[1]), down=(gate[0], not gate[1]))]
+
+
+def _sample(
+    tensors: Sequence[CanonicalTensor], mlp: Projections, gains: Gains, offset: float, *, centred: bool, suspect: bool
+) -> tuple[NeuronSample, Float32]:
+    """The sample, and the descriptors of all reference neurons."""
+    stream, size = _stream(tensors, mlp), _size(tensors, mlp)
+    references = _largest(tensors, mlp, gains.of(mlp.gate[0], offset, stream), _references(tensors, mlp))
+
+    def slices(part: tuple[int, bool], *, reads: bool) -> Float32:
+        found = take_slices(tensors[part[0]].view, references, columns=part[1] == reads)
+        found /= max(float(np.abs(found).max(initial=0.0)), float(np.finfo(np.float32).tiny))
+        if reads:
+            found *= gains.of(part[0], offset, stream).astype(np.float32)
+        if centred:
+            found -= found.mean(axis=1, keepdims=True)
+        return found
+
+    gate, down = slices(mlp.gate, reads=True), slices(mlp.down, reads=False)
+    up = None if mlp.up is None else slices(mlp.up, reads=True)
+    found = self_coordinates(gate, up, down)
+    kept = np.arange(references.size)
+    if not suspect:
+        norms = row_norms(gate - gate.mean(axis=0))
+        kept = np.sort(np.argsort(-norms, kind="stable")[:SELF_NEURONS])
+    sampled = NeuronSample(
+        layer=mlp.layer,
+        expert=mlp.expert,
+        frame=Frame.SELF,
+        activation=mlp.activation,
+        size=size,
+        tensors=(mlp.gate[0], -1 if mlp.up is None else mlp.up[0], mlp.down[0]),
+        indices=references[kept],
+        gate=found.gate[kept],
+        up=None if found.up is None else found.up[kept],
+        down=found.down[kept],
+        descriptors=found.descriptors[kept],
+    )
+    return sampled, found.descriptors
+
+
+def _largest(tensors: Sequence[CanonicalTensor], mlp: Projections, gain: NDArray[np.float64], count: int) -> Int64:
+    """Indices of the neurons of largest folded gate norm, ascending."""
+    position, turned = mlp.gate
+    if _size(tensors, mlp) <= count:
+        return np.arange(_size(tensors, mlp), dtype=np.int64)
+    none = np.zeros((0, gain.size), np.float32)
+    norms = project(tensors[position].view, none, gain[None].astype(np.float32), columns=turned).norms[:, 0]
+    return np.sort(np.argsort(-norms, kind="stable")[:count]).astype(np.int64)

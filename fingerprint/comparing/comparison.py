@@ -15,6 +15,7 @@ from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni
 from fingerprint.comparing.gauge import AGREED, Gauge, alike_circuits, compare_gauge
 from fingerprint.comparing.matching import SketchCosines, TensorMatch, is_distinctive, match_tensors
 from fingerprint.comparing.tail import sketch_log10_p
+from fingerprint.neurons import UNNAMED
 from fingerprint.vocabulary import Content, Frame, Role
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 DIGEST_BITS: Final = 256
 _MATCHED_SCORE: Final = 0.5
+_TOKENS: Final = frozenset({Role.TOKEN_EMBEDDING, Role.OUTPUT_HEAD})
+_ATTENTION: Final = frozenset({Role.QUERY, Role.KEY, Role.VALUE, Role.ATTENTION_OUTPUT})
 _TABLES: Final[dict[str, Role]] = {
     Frame.ANCHORS: Role.TOKEN_EMBEDDING,
     Frame.POSITIONS: Role.POSITION_EMBEDDING,
@@ -89,7 +92,10 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint) -> Compa
     ours, theirs = _through_layers(registered, suspect, neurons, gauge)
     suspect_cover = theirs | {match.suspect: 1.0 for match in matches}
     registered_cover = ours | {match.registered: 1.0 for match in matches}
-    suspect_coverage, registered_coverage = _shares(registered, suspect, matches, suspect_cover, registered_cover)
+    untested = _untested(suspect, gauge) - set(suspect_cover)
+    suspect_coverage, registered_coverage = _shares(
+        registered, suspect, matches, suspect_cover, registered_cover, untested
+    )
     weights = np.array([suspect.tensors[match.suspect].elements for match in matches], np.float64)
     values = np.array([abs(match.cosine) for match in matches])
     return Comparison(
@@ -236,7 +242,38 @@ def _through_layers(
         if all(tables):
             ours.update(dict.fromkeys(tables[0], frame.best_half))
             theirs.update(dict.fromkeys(tables[1], frame.best_half))
+    _between_samples(registered, suspect, gauge, ours, theirs)
     return dict(ours), dict(theirs)
+
+
+def _between_samples(
+    registered: Fingerprint, suspect: Fingerprint, gauge: Gauge, ours: dict[int, float], theirs: dict[int, float]
+) -> None:
+    """Let the layers that are sampled in the self frame stand for those between them, where they agree."""
+    frame = gauge.frame(Frame.SELF)
+    if frame is None or frame.concordance < AGREED:
+        return
+    mine, its = (
+        {sample.tensors for sample in side.neurons if sample.activation != UNNAMED} for side in (registered, suspect)
+    )
+    sampled = {sample.tensors for sample in registered.neurons if sample.frame == Frame.SELF}
+    if mine == sampled or not its:
+        return
+    for covered, mlps, share in (
+        (ours, mine - sampled, frame.concordance),
+        (theirs, its, frame.concordance * min(1.0, len(mine) / len(its))),
+    ):
+        for position in {position for mlp in mlps for position in mlp if position >= 0}:
+            covered[position] = max(covered[position], share)
+
+
+def _untested(suspect: Fingerprint, gauge: Gauge) -> set[int]:
+    """Positions of the suspect's tensors that no test can match: tokens in another order, attention without a frame."""
+    agreed = {frame.frame for frame in gauge.frames if frame.concordance >= AGREED}
+    if not agreed or Frame.ANCHORS in agreed:
+        return set()
+    roles = _TOKENS if agreed != {Frame.SELF} else _TOKENS | _ATTENTION
+    return {i for i, one in enumerate(suspect.tensors) if one.role in roles and one.content is Content.WEIGHTS}
 
 
 def _tables(tensors: Sequence[TensorRecord], frame: str) -> list[int]:
@@ -251,8 +288,9 @@ def _shares(
     matches: Sequence[TensorMatch],
     theirs: dict[int, float],
     ours: dict[int, float],
+    untested: set[int],
 ) -> tuple[float, float]:
-    """Covered shares of suspect and registered model.
+    """Covered shares of suspect and registered model; of the suspect without its ``untested`` tensors.
 
     A signature of a very large model keeps digests of all tensors but sketches of a sample. Matches by sketch then
     stand for the tensors that could not match, in proportion.
@@ -265,11 +303,12 @@ def _shares(
     }
     registered_coverage = _share(registered.tensors, {i: ours.get(i, 0.0) for i in testable}, testable)
     left_out = sum(tensor.elements for i, tensor in enumerate(registered.tensors) if i not in testable)
+    among = set(range(len(suspect.tensors))) - untested if untested else None
     if not left_out:
-        return _share(suspect.tensors, theirs), registered_coverage
+        return _share(suspect.tensors, theirs, among), registered_coverage
     exact = {match.suspect for match in matches if match.digest}
-    certain = _share(suspect.tensors, {i: theirs[i] for i in exact})
-    sampled = _share(suspect.tensors, {i: share for i, share in theirs.items() if i not in exact})
+    certain = _share(suspect.tensors, {i: theirs[i] for i in exact}, among)
+    sampled = _share(suspect.tensors, {i: share for i, share in theirs.items() if i not in exact}, among)
     sketched = sum(
         registered.tensors[i].elements for i in testable - by_digest if registered.tensors[i].sketch is not None
     )

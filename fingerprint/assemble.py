@@ -17,13 +17,15 @@ from fingerprint.neurons import (
     MOST_MLPS,
     MOST_NEURONS,
     MOST_WIDTH,
+    UNNAMED,
     Projections,
-    SliceNorms,
-    pair_projections,
     sample_neurons,
 )
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.records import AxisSample, Fingerprint, NeuronSample, TensorRecord
+from fingerprint.roles.infer import infer_wiring
+from fingerprint.roles.residual import SliceNorms
+from fingerprint.roles.wiring import Wiring, layer_of
 from fingerprint.tensors import element_count
 from fingerprint.units import first_of, unit_of
 from fingerprint.vocabulary import Content
@@ -107,7 +109,8 @@ def measure_checkpoint(
         measured = list(pool.map(measure, range(len(layout.tensors))))
         if _has_sinusoidal_positions(layout, measured):
             layout = with_fixed_residual(layout)
-        mlps = _projections(layout, measured)
+        wiring = _wiring(layout, measured, parameters)
+        mlps = _projections(layout, wiring)
         mlps = [mlps[i] for i in sorted(first_of([unit_of(mlp.layer, mlp.expert) for mlp in mlps], MOST_MLPS))]
         count = neurons or parameters.neuron_samples
         count = min(count, max(parameters.neuron_samples, MOST_NEURONS // max(len(mlps), 1)))
@@ -164,7 +167,7 @@ def _may_be_projection(tensor: CanonicalTensor, layout: Layout) -> bool:
     return len(shape) == 2 and layout.width in shape
 
 
-def _projections(layout: Layout, measured: list[TensorMeasurement]) -> list[Projections]:
+def _projections(layout: Layout, wiring: Wiring) -> list[Projections]:
     if layout.mlps:
         return [
             Projections(
@@ -177,12 +180,30 @@ def _projections(layout: Layout, measured: list[TensorMeasurement]) -> list[Proj
             )
             for mlp in layout.mlps
         ]
+    return [
+        Projections(
+            layer=layer_of(layout.tensors, mlp.places),
+            expert=None,
+            gate=mlp.gate,
+            up=mlp.up,
+            down=mlp.down,
+            activation="" if mlp.decided else UNNAMED,
+        )
+        for mlp in wiring.mlps
+    ]
+
+
+def _wiring(layout: Layout, measured: Sequence[TensorMeasurement], parameters: Parameters) -> Wiring:
+    """What belongs together by its values: nothing where names have told."""
+    if layout.mlps:
+        return Wiring()
     norms = {
         position: SliceNorms(result.row_norms, result.column_norms)
         for position, result in enumerate(measured)
-        if result.content is Content.WEIGHTS and result.row_norms is not None and result.column_norms is not None
+        if result.row_norms is not None and result.column_norms is not None
     }
-    return pair_projections(layout.tensors, norms, layout.width)
+    contents = [result.content for result in measured]
+    return infer_wiring(layout.tensors, contents, norms, layout.width, parameters.seed)
 
 
 def _sample(

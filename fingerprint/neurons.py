@@ -1,15 +1,12 @@
-"""Coordinates of sampled MLP neurons in a frame of the residual stream; pairing of projections without names."""
+"""Coordinates of sampled MLP neurons in a frame of the residual stream."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from scipy.stats import rankdata
 
 from fingerprint.measure import matrix_shape, project_slices
 from fingerprint.records import NeuronSample
@@ -17,7 +14,7 @@ from fingerprint.signs import Stream, sample_indices, sign_matrix
 from fingerprint.vocabulary import Frame
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from fingerprint.canonical import CanonicalTensor
     from fingerprint.parameters import Parameters
@@ -33,8 +30,6 @@ MOST_MLPS: Final = 512
 """MLPs whose neurons are sampled: a hashed part of a mixture of experts that has more."""
 MOST_WIDTH: Final = 1 << 18
 """Widest residual stream whose neurons are sampled."""
-_PAIRING_LIMIT: Final = 512
-_PAIRING_CORRELATION: Final = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +46,6 @@ class Projections:
     up: tuple[int, bool] | None
     down: tuple[int, bool]
     activation: str
-
-
-@dataclass(frozen=True, slots=True)
-class SliceNorms:
-    """Euclidean norms of the rows and of the columns of one matrix."""
-
-    rows: Float32
-    columns: Float32
 
 
 def sample_neurons(
@@ -101,63 +88,3 @@ def choose_neurons(gate_norms: Float32, count: int, parameters: Parameters) -> N
     hashed = sample_indices(parameters.seed, Stream.NEURON_SAMPLE, size, count)
     rest = hashed[~np.isin(hashed, largest)]
     return np.sort(np.concatenate([largest, rest[: count - largest.size]])).astype(np.int64)
-
-
-def pair_projections(
-    tensors: Sequence[CanonicalTensor], norms: Mapping[int, SliceNorms], width: int | None
-) -> list[Projections]:
-    """MLPs put together from shapes and from the norms of their neurons, where names are no help.
-
-    In one MLP the norms of a neuron's rows and columns rank alike (rank correlation .57 to .92 within a layer against
-    at most .16 across layers of small trained models), so an assignment on rank correlations joins the projections.
-    """
-    if width is None:
-        return []
-    groups: dict[int, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
-    for position in norms:
-        shape = tensors[position].view.shape
-        if len(shape) != 2 or shape[0] == shape[1] or width not in shape:
-            continue
-        size = shape[0] if shape[1] == width else shape[1]
-        groups[size][0 if shape[1] == width else 1].append(position)
-    found: list[Projections] = []
-    for tall, wide in groups.values():
-        first, second, flipped = (tall, wide, False) if len(tall) >= len(wide) else (wide, tall, True)
-        if not second or len(first) > _PAIRING_LIMIT or len(first) not in {len(second), 2 * len(second)}:
-            continue
-        found += _pair_group(norms, first, second, flipped=flipped)
-    return found
-
-
-def _pair_group(
-    norms: Mapping[int, SliceNorms], first: list[int], second: list[int], *, flipped: bool
-) -> list[Projections]:
-    """``first`` are the gate and up projections (twice as many), ``second`` the down projections."""
-    ranks_first = [_ranks(norms[i].columns if flipped else norms[i].rows) for i in first]
-    ranks_second = [_ranks(norms[i].rows if flipped else norms[i].columns) for i in second]
-    correlation = np.stack(ranks_first) @ np.stack(ranks_second).T
-    per_down = len(first) // len(second)
-    rows, columns = linear_sum_assignment(-np.repeat(correlation, per_down, axis=1))
-    members: dict[int, list[int]] = defaultdict(list)
-    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-        if correlation[row, column // per_down] >= _PAIRING_CORRELATION:
-            members[column // per_down].append(row)
-    return [
-        Projections(
-            layer=None,
-            expert=None,
-            gate=(first[pair[0]], flipped),
-            up=(first[pair[1]], flipped) if per_down == 2 else None,
-            down=(second[down], flipped),
-            activation=UNNAMED,
-        )
-        for down, pair in sorted(members.items())
-        if len(pair) == per_down
-    ]
-
-
-def _ranks(values: Float32) -> Float64:
-    ranks = rankdata(values).astype(np.float64)
-    ranks -= ranks.mean()
-    length = float(np.linalg.norm(ranks))
-    return ranks / length if length else ranks

@@ -25,6 +25,7 @@ Float32 = NDArray[np.float32]
 _BLOCK: Final = 1 << 20
 _RIDGE: Final = 1e-3
 _TINY: Final = 1e-30
+_OUTLIER: Final = 4.0
 
 
 def read_run(view: TensorView, start: int, stop: int, *, columns: bool) -> Float32:
@@ -95,10 +96,16 @@ def _over_pairs(gram: Float32) -> Float32:
 
 
 def standardised(values: NDArray[np.floating]) -> Float32:
-    """Less the mean, of length 1; 0 where nothing is left."""
-    centred = values - values.mean(dtype=np.float64) if values.size else values
-    length = float(np.linalg.norm(centred))
-    made: Float32 = (centred / length if length > 1e-12 else np.zeros_like(centred)).astype(np.float32)
+    """Less the mean, of length 1; 0 where nothing is left. Of outliers only so much that no few of them decide."""
+    if not values.size:
+        return values.astype(np.float32)
+    centred = values - values.mean(dtype=np.float64)
+    spread = float(np.sqrt(np.mean(centred * centred, dtype=np.float64)))
+    if not spread > 1e-12:
+        return np.zeros(values.shape, np.float32)
+    clipped = np.clip(centred, -_OUTLIER * spread, _OUTLIER * spread)
+    clipped -= clipped.mean(dtype=np.float64)
+    made: Float32 = (clipped / np.linalg.norm(clipped)).astype(np.float32)
     return made
 
 

@@ -6,6 +6,8 @@ by a matrix M, one side's Gram matrix is M K Mᵀ and the other's the inverse of
 the one resembles the other, head by head.
 
 Which is which follows from where the channels lie: on the outputs of query, key and value, on the inputs of the output.
+The other side of every matrix lies on the residual stream, whose channels resemble each other alike in all matrices; so
+that of a square matrix, whose shape does not tell, is found by comparing with matrices whose shape does.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.roles.grams import as_correlations, block_features, block_inverse, pair_features, read_run
+from fingerprint.roles.grams import as_correlations, block_features, block_inverse, pair_features, read_run, units
 from fingerprint.roles.wiring import Attention, Place, layer_of
 from fingerprint.vocabulary import Axis, Role
 
@@ -38,11 +40,13 @@ MOST_ROWS: Final = 1024
 MOST_GROUP: Final = 64
 MOST_MATRICES: Final = 1024
 MOST_SIZES: Final = 6
+MOST_REFERENCES: Final = 8
 MOST_HEAD_SIZES: Final = 6
 MOST_HELD: Final = 1 << 26
 HEAD_SIZES: Final = (256, 192, 160, 128, 120, 112, 104, 96, 88, 80, 72, 64, 56, 48, 40, 32, 24, 16, 12, 8)
 _LEAST: Final = 16
-_ACCEPT: Final = 6.0
+_ACCEPT: Final = 4.5
+_CLEARLY: Final = 2.0
 _SAME: Final = 0.95
 _LESS: Final = 0.92
 
@@ -91,27 +95,34 @@ def pair_attention(
     width: int,
     gains: Mapping[int, tuple[int, Float32]] | None = None,
     flow: int = 0,
+    references: Sequence[int] = (),
 ) -> tuple[list[Attention], list[str]]:
     """Attention blocks, or halves of them, among the matrices at ``candidates``, and notes on what was not tried.
 
-    ``gains`` are, by position, the residual axis and factors along it; ``flow`` as for ``pairing.pair_mlps``. Reads a
-    run of channels of each matrix. Raises ``InputError``.
+    ``gains`` are, by position, the residual axis and factors along it; ``flow`` as for ``pairing.pair_mlps``;
+    ``references`` are other matrices on the stream that are not square. Reads a run of channels of each matrix. Raises
+    ``InputError``.
     """
     sides = _sides(tensors, candidates, width, flow)
     if len({side.position for side in sides}) > MOST_MATRICES:
         return [], ["attention: too many matrices to be put together without names"]
+    sides = _without_stream(tensors, sides, references, width)
     chosen: list[_Join] = []
+    shared: set[int] = set()
     common = {size for size, _ in Counter(side.size for side in sides).most_common(MOST_SIZES)}
     # Keys and values that several heads share first: what they leave may be attention where none are shared.
     for narrow, broad in sorted(combinations_with_replacement(sorted(common), 2), key=lambda pair: pair[0] == pair[1]):
-        if broad % narrow or broad // narrow > MOST_GROUP:
+        if broad % narrow or broad // narrow > MOST_GROUP or (narrow == broad and narrow in shared):
             continue
         taken = {side.position for join in chosen for side in (join.narrow, join.broad)}
         left = [side for side in sides if side.position not in taken]
         joins = _joins(tensors, left, narrow, broad, gains or {})
         # Stored the wrong way round, queries and keys would both be outputs.
         options = [_matching(joins, one) for one in ([flow] if flow else [1, -1])]
-        chosen += max(options, key=lambda option: sum(join.score for join in option))
+        best = max(options, key=lambda option: sum(join.score for join in option))
+        if narrow != broad and best:
+            shared |= {narrow, broad}
+        chosen += best
     return _blocks(tensors, chosen), []
 
 
@@ -134,6 +145,31 @@ def _sides(tensors: Sequence[CanonicalTensor], candidates: Iterable[int], width:
                 if not (split and reads):
                     found.append(_Side(position, on_columns, size, False if split else reads))
     return found
+
+
+def _without_stream(
+    tensors: Sequence[CanonicalTensor], sides: Sequence[_Side], references: Sequence[int], width: int
+) -> list[_Side]:
+    """The sides that do not lie on the residual stream, as far as can be told."""
+    count = min(width, CHANNELS)
+    squares = {side.position for side in sides if side.size == width and tensors[side.position].role is not Role.VALUE}
+    if not squares or not references:
+        return list(sides)
+
+    def likeness(position: int, axis: int) -> Float32:
+        run = units(read_run(tensors[position].view, 0, count, columns=axis == 1))
+        return pair_features(run @ run.T)[0]
+
+    stream = np.zeros(count * (count - 1) // 2, np.float32)
+    for position in references[:: max(1, len(references) // MOST_REFERENCES)][:MOST_REFERENCES]:
+        stream += likeness(position, tensors[position].view.shape.index(width))
+    stream /= max(float(np.linalg.norm(stream)), 1e-12)
+    gone: dict[int, bool] = {}
+    for position in squares:
+        rows, columns = (abs(float(likeness(position, axis) @ stream)) * np.sqrt(stream.size) for axis in (0, 1))
+        if max(rows, columns) >= max(_ACCEPT, _CLEARLY * min(rows, columns)):
+            gone[position] = bool(columns > rows)
+    return [side for side in sides if gone.get(side.position) != side.on_columns]
 
 
 def _samples(narrow: int, broad: int, count: int) -> list[_Sample]:

@@ -63,7 +63,8 @@ def infer_wiring(
     positions = find_positions(tensors, rest, width)
     rest = _without(rest, [] if positions is None else [positions.position])
     along = {position: (gains[position].axis, factors[position]) for position in gains}
-    attentions, more = pair_attention(tensors, rest, width, along, _flow_of_mlps(mlps) or flow)
+    references = [place.position for mlp in mlps for place in mlp.places]
+    attentions, more = pair_attention(tensors, rest, width, along, _flow_of_mlps(mlps) or flow, references)
     return Wiring(tuple(mlps), tuple(attentions), tables, positions, gains, (*notes, *more))
 
 

@@ -36,6 +36,7 @@ MOST_HELD: Final = 1 << 25
 """Numbers that are held at a time: 128 MB."""
 MOST_PAIRS: Final = 1 << 22
 _ACCEPT: Final = 4.0
+_LEFT_OVER: Final = 1.5
 _ALONE: Final = 6.0
 _STRAY: Final = 3.0
 _DECIDED: Final = 3.0
@@ -142,9 +143,12 @@ def _pair(
     taken[rows, seconds] = True
     if not group.certain and not _stands_out(total, taken):
         return []
+    scores_of = total[rows, seconds]
     members: dict[int, list[int]] = defaultdict(list)
-    for row, second in zip(rows.tolist(), seconds.tolist(), strict=True):
-        if total[row, second] >= _ACCEPT:
+    # What is left to a single one cannot belong elsewhere.
+    least = _LEFT_OVER if group.certain and len(set(seconds[scores_of < _ACCEPT].tolist())) == 1 else _ACCEPT
+    for row, second, score in zip(rows.tolist(), seconds.tolist(), scores_of.tolist(), strict=True):
+        if score >= least:
             members[second].append(row)
     if not group.gated:
         return _ungated(group, scores, {second: rows[0] for second, rows in members.items()}, gains, flow)
@@ -163,11 +167,9 @@ def _stands_out(total: Float64, taken: NDArray[np.bool_]) -> bool:
 
 
 def _gated(group: _Group, scores: _Scores, second: int, rows: list[int]) -> NeuronMatrices:
-    leaning = scores.mixed[rows, second] - scores.signs[rows, second]
+    shares = np.log(scores.first_share[rows] + _CHANCE)
+    leaning = scores.mixed[rows, second] - scores.signs[rows, second] + _DECIDED * shares
     decided = abs(leaning[0] - leaning[1]) >= _DECIDED
-    if not decided:
-        leaning = np.log(scores.first_share[rows] + _CHANCE)
-        decided = abs(leaning[0] - leaning[1]) >= _SHARES_APART
     gate, up = (rows[0], rows[1]) if leaning[0] >= leaning[1] else (rows[1], rows[0])
     score = float(scores.total[rows, second].min())
     return NeuronMatrices(group.firsts[gate], group.firsts[up], group.seconds[second], score, bool(decided))

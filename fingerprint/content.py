@@ -1,7 +1,7 @@
 """What kind of numbers a matrix holds: trained weights, or content that unrelated models share.
 
-Analytic content (constants, identities, masks, ramps, sinusoids, windowed Fourier bases) is recognised from values
-alone and set aside: it is no evidence of shared training.
+Analytic content (constants, identities, masks, ramps, sinusoids, filter banks, grids) is recognised from values alone
+(``patterns``) and set aside: it is no evidence of shared training.
 """
 
 from __future__ import annotations
@@ -11,60 +11,31 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fingerprint.patterns import are_curves, are_grid, have_moving_peak, is_mask_of_few_values
+
 Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
 
 SLICE_SAMPLES: Final = 24
 LATTICE_TILE: Final = 64
-_PEAK_SHARE: Final = 0.97
-_SLICES_SHARE: Final = 0.95
 _MAX_BITS: Final = 8
 _GRID_TOLERANCE: Final = 0.04
 _AGREEMENT: Final = 0.7
 
 
-def is_analytic(rows: Float32, columns: Float32) -> bool:
-    """Whether sampled rows (m, n) and columns (l, k, as rows of the array) of a matrix follow a formula.
+def is_analytic(rows: Float32, columns: Float32, row_numbers: Int64, column_numbers: Int64, *, square: bool) -> bool:
+    """Whether a matrix follows a formula, by sampled rows (m, n) and columns (l, k, as rows of the array).
 
-    True if every slice has at most three distinct values (masks, identities, signs), or nearly all slices of one
-    direction are ramps or single windowed sinusoids.
+    True if it has a pattern of few values (masks, identities, signs), or if in one direction the slices are curves,
+    coordinates of a grid, or peaks that move with the slice's number. ``square`` if the matrix is.
     """
-    if _few_values(rows) and _few_values(columns):
+    if is_mask_of_few_values(rows, columns):
         return True
-    return any(_smooth(slices) for slices in (rows, columns))
-
-
-def _few_values(slices: Float32) -> bool:
-    return len(slices) > 0 and all(np.unique(one).size <= 3 for one in slices)
-
-
-def _smooth(slices: Float32) -> bool:
-    length = slices.shape[1] if slices.ndim == 2 else 0
-    if length < 32 or not len(slices):
-        return False
-    wide = slices.astype(np.float64)
-    centred = wide - wide.mean(axis=1, keepdims=True)
-    energy = np.sum(centred**2, axis=1)
-    varying = energy > 1e-12 * max(float(energy.max()), 1e-300)
-    if np.count_nonzero(varying) < 2:
-        return False
-    centred, energy = centred[varying], energy[varying]
-    curvature = np.sum(np.diff(centred, n=2, axis=1) ** 2, axis=1)
-    ramp = curvature < 1e-9 * energy
-    return bool(np.mean(ramp | (_peak_share(centred) > _PEAK_SHARE)) >= _SLICES_SHARE)
-
-
-def _peak_share(slices: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share of each slice's energy within three bins of the highest peak of its windowed spectrum."""
-    length = slices.shape[1]
-    power = np.abs(np.fft.rfft(slices * np.hanning(length), axis=1)) ** 2
-    total = power.sum(axis=1)
-    peak = power.argmax(axis=1)
-    bins = np.arange(power.shape[1])
-    near = np.abs(bins[None, :] - peak[:, None]) <= 3
-    if power.shape[1] < 24:
-        return np.zeros(len(slices))
-    share: NDArray[np.float64] = np.where(near, power, 0.0).sum(axis=1) / np.maximum(total, 1e-300)
-    return share
+    sides = ((rows, row_numbers), (columns, column_numbers))
+    return any(
+        have_moving_peak(slices, numbers, square=square) or are_curves(slices) or are_grid(slices)
+        for slices, numbers in sides
+    )
 
 
 def lattice_bits(tiles: list[Float32]) -> int:

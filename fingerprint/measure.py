@@ -429,6 +429,7 @@ class _Probe:
 
     def __init__(self, rows: int, columns: int, parameters: Parameters) -> None:
         seed = parameters.seed
+        self._square = rows == columns <= _PROBED
         self._row_indices = sample_indices(seed, Stream.PROBE, rows, SLICE_SAMPLES)
         self._column_indices = sample_indices(seed, Stream.PROBE, columns, SLICE_SAMPLES)
         self._rows = np.zeros((self._row_indices.size, min(columns, _PROBED)), np.float32)
@@ -463,7 +464,7 @@ class _Probe:
 
     def is_analytic(self) -> bool:
         """See ``content.is_analytic``."""
-        return is_analytic(self._rows, self._columns)
+        return is_analytic(self._rows, self._columns, self._row_indices, self._column_indices, square=self._square)
 
     def lattice_bits(self) -> int:
         """See ``content.lattice_bits``."""

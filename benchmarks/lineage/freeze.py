@@ -22,6 +22,7 @@ RULES = (
     "fingerprint/comparing/*.py",
     "fingerprint/parameters.py",
     "fingerprint/content.py",
+    "fingerprint/patterns.py",
 )
 
 

@@ -36,7 +36,8 @@ def measure(title: str, fingerprint: Fingerprint, limit: int) -> bool:
     print(
         f"  kept: {digests} digests, {sum(len(record.casts) for record in kept.tensors)} digests of casts, "
         f"{sum(record.sketch is not None for record in kept.tensors)} sketches, "
-        f"{sum(len(record.axes) for record in kept.tensors)} axis samples, {len(kept.neurons)} samples of neurons"
+        f"{sum(len(record.axes) for record in kept.tensors)} axis samples, {len(kept.neurons)} samples of neurons, "
+        f"{len(kept.channels)} of channels, {len(kept.grams)} vectors of layers"
     )
     print(f"  left out, by the header: {dict(signature.left_out) or 'nothing'}")
     for kind, stored, raw in sections(data):

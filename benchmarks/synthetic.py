@@ -9,8 +9,16 @@ from dataclasses import replace
 import numpy as np
 
 from fingerprint.parameters import DEFAULT_PARAMETERS, Parameters
-from fingerprint.records import AxisSample, Fingerprint, NeuronSample, TensorRecord, TensorStatistics
-from fingerprint.vocabulary import Axis, Content, Role
+from fingerprint.records import (
+    AxisSample,
+    ChannelSample,
+    Fingerprint,
+    LayerGram,
+    NeuronSample,
+    TensorRecord,
+    TensorStatistics,
+)
+from fingerprint.vocabulary import Axis, ChannelKind, Circuit, Content, Frame, Role
 
 POOL = 1 << 22
 
@@ -86,12 +94,39 @@ class Maker:
             axes=tuple(self.axis(axis, dimension, shape[dimension]) for axis, dimension in axes),
         )
 
-    def neurons(self, layer: int | None, expert: int | None, size: int, tensors: tuple[int, int, int]) -> NeuronSample:
-        count, width = min(self.parameters.neuron_samples, size), self.parameters.frame_width
+    def neurons(
+        self,
+        layer: int | None,
+        expert: int | None,
+        size: int,
+        tensors: tuple[int, int, int],
+        frame: Frame = Frame.FIXED,
+    ) -> NeuronSample:
+        wanted = self.parameters.neuron_samples if frame is Frame.FIXED else self.parameters.gauge_samples
+        count, width = min(wanted, size), self.parameters.frame_width
         chosen = np.sort(self.random.choice(size, count, replace=False)).astype(np.int64)
         parts = [self.normal(count, width) for _ in range(3)]
         up = parts[1] if tensors[1] >= 0 else None
-        return NeuronSample(layer, expert, "fixed", "silu", size, tensors, chosen, parts[0], up, parts[2])
+        return NeuronSample(layer, expert, frame.value, "silu", size, tensors, chosen, parts[0], up, parts[2])
+
+    def own(self, sample: NeuronSample, count: int = 256, width: int = 48, described: int = 68) -> NeuronSample:
+        """Neurons of the same MLP in a frame of its own."""
+        count = min(count, sample.size)
+        parts = [self.normal(count, width) for _ in range(3)]
+        chosen = np.arange(count, dtype=np.int64)
+        own = replace(sample, frame=Frame.SELF.value, indices=chosen, gate=parts[0], up=parts[1], down=parts[2])
+        return replace(own, descriptors=self.normal(count, described))
+
+    def channels(
+        self, layer: int, kind: ChannelKind, tensors: tuple[int, int], size: int, head: int, count: int
+    ) -> ChannelSample:
+        chosen = np.arange(min(count, size), dtype=np.int64)
+        parts = self.normal(kind.parts, len(chosen), self.parameters.frame_width)
+        return ChannelSample(layer, Frame.ANCHORS.value, kind, size, head, tensors, chosen, parts)
+
+    def gram(self, layer: int, circuit: Circuit, tensors: tuple[int, int]) -> LayerGram:
+        values = self.normal(self.parameters.index_width**2)
+        return LayerGram(layer, Frame.ANCHORS.value, circuit, tensors, values / np.float32(np.linalg.norm(values)))
 
     def fingerprint(self, tensors: list[TensorRecord], neurons: list[NeuronSample]) -> Fingerprint:
         stored = sum(4 * record.elements for record in tensors)
@@ -110,6 +145,38 @@ class Maker:
             claims={"architecture": "Synthetic", "name": hashlib.sha256(str(stored).encode()).hexdigest()[:8]},
         )
 
+    def in_moving_frames(self, made: Fingerprint, *, own: int, channels: int, head: int) -> Fingerprint:
+        """The same with samples in frames that move with the residual stream.
+
+        ``own`` MLPs, spread over the depth, are sampled in their own frames too, and ``channels`` channels (half as
+        many rotary pairs) of every second layer's attention, of heads of ``head`` channels.
+        """
+        fixed = made.neurons
+        neurons = [self.neurons(one.layer, one.expert, one.size, one.tensors, Frame.ANCHORS) for one in fixed]
+        dense = [one for one in fixed if one.expert is None]
+        neurons += [self.own(one) for one in dense[:: max(1, -(-len(dense) // max(own, 1)))]]
+        roles: dict[int, dict[Role, int]] = {}
+        for position, record in enumerate(made.tensors):
+            if record.layer is not None and record.expert is None:
+                roles.setdefault(record.layer, {})[record.role] = position
+        samples = []
+        grams = [
+            self.gram(one.layer, Circuit.DOWN_UP, (one.tensors[2], one.tensors[1]))
+            for one in dense
+            if one.layer is not None
+        ]
+        for layer, found in roles.items():
+            if Role.VALUE not in found:
+                continue
+            values, queries = (found[Role.VALUE], found[Role.ATTENTION_OUTPUT]), (found[Role.KEY], found[Role.QUERY])
+            grams.append(self.gram(layer, Circuit.OUTPUT_VALUE, values[::-1]))
+            grams.append(self.gram(layer, Circuit.QUERY_KEY, queries[::-1]))
+            if layer % 2 == 0:
+                size = made.tensors[values[0]].shape[0]
+                samples.append(self.channels(layer, ChannelKind.VALUE_OUTPUT, values, size, head, channels))
+                samples.append(self.channels(layer, ChannelKind.ROTARY, queries, size // 2, head // 2, channels // 2))
+        return replace(made, neurons=(*fixed, *neurons), channels=tuple(samples), grams=tuple(grams))
+
 
 HIDDEN = ((Axis.NEURON, 0), (Axis.RESIDUAL, 1))
 BACK = ((Axis.RESIDUAL, 0), (Axis.NEURON, 1))
@@ -121,9 +188,11 @@ def small_model(seed: int, *, layers: int = 2, width: int = 64, hidden: int = 96
     tensors = [make.matrix("embed", Role.TOKEN_EMBEDDING, None, (512, width), ((Axis.TOKEN, 0), (Axis.RESIDUAL, 1)))]
     neurons: list[NeuronSample] = []
     for layer in range(layers):
+        for word, role in (("q", Role.QUERY), ("k", Role.KEY), ("v", Role.VALUE), ("o", Role.ATTENTION_OUTPUT)):
+            tensors.append(make.matrix(f"layers.{layer}.{word}", role, layer, (width, width), ()))
         add_gated(make, tensors, neurons, (layer, None), (width, hidden))
         tensors.append(make.vector(f"layers.{layer}.norm", width, layer))
-    return make.fingerprint(tensors, neurons)
+    return make.in_moving_frames(make.fingerprint(tensors, neurons), own=2, channels=8, head=16)
 
 
 def add_gated(
@@ -166,7 +235,7 @@ def llama_8b(seed: int = 8) -> Fingerprint:
         tensors += [make.vector(f"model.layers.{layer}.{word}.weight", width, layer) for word in norms]
     tensors.append(make.vector("model.norm.weight", width, None))
     tensors.append(make.matrix("lm_head.weight", Role.OUTPUT_HEAD, None, (128256, width), token))
-    return make.fingerprint(tensors, neurons)
+    return make.in_moving_frames(make.fingerprint(tensors, neurons), own=6, channels=64, head=128)
 
 
 def deepseek_671b(seed: int = 671) -> Fingerprint:
@@ -201,4 +270,4 @@ def deepseek_671b(seed: int = 671) -> Fingerprint:
             add_gated(make, tensors, neurons, (layer, expert), (width, hidden))
     tensors.append(make.vector("model.norm.weight", width, None))
     tensors.append(make.matrix("lm_head.weight", Role.OUTPUT_HEAD, None, (129280, width), token))
-    return make.fingerprint(tensors, neurons)
+    return make.in_moving_frames(make.fingerprint(tensors, neurons), own=6, channels=64, head=128)

@@ -39,23 +39,22 @@ class Rate:
 
 
 RATES: Final = {
-    (Frame.ANCHORS, True): Rate(0.0131, 1.05, 384),
-    (Frame.ANCHORS, False): Rate(0.0399, 1.59, 384),
-    (Frame.POSITIONS, False): Rate(0.0060, 1.60, 384),
-    (Frame.POSITIONS, True): Rate(0.0131, 1.60, 384),
+    (Frame.ANCHORS, True): Rate(0.0145, 1.03, 288),
+    (Frame.ANCHORS, False): Rate(0.0357, 1.04, 288),
+    (Frame.POSITIONS, False): Rate(0.0057, 1.0, 288),
     (Frame.SELF, True): Rate(0.0462, 1.10, 384),
     (Frame.SELF, False): Rate(0.0672, 1.35, 384),
 }
-"""By frame, and whether the MLPs are gated."""
+"""By frame, and whether the MLPs are gated. Of the first three: 1,560 ordered pairs of 40 seeds each of a Llama-style
+and of a GPT-2-style recipe of width 64, 96 neurons a layer in 3 layers; largest shares .049, .073 and .024."""
+_WORST: Final = Rate(0.0672, 1.59, 384)
+"""For what was not measured."""
 
 
 def concordance_log10_p(frame: str, concordant: float, neurons: int, *, gated: bool) -> float:
-    """log10 of the probability of at least ``concordant`` of ``neurons`` between unrelated models, not floored.
-
-    0 for a frame without constants.
-    """
-    rate = next((found for (name, kind), found in RATES.items() if name == frame and kind is gated), None)
-    if rate is None or neurons < 1 or concordant <= 0:
+    """log10 of the probability of at least ``concordant`` of ``neurons`` between unrelated models, not floored."""
+    rate = next((found for (name, kind), found in RATES.items() if name == frame and kind is gated), _WORST)
+    if neurons < 1 or concordant <= 0:
         return 0.0
     mean = SAFETY * rate.mean * neurons
     doubled = 2.0 * rate.dispersion

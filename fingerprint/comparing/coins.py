@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from fingerprint.comparing.evidence import LN10
+from fingerprint.vectors import row_norms, unit_rows
 from fingerprint.vocabulary import Frame
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ _EXACT_COINS: Final = 400
 _DUPLICATE_SCORE: Final = 1.5
 _MOSTLY: Final = 0.5
 _NO_SCORE: Final = 1e-6
+_FOLLOWED: Final = 4
+"""MLPs of the suspect whose neurons are matched in full for each registered one: those best at first glance."""
+_GLANCED: Final = 48
+UNKNOWN: Final = "unknown"
+"""Activation of an MLP of which it is not known which matrix is the gate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,40 +81,57 @@ def match_neurons(
 
     Only samples in ``frame`` take part.
     """
+    readings = [
+        (index, sample, reading)
+        for index, sample in enumerate(suspect)
+        if sample.frame == frame and sample.indices.size
+        for reading in _readings(sample)
+    ]
     found = []
     for position, ours in enumerate(registered):
-        options = [
-            match
-            for index, theirs in enumerate(suspect)
-            if ours.frame == theirs.frame == frame and (ours.up is None) == (theirs.up is None)
-            for match in _match_pair(position, ours, index, theirs)
+        options = [one for one in readings if (one[1].up is None) == (ours.up is None)]
+        if ours.frame != frame or not options or not ours.indices.size:
+            continue
+        mine = _Reading(ours.gate, ours.up, ours.down)
+        if len(options) > _FOLLOWED:
+            options.sort(key=lambda one: -mine.first_glance(one[2]))
+        matches = [
+            _joined(position, ours, index, theirs, *mine.products(reading), signed=ours.up is not None)
+            for index, theirs, reading in options[:_FOLLOWED]
         ]
-        if options:
-            found.append(max(options, key=lambda match: match.score))
+        found.append(max(matches, key=lambda match: match.score))
     return found
 
 
-def _match_pair(position: int, ours: NeuronSample, index: int, theirs: NeuronSample) -> list[NeuronMatch]:
-    gate, down = _unit(ours.gate), _unit(ours.down)
-    if ours.up is None or theirs.up is None:
-        orders = [(theirs.gate, theirs.down)]
-        if theirs.activation == "unknown":
-            orders.append((theirs.down, theirs.gate))
-        return [
-            _joined(position, ours, index, theirs, gate @ _unit(first).T, down @ _unit(last).T, signed=False)
-            for first, last in orders
-        ]
-    up = _unit(ours.up)
-    pairs = [(theirs.gate, theirs.up)]
-    if theirs.activation == "unknown":
-        pairs.append((theirs.up, theirs.gate))
-    other = _unit(theirs.down)
-    return [
-        _joined(
-            position, ours, index, theirs, gate @ _unit(first).T, up @ _unit(second).T + down @ other.T, signed=True
-        )
-        for first, second in pairs
-    ]
+class _Reading:
+    """The rows of one sample as unit vectors, in one of the orders that its matrices may have."""
+
+    def __init__(self, gate: Float32, up: Float32 | None, down: Float32) -> None:
+        self.gate, self.up, self.down = unit_rows(gate), None if up is None else unit_rows(up), unit_rows(down)
+        self._largest = np.argsort(-row_norms(gate), kind="stable")
+
+    def products(self, other: _Reading) -> tuple[Float32, Float32]:
+        """Cosines by gate, and summed ones by the rest: (m, n) each."""
+        rest = self.down @ other.down.T
+        if self.up is not None and other.up is not None:
+            rest = rest + self.up @ other.up.T
+        return self.gate @ other.gate.T, rest
+
+    def first_glance(self, other: _Reading) -> float:
+        """About the mean score of the best partners, from the neurons of largest gates alone."""
+        rows, columns = self._largest[:_GLANCED], other._largest[: 8 * _GLANCED]
+        rest = self.down[rows] @ other.down[columns].T
+        if self.up is not None and other.up is not None:
+            rest = np.abs(rest + self.up[rows] @ other.up[columns].T)
+        return float((self.gate[rows] @ other.gate[columns].T + rest).max(axis=1, initial=-1.0).mean())
+
+
+def _readings(sample: NeuronSample) -> list[_Reading]:
+    found = [_Reading(sample.gate, sample.up, sample.down)]
+    if sample.activation == UNKNOWN:
+        swapped = (sample.down, None, sample.gate) if sample.up is None else (sample.up, sample.gate, sample.down)
+        found.append(_Reading(*swapped))
+    return found
 
 
 def _joined(
@@ -168,7 +191,7 @@ def usable_coins(registered: Sequence[NeuronSample]) -> list[NDArray[np.bool_]]:
         for sample in registered
     ]
     units = [
-        (_unit(sample.gate), _unit(sample.up), _unit(sample.down)) if sample.up is not None else None
+        (unit_rows(sample.gate), unit_rows(sample.up), unit_rows(sample.down)) if sample.up is not None else None
         for sample in registered
     ]
     for later, theirs in enumerate(units):
@@ -307,12 +330,3 @@ def log10_p_signed_sum(total: int, weights: Int64) -> float:
 
     best = minimize_scalar(exponent, bounds=(-20.0, 8.0), method="bounded")
     return min(0.0, (float(best.fun) + math.log(2.0)) / LN10)
-
-
-def _unit(rows: Float32) -> Float32:
-    """Unit rows, 0 for those that are 0; by their largest entries first, so that no square overflows or vanishes."""
-    largest = np.abs(rows).max(axis=1, keepdims=True, initial=0.0)
-    scaled = np.divide(rows, largest, out=np.zeros_like(rows), where=largest > 0)
-    norms = np.linalg.norm(scaled, axis=1, keepdims=True)
-    units: Float32 = np.divide(scaled, norms, out=scaled, where=norms > 0)
-    return units

@@ -34,7 +34,7 @@ from signatures.report import (
 )
 from signatures.search import find_candidates
 from signatures.suspect import open_suspect
-from signatures.verdict import Finding, assess, decide_links
+from signatures.verdict import HALF, Finding, assess, decide_links
 
 if TYPE_CHECKING:
     import os
@@ -51,6 +51,9 @@ LEAST_CANDIDATES: Final = 20
 DEPTHS: Final = ("auto", "full")
 _COMPONENTS: Final = 64
 _SECOND_LOOKS: Final = 8
+_EXPLAINS: Final = -12.0
+_IN_OWN_FRAMES: Final = 5
+"""Candidates whose layers are aligned in their own frames: half a second each, and retrieval has ranked them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +136,22 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
 
 
 def compare_all(suspect: Suspect, registered: Sequence[Fingerprint]) -> list[Comparison]:
-    """Compare a suspect with every registered fingerprint; again, if a comparison asks for a second look."""
+    """Compare a suspect with every registered fingerprint, best candidates first; again, if a comparison asks for it."""
     # The matrices are small: threads inside BLAS would only wait for each other.
     with threadpool_limits(1, "blas"):
-        comparisons = [compare_fingerprints(ours, suspect.fingerprint) for ours in registered]
+        comparisons = _compared(suspect, registered, own_frames=False)
         for _ in range(_SECOND_LOOKS):
             if not suspect.look_again(comparisons):
                 break
-            comparisons = [compare_fingerprints(ours, suspect.fingerprint) for ours in registered]
+            comparisons = _compared(suspect, registered, own_frames=False)
+        # What explains half of the suspect leaves nothing to look for in its layers' own frames.
+        if not any(one.log10_p <= _EXPLAINS and one.suspect_coverage >= HALF for one in comparisons):
+            comparisons[:_IN_OWN_FRAMES] = _compared(suspect, registered[:_IN_OWN_FRAMES], own_frames=True)
     return comparisons
+
+
+def _compared(suspect: Suspect, registered: Sequence[Fingerprint], *, own_frames: bool) -> list[Comparison]:
+    return [compare_fingerprints(ours, suspect.fingerprint, own_frames=own_frames) for ours in registered]
 
 
 def build_report(

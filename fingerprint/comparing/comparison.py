@@ -67,8 +67,9 @@ class Comparison:
         return min((one.log10_p for one in self.evidence if one.test is not Test.SKETCH), default=0.0)
 
 
-def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint) -> Comparison:
-    """Run every test that both fingerprints support. Raises ``IncompatibleParametersError``.
+def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_frames: bool = True) -> Comparison:
+    """Run every test that both fingerprints support; without ``own_frames`` all but that of layers in their own frames,
+    which takes longer than the others together. Raises ``IncompatibleParametersError``.
 
     The two cannot change places: p-values are exact because the registered model is independent of an unrelated
     suspect.
@@ -77,7 +78,7 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint) -> Compa
     cosines = SketchCosines.of(registered.tensors, suspect.tensors)
     matches = match_tensors(registered.tensors, suspect.tensors, cosines)
     neurons = match_neurons(registered.neurons, suspect.neurons)
-    gauge = compare_gauge(registered, suspect)
+    gauge = compare_gauge(registered, suspect, own_frames=own_frames)
     evidence = [
         one
         for one in (

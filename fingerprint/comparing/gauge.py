@@ -130,9 +130,13 @@ class Gauge:
         return max(self.frames, key=lambda one: one.concordance, default=None)
 
 
-def compare_gauge(registered: Fingerprint, suspect: Fingerprint) -> Gauge:
-    """Match the neurons frame by frame, then look at all coins. Everything before the coins is blind to them."""
-    frames = [found for match in _MATCHERS if (found := match(registered, suspect)) is not None]
+def compare_gauge(registered: Fingerprint, suspect: Fingerprint, *, own_frames: bool = True) -> Gauge:
+    """Match the neurons frame by frame, then look at all coins. Everything before the coins is blind to them.
+
+    Without ``own_frames`` the layers' own frames, which have to be aligned pair by pair, are left out.
+    """
+    matchers = _MATCHERS if own_frames else tuple(match for match in _MATCHERS if match is not _own_frames)
+    frames = [found for match in matchers if (found := match(registered, suspect)) is not None]
     tests = [test for frame in frames if (test := _neuron_test(registered, frame)) is not None]
     for find in _CHANNEL_TESTS:
         tests += find(registered, suspect, frames)

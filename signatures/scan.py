@@ -136,7 +136,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
 
 
 def compare_all(suspect: Suspect, registered: Sequence[Fingerprint]) -> list[Comparison]:
-    """Compare a suspect with every registered fingerprint, best candidates first; again, if a comparison asks for it."""
+    """Compare a suspect with registered fingerprints, the best candidates first; again, if a comparison asks for it."""
     # The matrices are small: threads inside BLAS would only wait for each other.
     with threadpool_limits(1, "blas"):
         comparisons = _compared(suspect, registered, own_frames=False)

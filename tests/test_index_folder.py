@@ -177,7 +177,7 @@ def test_models_without_vectors_are_covered(tmp_path: Path) -> None:
 
     with Registry.open(tmp_path) as registry:
         model = small_model(1, layers=1)
-        bare = replace(model, tensors=tuple(replace(one, sketch=None) for one in model.tensors))
+        bare = replace(model, tensors=tuple(replace(one, sketch=None) for one in model.tensors), grams=())
         registry.register(sign(bare), name="org/bare")
         assert registry.index_status().covered == 1
         assert registry.search(vectors(1), 3).models.shape[1] == 0

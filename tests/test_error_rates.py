@@ -104,13 +104,13 @@ def test_a_broken_test_makes_the_command_fail(zoo, tmp_path, capsys) -> None:
     ("broken", "test"),
     [
         ("align-unshuffled", "align"),
-        ("coins-weights", "rows"),
-        ("coins-duplicates", "rows"),
-        ("coins-one-sided", "rows"),
+        ("coins-weights", ("rows", "gauge")),
+        ("coins-duplicates", ("rows", "gauge")),
+        ("coins-one-sided", ("rows", "gauge")),
         ("sketch-gaussian", "sketch"),
     ],
 )
-def test_each_broken_variant_is_caught_in_its_own_test_alone(models, broken, test) -> None:
+def test_each_broken_variant_is_caught_in_its_own_tests_alone(models, broken, test) -> None:
     samples, extra = run(models, replicated_pairs(models, most=5), broken, scale=0.2)
     found = failures(table(samples), extra)
     assert found

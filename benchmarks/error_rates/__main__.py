@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (options.out / f"{stem}.json").write_text(json.dumps(as_mapping(found, extra), indent=1) + "\n")
     text = markdown(found, extra)
     (options.out / f"{stem}.md").write_text(text)
-    for test in dict.fromkeys(test for test, _ in samples):
+    for test in dict.fromkeys(test for test, _ in found):
         name = test.replace(", ", "-").replace(" ", "-")
         plot({k: v for k, v in samples.items() if k[0] == test}, options.out / f"{stem}-{name}.png", test)
     print(text)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.error_rates.moving import gauge_p, with_own_frames
 from benchmarks.error_rates.population import LOOKALIKE, MINILM, PROTEIN, TIED, UPCYCLED
 from benchmarks.error_rates.rates import Sample
 from fingerprint.comparing.matching import SketchCosines
@@ -82,9 +83,10 @@ def pairs_of(models: Sequence[Model], most_other: int = OTHER_PAIRS) -> list[tup
     return found + other[:most_other]
 
 
-def collect(pairs: Iterable[tuple[str, Model, Model]], procedures: Procedures) -> Samples:
+def collect(pairs: Sequence[tuple[str, Model, Model]], procedures: Procedures) -> Samples:
     """The p-values of all tests, by test and stratum."""
     samples: Samples = {}
+    aligned = with_own_frames(pairs)
 
     def add(test: str, stratum: str, registered: Model, suspect: Model, log10_p: NDArray[np.float64]) -> None:
         samples.setdefault((test, stratum), Sample()).add(registered.root, suspect.root, log10_p)
@@ -97,6 +99,9 @@ def collect(pairs: Iterable[tuple[str, Model, Model]], procedures: Procedures) -
         add(FISHER, stratum, registered, suspect, combined)
         if stratum == UPCYCLED:
             continue
+        own_frames = (registered.id, suspect.id) in aligned
+        for test, found in gauge_p(registered, suspect, procedures, own_frames=own_frames).items():
+            add(test, stratum, registered, suspect, found)
         cosines = SketchCosines.of(registered.registered.tensors, suspect.suspect.tensors)
         add(ALIGN, stratum, registered, suspect, align_p(registered, suspect, procedures))
         if registered.id < suspect.id:  # the other way round is nearly the same choice, and costs as much again

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.error_rates.comparisons import PROGRESS
+from benchmarks.error_rates.moving import with_own_frames
 from fingerprint.comparing.comparison import compare_fingerprints
 
 if TYPE_CHECKING:
@@ -18,19 +19,25 @@ _log = logging.getLogger(__name__)
 
 
 def smallest_corrected(pairs: Sequence[tuple[str, Model, Model]]) -> dict[str, Any]:
-    """Compare all pairs as the product does, correct for the number of registered models, keep each test's smallest."""
+    """Compare all pairs as the product does, correct for the number of registered models, keep each test's smallest.
+
+    As in a scan, not every pair has its layers aligned in their own frames: a fixed random part has.
+    """
+    aligned = with_own_frames(pairs)
     registered_models = len({registered.id for _, registered, _ in pairs})
     smallest: dict[str, tuple[float, str, str]] = {}
     for done, (_, registered, suspect) in enumerate(pairs):
         if done % PROGRESS == 0:
             _log.info("%d pairs of models: after correction", done)
-        comparison = compare_fingerprints(registered.registered, suspect.suspect)
+        own_frames = (registered.id, suspect.id) in aligned
+        comparison = compare_fingerprints(registered.registered, suspect.suspect, own_frames=own_frames)
         for one in comparison.evidence:
             corrected = one.corrected(registered_models)
             if corrected.log10_p < smallest.get(one.test.value, (math.inf,))[0]:
                 smallest[one.test.value] = (corrected.log10_p, registered.id, suspect.id)
     return {
         "corrected_pairs": len(pairs),
+        "own_frame_pairs": len(aligned),
         "registered_models": registered_models,
         "smallest": dict(sorted(smallest.items())),
     }

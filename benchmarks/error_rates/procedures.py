@@ -11,14 +11,15 @@ from scipy.optimize import linear_sum_assignment
 
 from fingerprint.comparing.align import Alignment, align_samples, log10_p_landed
 from fingerprint.comparing.coins import NeuronMatch, match_neurons, toss, usable_coins
+from fingerprint.comparing.gauge import Gauge, compare_gauge
 from fingerprint.comparing.tail import sketch_log10_p
-from fingerprint.vocabulary import Axis
+from fingerprint.vocabulary import Axis, Frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from fingerprint.comparing.coins import CoinToss
-    from fingerprint.records import AxisSample, NeuronSample
+    from fingerprint.records import AxisSample, Fingerprint, NeuronSample
 
 HIDDEN = frozenset(axis for axis in Axis if axis.exchangeable)
 
@@ -29,10 +30,11 @@ class Procedures:
 
     align: Callable[[AxisSample, AxisSample], Alignment] = align_samples
     hidden: frozenset[Axis] = HIDDEN
-    match: Callable[[Sequence[NeuronSample], Sequence[NeuronSample]], list[NeuronMatch]] = match_neurons
+    match: Callable[..., list[NeuronMatch]] = match_neurons
     usable: Callable[[Sequence[NeuronSample]], list[Any]] = usable_coins
     toss: Callable[[Sequence[NeuronMatch], Sequence[Any]], CoinToss] = toss
     sketch: Callable[[float, int], float] = sketch_log10_p
+    gauge: Callable[..., Gauge] = compare_gauge
 
 
 TRUE = Procedures()
@@ -50,11 +52,13 @@ def _align_in_order(registered: AxisSample, suspect: AxisSample) -> Alignment:
     return Alignment(landed, len(a), float(np.diagonal(cosines).mean()), log10_p_landed(landed), registered.dimension)
 
 
-def _match_seeing_coins(registered: Sequence[NeuronSample], suspect: Sequence[NeuronSample]) -> list[NeuronMatch]:
+def _match_seeing_coins(
+    registered: Sequence[NeuronSample], suspect: Sequence[NeuronSample], frame: str = Frame.FIXED
+) -> list[NeuronMatch]:
     """Matches whose score sees the coin: agreeing pairs weigh more."""
     return [
         replace(one, scores=np.clip(one.scores * (1 + 0.5 * one.coins), 0.0, 1.0))
-        for one in match_neurons(registered, suspect)
+        for one in match_neurons(registered, suspect, frame)
     ]
 
 
@@ -83,6 +87,12 @@ def _align_third(registered: AxisSample, suspect: AxisSample) -> Alignment:
     return replace(result, log10_p=_third(result.log10_p))
 
 
+def _gauge_third(registered: Fingerprint, suspect: Fingerprint, *, own_frames: bool) -> Gauge:
+    found = compare_gauge(registered, suspect, own_frames=own_frames)
+    tosses = (replace(one.toss, log10_p=_third(one.toss.log10_p)) for one in found.tests)
+    return replace(found, tests=tuple(replace(one, toss=t) for one, t in zip(found.tests, tosses, strict=True)))
+
+
 def _units(rows: Any) -> Any:
     wide = rows.astype(np.float64)
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
@@ -107,6 +117,7 @@ BROKEN: Mapping[str, Procedures] = {
         align=_align_third,
         toss=_toss_third,
         sketch=lambda largest, trials: _third(sketch_log10_p(largest, trials)),
+        gauge=_gauge_third,
     ),
 }
 """By name: what ``--break`` runs instead of the product's functions. Each must make the command fail."""

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.error_rates.comparisons import ALIGN, COIN, FISHER, Samples, same_place
+from benchmarks.error_rates.moving import GAUGE
 from benchmarks.error_rates.population import UPCYCLED
 from benchmarks.error_rates.rates import Sample
+from fingerprint.vocabulary import Frame
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +39,7 @@ def replicate(
         # Which coins are usable is decided blind to the flips: once for all replicates.
         masks = procedures.usable(registered.registered.neurons)
         singles, together = _sample(samples, COIN, FLIPPED, label), _sample(samples, FISHER, FLIPPED, label)
+        moving = _sample(samples, GAUGE, FLIPPED, label)
         for _ in range(flips if any(mask.any() for mask in masks) else 0):
             flipped = flip(registered.registered.neurons, rng, together=registered.kind == UPCYCLED)
             matches = procedures.match(flipped, suspect.suspect.neurons)
@@ -44,6 +47,8 @@ def replicate(
             found = np.array([one.log10_p for one in tosses if one.coins])
             singles.add(registered.id, suspect.id, found)
             together.add(registered.id, suspect.id, np.array([procedures.toss(matches, masks).log10_p]))
+            if matches := procedures.match(flipped, suspect.suspect.neurons, Frame.ANCHORS):
+                moving.add(registered.id, suspect.id, np.array([procedures.toss(matches, masks).log10_p]))
         landed = _sample(samples, ALIGN, PERMUTED, label)
         axes = _axes(registered, suspect, procedures)
         for _ in range(permutations):

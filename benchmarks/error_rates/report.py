@@ -16,6 +16,7 @@ from benchmarks.error_rates.comparisons import (
     SKETCH_MAX,
     one_recipe,
 )
+from benchmarks.error_rates.moving import CHANNELS, EVEN, GAUGE
 from benchmarks.error_rates.rates import ALPHAS, REJECTS_AT
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from benchmarks.error_rates.comparisons import Samples
     from benchmarks.error_rates.rates import Rate
 
-COUNTED = (ALIGN, COIN, FISHER, SKETCH_ALL)
+COUNTED = (ALIGN, COIN, FISHER, SKETCH_ALL, GAUGE, CHANNELS, EVEN)
 """The tests of which at least ``ENOUGH`` unrelated comparisons are wanted, half of them of one recipe."""
 ENOUGH = 10_000
 MEANING = {
@@ -35,6 +36,11 @@ MEANING = {
     COIN: "The coins of one registered MLP, matched with one MLP of the suspect; all pairs of MLPs.",
     FISHER: "The coins of all registered MLPs, by Fisher's method: with the partners that the product chooses, and in "
     "each cyclic assignment of layers to layers.",
+    GAUGE: "The coins of all registered MLPs in one frame that moves with the residual stream (anchors, positions, the "
+    "layers' own).",
+    CHANNELS: "The coins of all attention channels of one kind (value/output, rotary pairs, query/key) in one frame.",
+    EVEN: "The concordance of all MLPs in one frame; calibrated, its constants on half of the populations of width 64 "
+    "that are among these models.",
     SKETCH: "The sketch statistic of two tensors of one name; calibrated.",
     SKETCH_ALL: "The sketch statistic of all pairs of tensors whose shapes can correspond; calibrated.",
     SKETCH_MAX: "The largest sketch statistic of two models, corrected for the pairs that it is the largest of.",
@@ -105,7 +111,8 @@ def _preface(extra: Mapping[str, Any]) -> list[str]:
         lines += [
             f"## After correction: {extra['corrected_pairs']:,} unrelated pairs",
             "",
-            f"Every test's p-value, corrected within the pair and for {extra['registered_models']} registered models. "
+            f"Every test's p-value, corrected within the pair and for {extra['registered_models']} registered models; "
+            f"{extra['own_frame_pairs']:,} random pairs had their layers aligned in their own frames as well. "
             "`possible` begins at log10 p = -3.",
             "",
             "| test | smallest log10 p | registered | suspect |",

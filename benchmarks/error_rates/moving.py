@@ -1,0 +1,52 @@
+"""Uncorrected p-values of the tests in frames that move with the residual stream, between two unrelated models."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fingerprint.comparing.gauge import NEURONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from benchmarks.error_rates.population import Model
+    from benchmarks.error_rates.procedures import Procedures
+
+GAUGE = "gauge, neurons of one frame"
+CHANNELS = "gauge, attention channels of one frame"
+EVEN = "even, one frame"
+OWN_FRAME_PAIRS = 2000
+"""Pairs whose layers are aligned in their own frames as well, which takes ten times as long as everything else."""
+
+
+def with_own_frames(
+    pairs: Sequence[tuple[str, Model, Model]], most: int = OWN_FRAME_PAIRS
+) -> frozenset[tuple[str, str]]:
+    """Identifiers of a fixed random part of the pairs (all, if they are few), each direction once."""
+    once = sorted({(a.id, b.id) for _, a, b in pairs}, key=_shuffled)
+    return frozenset(once[:most])
+
+
+def _shuffled(pair: tuple[str, str]) -> bytes:
+    return hashlib.sha256("|".join(pair).encode()).digest()
+
+
+def gauge_p(
+    registered: Model, suspect: Model, procedures: Procedures, *, own_frames: bool
+) -> dict[str, NDArray[np.float64]]:
+    """log10 p by test: of the coins of neurons and of channels, and of concordance, each frame and kind by itself."""
+    found = procedures.gauge(registered.registered, suspect.suspect, own_frames=own_frames)
+    return {
+        GAUGE: _array(one.toss.log10_p for one in found.tests if one.kind == NEURONS),
+        CHANNELS: _array(one.toss.log10_p for one in found.tests if one.kind != NEURONS),
+        EVEN: _array(min(0.0, one.log10_p) for one in found.frames),
+    }
+
+
+def _array(values: Iterable[float]) -> NDArray[np.float64]:
+    return np.array(list(values), np.float64)

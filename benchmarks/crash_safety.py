@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.synthetic import small_model
 from signatures.codec import decode_vectors
+from signatures.indexes import Vectors
 from signatures.registry import Registry
 from signatures.signature import encode, read_signature, sign, write_signature
 
@@ -164,9 +165,10 @@ def leftovers(folder: Path) -> list[str]:
         registry.register(sign(small_model(MODELS)), name="after/kills")
         registry.rebuild_index()
         known = {path for record in registry.models() for path in folder.glob(f"signatures/*/{record.identity[7:]}.*")}
-    segments = json.loads((folder / "index" / "index.json").read_text())["segments"]
-    known |= {folder / "index" / name for name in ("index.json", "lock.sqlite3")}
-    known |= {folder / "index" / f"{name}{suffix}" for name in segments for suffix in ("", ".json")}
+    for index in (folder / kind for kind in Vectors):
+        segments = json.loads((index / "index.json").read_text())["segments"]
+        known |= {index / name for name in ("index.json", "lock.sqlite3")}
+        known |= {index / f"{name}{suffix}" for name in segments for suffix in ("", ".json")}
     known.add(folder / "registry.sqlite3")
     return [f"{path} was left over" for path in sorted(folder.rglob("*")) if path.is_file() and path not in known]
 

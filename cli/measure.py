@@ -9,20 +9,24 @@ if TYPE_CHECKING:
     from signatures.signature import Signature
 
 
-def signature_of(path: str, console: Console) -> Signature:
-    """The signature of a checkpoint or of a signature file; what was noticed while reading becomes warnings.
+def signature_of(path: str, console: Console, depth: str) -> Signature:
+    """The signature of a checkpoint at ``depth``, or of a signature file, whatever its depth; what was noticed while
+    reading becomes warnings.
 
     Raises ``InputError``, ``SignatureError``, ``UsageError``.
     """
     from cli.progress import reading
-    from fingerprint.assemble import fingerprint
+    from fingerprint.assemble import measure_checkpoint
     from fingerprint.checkpoint import open_checkpoint
+    from fingerprint.quick import quick_look
+    from fingerprint.vocabulary import Depth
     from signatures.signature import decode, is_signature, read_signature, signed_bytes
 
     if is_signature(path):
         return read_signature(path)
     with open_checkpoint(path) as checkpoint, reading(console, path) as progress:
-        measured = fingerprint(checkpoint, progress=progress)
+        measure = quick_look if depth == Depth.QUICK else measure_checkpoint
+        measured = measure(checkpoint, progress=progress).fingerprint
     for _, message in measured.findings:
         console.warning(f"{path}: {message}")
     if not measured.complete:

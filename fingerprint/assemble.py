@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from threadpoolctl import threadpool_limits
@@ -28,7 +28,7 @@ from fingerprint.roles.residual import SliceNorms
 from fingerprint.roles.wiring import Wiring, layer_of
 from fingerprint.tensors import element_count
 from fingerprint.units import first_of, unit_of
-from fingerprint.vocabulary import Content
+from fingerprint.vocabulary import Content, Depth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -96,13 +96,11 @@ def measure_checkpoint(
     def measure(position: int) -> TensorMeasurement:
         tensor = layout.tensors[position]
         wants_norms = position in gates or (not named and _may_be_projection(tensor, layout))
-        result = measure_tensor(tensor.view, parameters, casts=casts, norms=wants_norms)
+        result = measure_tensor(tensor.view, parameters, casts=casts, norms=wants_norms, sampled=position in sampled)
         if progress is not None:
             progress(element_count(tensor.view.shape) * tensor.view.dtype.bits // 8)
         if position not in sketched:
             result.sketch = None
-        elif result.sketch is not None and position not in sampled:
-            result.sketch = replace(result.sketch, rows=None, columns=None)
         return result
 
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
@@ -121,7 +119,7 @@ def measure_checkpoint(
     records = tuple(record_of(tensor, result) for tensor, result in zip(layout.tensors, measured, strict=True))
     made = Fingerprint(
         parameters=parameters,
-        depth="full",
+        depth=Depth.FULL,
         format=checkpoint.format,
         files=len(checkpoint.files),
         stored_bytes=checkpoint.bytes,
@@ -239,10 +237,12 @@ def record_of(tensor: CanonicalTensor, result: TensorMeasurement) -> TensorRecor
 
 
 def _axis_samples(tensor: CanonicalTensor, result: TensorMeasurement) -> tuple[AxisSample, ...]:
-    if result.sketch is None or result.sketch.rows is None or result.sketch.columns is None:
+    sketch = result.sketch
+    if sketch is None or sketch.rows is None or sketch.columns is None:
         return ()
     rows, columns = matrix_shape(tensor.view.shape)
+    ours, theirs = result.slices
     return (
-        AxisSample(tensor.axes[0], 0, rows, result.sketch.row_indices, result.sketch.rows),
-        AxisSample(tensor.axes[1], 1, columns, result.sketch.column_indices, result.sketch.columns),
+        AxisSample(tensor.axes[0], 0, rows, sketch.row_indices, sketch.rows, *ours),
+        AxisSample(tensor.axes[1], 1, columns, sketch.column_indices, sketch.columns, *theirs),
     )

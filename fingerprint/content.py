@@ -38,15 +38,16 @@ def is_analytic(rows: Float32, columns: Float32, row_numbers: Int64, column_numb
     )
 
 
-def lattice_bits(tiles: list[Float32]) -> int:
+def lattice_bits(tiles: list[Float32], *, across: bool = True) -> int:
     """Bits of the grid or code book that the values lie on within short runs; 0 if they lie on none.
 
     ``tiles`` are blocks cut at multiples of ``LATTICE_TILE`` from a matrix; runs of 16 and 32 along either axis are
     tried, since quantisation groups run along one of them. A run of a b-bit uniform grid holds integer multiples of
-    one step (up to an offset); a code book holds at most 2**b distinct values in 64.
+    one step (up to an offset); a code book holds at most 2**b distinct values in 64. Without ``across`` runs are tried
+    along the last axis alone: where rows are not neighbours.
     """
     along_rows = [_tile_bits(tile) for tile in tiles]
-    along_columns = [_tile_bits(tile.T) for tile in tiles]
+    along_columns = [_tile_bits(tile.T) for tile in tiles] if across else []
     return max(_agreed(along_rows), _agreed(along_columns))
 
 

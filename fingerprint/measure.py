@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import ml_dtypes
@@ -15,28 +15,26 @@ from fingerprint.content import LATTICE_TILE, SLICE_SAMPLES, is_analytic, lattic
 from fingerprint.digest import TensorDigester
 from fingerprint.dtypes import Kind, to_float32
 from fingerprint.records import TensorStatistics
-from fingerprint.signs import Stream, bits, sample_indices
+from fingerprint.signs import Stream, sample_indices
 from fingerprint.sketch import MatrixSketch, MatrixSketcher
+from fingerprint.slices import SliceCollector, StoredSlices, ceiling, ceiling_runs, clean, slice_digests, within
 from fingerprint.tensors import Transposed, element_count, read_rows
 from fingerprint.vocabulary import Content
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from fingerprint.parameters import Parameters
     from fingerprint.tensors import TensorView
 
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
+SliceDigests = tuple[bytes, dict[str, bytes]]
 
 BLOCK_ELEMENTS: Final = 1 << 18
 """Elements per block of the pass: 1 MB in float32, so that a block stays in the cache while it is used."""
 BLOCK_ROWS: Final = 1 << 15
 """Most rows of a block, however few columns: each takes a row of signs."""
-_CEILING_MEDIANS: Final = 6.0
-"""Four standard deviations of a Gaussian: one element in 16,000 lies beyond."""
-_CEILING_ROWS: Final = 32
-_CEILING_RUN: Final = 256
 TRANSPOSED_BLOCK_ELEMENTS: Final = 1 << 24
 """Larger where every block has to gather columns of the whole source."""
 MOST_SKETCHED_AXIS: Final = 1 << 22
@@ -44,7 +42,7 @@ MOST_SKETCHED_AXIS: Final = 1 << 22
 
 _SMOOTH: Final = 0.05
 _PROBED: Final = 1 << 16
-_NO_WEIGHTS: Final = 1e-9
+NO_WEIGHTS: Final = 1e-9
 """Share of a matrix's energy outside its row and column means below which only the rounding of the means is left."""
 _SMALLEST: Final = 2.0**-30
 _LARGEST: Final = 2.0**26
@@ -63,7 +61,8 @@ CASTS: Final = {
 class TensorMeasurement:
     """What one pass found out.
 
-    ``sketch`` is None for anything but a matrix of weights; the norms are there if they were asked for.
+    ``sketch`` is None for anything but a matrix of weights; ``slices`` are the digests of its first rows and of its
+    first columns, with those after rounding; the norms are there if they were asked for.
     """
 
     content: Content
@@ -71,6 +70,7 @@ class TensorMeasurement:
     casts: dict[str, bytes]
     statistics: TensorStatistics
     sketch: MatrixSketch | None
+    slices: tuple[SliceDigests, SliceDigests]
     row_norms: Float32 | None = None
     column_norms: Float32 | None = None
 
@@ -86,32 +86,36 @@ def has_long_axis(shape: tuple[int, ...]) -> bool:
     return min(rows, columns) > 1 and max(rows, columns) > MOST_SKETCHED_AXIS
 
 
-def measure_tensor(view: TensorView, parameters: Parameters, *, casts: bool, norms: bool = False) -> TensorMeasurement:
+def measure_tensor(
+    view: TensorView, parameters: Parameters, *, casts: bool, norms: bool = False, sampled: bool = True
+) -> TensorMeasurement:
     """Measure one canonical tensor in blocks, reading every element once.
 
     ``casts`` adds the digests after rounding to narrower types (wanted for registration), ``norms`` the Euclidean
-    norms of all rows and columns. Raises ``InputError`` if bytes cannot be read.
+    norms of all rows and columns; without ``sampled`` nothing is kept of single slices. Raises ``InputError`` if bytes
+    cannot be read.
     """
     # Suspects hold what they like: values near the largest float32 overflow, and are then set aside.
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        return _measure(view, parameters, casts=casts, norms=norms)
+        return _measure(view, parameters, casts=casts, norms=norms, sampled=sampled)
 
 
-def _measure(view: TensorView, parameters: Parameters, *, casts: bool, norms: bool) -> TensorMeasurement:
+def _measure(view: TensorView, parameters: Parameters, *, casts: bool, norms: bool, sampled: bool) -> TensorMeasurement:
     rows, columns = matrix_shape(view.shape)
     is_float = view.dtype.kind is Kind.FLOAT
     wants_sketch = is_float and len(view.shape) >= 2 and min(rows, columns) > 1
     wants_sketch = wants_sketch and rows * columns >= parameters.minimum_elements
     wants_sketch = wants_sketch and not has_long_axis(view.shape)
     digester = TensorDigester(parameters.digest_block)
-    narrower = _narrower_types(view) if casts and is_float else {}
+    narrower = narrower_types(view) if casts and is_float else {}
     cast_digesters = {name: TensorDigester(parameters.digest_block) for name in narrower}
     sketcher = MatrixSketcher(rows, columns, parameters) if wants_sketch else None
-    moments = _Moments()
+    moments = Moments()
     probe = _Probe(rows, columns, parameters) if wants_sketch else None
     slice_norms = _SliceNorms(rows, columns) if norms and wants_sketch else None
     roughness = _Roughness()
-    ceiling = _ceiling(view, parameters) if wants_sketch else math.inf
+    slices = SliceCollector(rows, columns, parameters) if wants_sketch and sampled else None
+    limit = _ceiling(view, parameters) if wants_sketch else math.inf
 
     for start, first, native in row_blocks(view):
         flat = native.reshape(-1)
@@ -124,8 +128,10 @@ def _measure(view: TensorView, parameters: Parameters, *, casts: bool, norms: bo
             cast_digesters[name].update(_rounded(flat, dtype))
         block = moments.add(block)
         if sketcher is not None and probe is not None:
-            sketcher.update(start, _within(block, ceiling), first)
+            sketcher.update(start, within(block, limit), first)
             probe.add(start, first, block)
+        if slices is not None:
+            slices.add(start, first, native)
         if slice_norms is not None:
             slice_norms.add(start, first, block, precise=moments.extreme)
         if not wants_sketch:
@@ -135,8 +141,9 @@ def _measure(view: TensorView, parameters: Parameters, *, casts: bool, norms: bo
     content = _content(view, statistics, probe, moments.constant, wants_sketch)
     sketch = sketcher.finish() if sketcher is not None and content is Content.WEIGHTS else None
     if sketch is not None:
-        content = _content_of_sketch(sketch, min(moments.energy, rows * columns * ceiling**2))
+        content = _content_of_sketch(sketch, min(moments.energy, rows * columns * limit**2))
         sketch = sketch if content is Content.WEIGHTS else None
+        sketch = sketch if sampled or sketch is None else replace(sketch, rows=None, columns=None)
     if content is Content.VECTOR and roughness.is_smooth(statistics.deviation):
         content = Content.ANALYTIC
     return TensorMeasurement(
@@ -145,36 +152,17 @@ def _measure(view: TensorView, parameters: Parameters, *, casts: bool, norms: bo
         casts={name: one.digest() for name, one in cast_digesters.items()},
         statistics=statistics,
         sketch=sketch,
+        slices=_slice_digests(slices if sketch is not None else None, narrower, parameters),
         row_norms=slice_norms.rows if slice_norms is not None else None,
         column_norms=slice_norms.columns if slice_norms is not None else None,
     )
 
 
 def _ceiling(view: TensorView, parameters: Parameters) -> float:
-    """The magnitude to which elements are cut for the sketches: a multiple of the median of some that are not zero.
-
-    A few huge entries or dead neurons, which cost a network nothing, would otherwise be all that a sketch sees.
-    """
-    source = view.source if isinstance(view, Transposed) else view
-    rows, columns = matrix_shape(source.shape)
-    length = min(columns, _CEILING_RUN)
-    places = bits(parameters.seed, Stream.PROBE, 0, _CEILING_ROWS) % np.uint64(columns - length + 1)
-    sampled = [
-        np.abs(_clean(source.read(row * columns + int(first), row * columns + int(first) + length)))
-        for row, first in zip(
-            sample_indices(parameters.seed, Stream.PROBE, rows, _CEILING_ROWS).tolist(), places, strict=False
-        )
-    ]
-    magnitudes = np.concatenate(sampled)
-    present = magnitudes[magnitudes > 0]
-    return _CEILING_MEDIANS * float(np.median(present)) if present.size else math.inf
-
-
-def _within(block: Float32, ceiling: float) -> Float32:
-    if not math.isfinite(ceiling):
-        return block
-    limit = np.float32(ceiling)
-    return np.clip(block, -limit, limit)
+    """See ``slices.ceiling``."""
+    stored = StoredSlices.of(view)
+    runs = ceiling_runs(stored.size, stored.length, parameters)
+    return ceiling(stored.read(row)[first:last] for row, first, last in runs)
 
 
 def measure_digest(view: TensorView, parameters: Parameters) -> bytes:
@@ -224,14 +212,14 @@ def project_slices(view: TensorView, indices: NDArray[np.int64], frame: Float32,
         if across:
             for start, first, native in row_blocks(source):
                 low, high = np.searchsorted(indices, (first, first + native.shape[1]))
-                part = _clean(native[:, indices[low:high] - first])
+                part = clean(native[:, indices[low:high] - first])
                 total[low:high] += part.T @ _beside_ones(frame[start : start + len(native)])
         else:
             wide = _beside_ones(frame)
             step = max(1, BLOCK_ELEMENTS // len(frame))
             for low in range(0, indices.size, step):
                 rows = [read_rows(source, int(i), int(i) + 1) for i in indices[low : low + step]]
-                total[low : low + step] = _clean(np.concatenate(rows)) @ wide
+                total[low : low + step] = clean(np.concatenate(rows)) @ wide
         means = total[:, -1:] / len(frame)
         projected: Float32 = (total[:, :-1] - means * frame.sum(axis=0, dtype=np.float64)).astype(np.float32)
         projected[~np.isfinite(projected).all(axis=1)] = 0.0
@@ -242,8 +230,19 @@ def _beside_ones(frame: Float32) -> Float32:
     return np.concatenate([frame, np.ones((len(frame), 1), np.float32)], axis=1)
 
 
-def _clean(native: Array) -> Float32:
-    return np.nan_to_num(to_float32(native), nan=0.0, posinf=0.0, neginf=0.0)
+def _slice_digests(
+    slices: SliceCollector | None, narrower: Mapping[str, np.dtype[Any]], parameters: Parameters
+) -> tuple[SliceDigests, SliceDigests]:
+    if slices is None:
+        return (b"", {}), (b"", {})
+    casts = roundings(narrower)
+    rows, columns = (slice_digests(slices.slices(dimension), casts, parameters.digest_block) for dimension in (0, 1))
+    return rows, columns
+
+
+def roundings(narrower: Mapping[str, np.dtype[Any]]) -> dict[str, Callable[[Array], Array]]:
+    """The functions that round to some float types, by name."""
+    return {name: partial(_rounded, dtype=dtype) for name, dtype in narrower.items()}
 
 
 def _rounded(flat: Array, dtype: np.dtype[Any]) -> Array:
@@ -264,7 +263,8 @@ def _roundings(source: np.dtype[Any], target: np.dtype[Any]) -> Array:
         return every.astype(target).view(f"u{target.itemsize}")
 
 
-def _narrower_types(view: TensorView) -> dict[str, np.dtype[Any]]:
+def narrower_types(view: TensorView) -> dict[str, np.dtype[Any]]:
+    """The types of ``CASTS`` that are narrower than the tensor's own."""
     return {
         name: dtype
         for name, dtype in CASTS.items()
@@ -295,11 +295,11 @@ def _content_of_sketch(sketch: MatrixSketch, energy: float) -> Content:
     whole = sketch.whole.astype(np.float64)
     if not all(np.isfinite(part).all() for part in (whole, sketch.rows, sketch.columns) if part is not None):
         return Content.NONFINITE
-    return Content.WEIGHTS if float(np.sum(whole**2)) > _NO_WEIGHTS * energy else Content.ANALYTIC
+    return Content.WEIGHTS if float(np.sum(whole**2)) > NO_WEIGHTS * energy else Content.ANALYTIC
 
 
 @dataclass(slots=True)
-class _Moments:
+class Moments:
     """Sums of powers over the finite elements, block by block."""
 
     count: int = 0

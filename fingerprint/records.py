@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +43,11 @@ class AxisSample:
 
     ``dimension`` 0 samples rows, 1 samples columns; ``size`` is the length of that axis; ``indices`` (m,) int64,
     ascending, are a function of ``size`` and the parameters alone; ``values`` (m, axis_width) float32 are the
-    doubly centred slices times random signs.
+    doubly centred slices times random signs. ``digest`` is that of the values of the first ``DIGESTED_SLICES`` of them,
+    ``casts`` those after rounding to narrower float types; empty where nothing was hashed.
+
+    At quick depth the slices are only less their own means: what is the same in all of them is left in. Compare after
+    taking the mean over the slices away.
     """
 
     axis: Axis
@@ -50,6 +55,8 @@ class AxisSample:
     size: int
     indices: NDArray[np.int64]
     values: Float32
+    digest: bytes = b""
+    casts: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,8 @@ class TensorRecord:
     """One canonical tensor.
 
     ``shape`` is canonical, (out, in, ...); ``oriented`` says whether that orientation is known or only as stored;
-    ``digest`` is the 32-byte content digest, ``casts`` the digests that the tensor has after rounding to narrower
+    ``digest`` is the 32-byte content digest (empty where the tensor was not read whole), ``casts`` the digests that the
+    tensor has after rounding to narrower
     float types, by type name; ``sketch`` is the doubly centred linear sketch (k, k) in the units of the values (its
     squared Frobenius norm estimates that of the centred matrix), absent for vectors, common content and tensors left
     out by the budget; ``turned_digest`` is that of the transpose, known only of a suspect's matrix that was seen to

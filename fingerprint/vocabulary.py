@@ -55,7 +55,7 @@ class Axis(StrEnum):
 
 
 class Content(StrEnum):
-    """What kind of numbers a tensor holds; only ``WEIGHTS`` is evidence."""
+    """What kind of numbers a tensor holds; only ``WEIGHTS`` is evidence. ``UNREAD``: not read at the depth chosen."""
 
     WEIGHTS = "weights"
     VECTOR = "vector"
@@ -65,6 +65,14 @@ class Content(StrEnum):
     SMALL = "small"
     NONFINITE = "nonfinite"
     EMPTY = "empty"
+    UNREAD = "unread"
+
+
+class Depth(StrEnum):
+    """How much of a checkpoint is read: ``QUICK`` a bounded sample, ``FULL`` every byte once."""
+
+    QUICK = "quick"
+    FULL = "full"
 
 
 class ChannelKind(StrEnum):

@@ -93,6 +93,7 @@ def _needs(fingerprint: Fingerprint) -> dict[str, Counter[Unit]]:
             needs["sketches"][unit] += 4 * record.sketch.size + 4
         for sample in record.axes:
             needs["axes"][unit] += 2 * sample.values.size + 2 * len(sample.indices) + _SAMPLE_HEAD
+            needs["axes"][unit] += (DIGEST_BYTES + 1) * (1 + len(sample.casts))
     for mlp in fingerprint.neurons:
         numbers = mlp.gate.size + mlp.down.size + (0 if mlp.up is None else mlp.up.size)
         numbers += 0 if mlp.descriptors is None else mlp.descriptors.size

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import numpy as np
 
+from fingerprint.comparing.sampled import slice_vectors
 from fingerprint.errors import MalformedSignatureError, SignatureVersionError, UsageError, clipped
 from fingerprint.parameters import Parameters
 from fingerprint.records import ChannelSample, Fingerprint, LayerGram, NeuronSample, TensorRecord
@@ -23,7 +24,21 @@ if TYPE_CHECKING:
 
     from fingerprint.readers.bounded_json import Json
 
-KNOWN_KINDS: Final = ("NAME", "TENS", "DIGS", "CAST", "STAT", "SKET", "AXIS", "NEUR", "META", "SELF", "CHAN", "GRAM")
+KNOWN_KINDS: Final = (
+    "NAME",
+    "TENS",
+    "DIGS",
+    "CAST",
+    "STAT",
+    "SKET",
+    "AXIS",
+    "NEUR",
+    "META",
+    "SELF",
+    "CHAN",
+    "GRAM",
+    "SLIC",
+)
 
 MAX_SAMPLED_MLPS: Final = 1 << 17
 MAX_WIDTH: Final = 4096
@@ -130,6 +145,23 @@ def decode_vectors(data: bytes | memoryview, *, path: str) -> tuple[NDArray[np.i
     return np.array(list(chosen), np.int64), unit_vectors(np.stack(list(chosen.values())))
 
 
+def decode_slices(data: bytes | memoryview, *, path: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """What the index of slices holds of a signature: positions (m,) and unit vectors; see ``slice_vectors``.
+
+    Raises as ``decode_fingerprint``, but looks at the table and the samples of axes alone.
+    """
+    envelope = unpack(data, path=path)
+    header = _Header(envelope.header, path)
+    known = {section.kind: section.data for section in envelope.sections}
+    parameters = header.parameters()
+    if "TENS" not in known:
+        raise MalformedSignatureError(f"{path}: section TENS is absent")
+    words = header.words()
+    rows = parts.read_table(known["TENS"], header.tensors(), words, path)
+    axes = parts.read_axes(known["AXIS"], len(rows), words["axes"], parameters, path) if "AXIS" in known else {}
+    return slice_vectors({at: found for at, found in axes.items() if rows[at].content is Content.WEIGHTS}, parameters)
+
+
 def _sections(fingerprint: Fingerprint, words: parts.Vocabulary) -> list[Section]:
     tensors, parameters = fingerprint.tensors, fingerprint.parameters
     labels = {
@@ -151,6 +183,8 @@ def _sections(fingerprint: Fingerprint, words: parts.Vocabulary) -> list[Section
         found.append(Section("SKET", parts.sketches_section(tensors, parameters)))
     if any(record.axes for record in tensors):
         found.append(Section("AXIS", parts.axes_section(tensors, words, parameters)))
+    if any(sample.digest for record in tensors for sample in record.axes):
+        found.append(Section("SLIC", parts.slices_section(tensors, words)))
     shared, own = _shared(fingerprint.neurons), _own(fingerprint.neurons)
     if shared:
         found.append(Section("NEUR", parts.neurons_section(shared, words, parameters.frame_width)))
@@ -191,6 +225,8 @@ def _tensors(known: Mapping[str, bytes], header: _Header, path: str) -> tuple[Te
     casts = parts.read_casts(known["CAST"], count, words["casts"], path) if "CAST" in known else [{} for _ in rows]
     sketches = parts.read_sketches(known["SKET"], count, parameters, path) if "SKET" in known else {}
     axes = parts.read_axes(known["AXIS"], count, words["axes"], parameters, path) if "AXIS" in known else {}
+    if "SLIC" in known:
+        axes = parts.with_slice_digests(known["SLIC"], axes, words["casts"], path)
     return tuple(
         TensorRecord(
             name=names[position],

@@ -121,9 +121,16 @@ class _Design:
         self.columns: dict[int, dict[int, Float64]] = {}
         self._group_of: dict[int, Group] = {}
         self.number = len(candidates)
-        self.width = suspect.parameters.sketch_width
-        self._matches = [{match.suspect: match for match in candidate.matches} for candidate in candidates]
-        self._places = [_places(candidate.registered) for candidate in candidates]
+        self.width = next((len(one.sketch) for one in suspect.tensors if one.sketch is not None), 0)
+        # Slices and sketches cannot be added up: candidates that were compared otherwise than the first take no part.
+        alike = [candidate.sampled == candidates[0].sampled for candidate in candidates]
+        self._matches = [
+            {match.suspect: match for match in one.matches} if takes_part else {}
+            for one, takes_part in zip(candidates, alike, strict=True)
+        ]
+        self._places = [
+            _places(one.registered) if takes_part else {} for one, takes_part in zip(candidates, alike, strict=True)
+        ]
         matched = sorted(set().union(*self._matches))
         units = [unit_of(suspect.tensors[i].layer, suspect.tensors[i].expert) for i in matched]
         used = {matched[i] for i in first_of(units, MOST_TENSORS)}

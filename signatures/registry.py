@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -42,42 +41,13 @@ if TYPE_CHECKING:
 
     from signatures.entries import Entry
     from signatures.index import Float32, Hits
-    from signatures.index_folder import IndexFolder, Rows
+    from signatures.index_folder import Rows
+    from signatures.indexes import IndexCheck, Indexes, IndexStatus, Vectors
     from signatures.signature import Signature
 
 _CACHED_SIGNATURES: Final = 32
 _CACHED_BYTES: Final = 64 << 20
 _SHOWN_ORIGINS: Final = 5
-
-
-@dataclass(frozen=True, slots=True)
-class IndexStatus:
-    """What the index on disk covers: ``missing`` and ``superfluous`` are ids of models; ``bytes`` of its segments."""
-
-    models: int
-    covered: int
-    vectors: int
-    segments: int
-    bytes: int
-    missing: tuple[int, ...]
-    superfluous: tuple[int, ...]
-
-    @property
-    def current(self) -> bool:
-        """Whether the files cover exactly the registered models (a search adds in memory what they lack)."""
-        return not self.missing and not self.superfluous
-
-
-@dataclass(frozen=True, slots=True)
-class IndexCheck:
-    """Outcome of comparing the index with the signatures and with the slow search.
-
-    ``queries`` were searched both ways; ``problems`` is empty if all agreed.
-    """
-
-    status: IndexStatus
-    queries: int
-    problems: tuple[str, ...]
 
 
 def default_folder() -> Path:
@@ -93,7 +63,7 @@ class Registry:
     def __init__(self, store: Store, parameters: Parameters) -> None:
         self._store = store
         self._parameters = parameters
-        self._index: IndexFolder | None = None
+        self._open_indexes: Indexes | None = None
         self._cache: OrderedDict[str, tuple[Signature, int]] = OrderedDict()
 
     @classmethod
@@ -188,7 +158,7 @@ class Registry:
         entry = Entry.of(signature)
         with self._store.writing():
             model = self._insert(entry, registration, replace=replace)
-        self._index_if_possible()
+        self._indexes().follow()
         record = self._store.by_id(model)
         if record is None:
             raise UnknownModelError(f"the model {name!r} was removed by another process while it was registered")
@@ -198,7 +168,7 @@ class Registry:
         """Remove a name, and with the last name of a model its signature; raises ``UnknownModelError``."""
         with self._store.writing():
             self._store.remove_name(name)
-        self._index_if_possible()
+        self._indexes().follow()
 
     def remove_origin(self, origin: str) -> tuple[str, ...]:
         """Remove all names that were imported from ``origin`` and return them; ``UnknownModelError`` if none was."""
@@ -206,7 +176,7 @@ class Registry:
             names = self.require_from(origin)
             for name in names:
                 self._store.remove_name(name)
-        self._index_if_possible()
+        self._indexes().follow()
         return names
 
     def require_from(self, origin: str) -> tuple[str, ...]:
@@ -257,7 +227,7 @@ class Registry:
                 for registration in registrations:
                     new.setdefault(registration.name, self._store.find(registration.name) is None)
                     models[self._insert_imported(entry, registration)] = None
-        self._index_if_possible()
+        self._indexes().follow()
         found = (self._store.by_id(model) for model in models)
         return Imported(
             tuple(record for record in found if record is not None),
@@ -301,57 +271,28 @@ class Registry:
 
         Every model that is registered at this moment is searched. Raises ``RegistryBrokenError``.
         """
-        index = self._folder_index()
-        index.follow(self._store.model_ids(), self._rows)
-        return index.search(queries, n)
+        from signatures.indexes import Vectors
+
+        return self._indexes().search(Vectors.SKETCHES, queries, n)
+
+    def search_slices(self, queries: Float32, n: int) -> Hits:
+        """The same for the vectors of sampled slices, by which a quick look is retrieved; see ``slice_vectors``."""
+        from signatures.indexes import Vectors
+
+        return self._indexes().search(Vectors.SLICES, queries, n)
 
     def index_status(self) -> IndexStatus:
         """What the index on disk covers."""
-        covered, segments, size = self._fresh_index().on_disk()
-        models = self._store.model_ids()
-        return IndexStatus(
-            models=len(models),
-            covered=len(covered),
-            vectors=sum(covered.values()),
-            segments=segments,
-            bytes=size,
-            missing=tuple(sorted(set(models) - set(covered))),
-            superfluous=tuple(sorted(set(covered) - set(models))),
-        )
+        return self._indexes().status()
 
     def rebuild_index(self) -> IndexStatus:
         """Make the index anew from the signatures; raises ``RegistryError`` if it cannot be written."""
-        import sqlite3
-
-        self._index = self._fresh_index()
-        try:
-            self._index.rebuild(self._store.model_ids(), self._rows)
-        except (OSError, sqlite3.Error) as error:
-            raise RegistryError(f"{self.folder}: the index cannot be written: {error}") from error
+        self._indexes().rebuild()
         return self.index_status()
 
     def check_index(self, queries: int = 200) -> IndexCheck:
-        """Compare the index on disk with the signatures, and its answers with those of the slow search.
-
-        ``queries`` registered vectors, spread over the models and blurred, are searched both ways. Models whose
-        signature cannot be read are left out: ``check`` names them.
-        """
-        from signatures.index_check import check
-
-        status = self.index_status()
-        models = self._store.model_ids()
-        rows: dict[int, Rows] = {}
-        unreadable: set[int] = set()
-        for model in models:
-            try:
-                found = self._rows(model)
-            except RegistryBrokenError:  # told by ``check``
-                unreadable.add(model)
-            else:
-                if found is not None:
-                    rows[model] = found
-        count, problems = check(self._fresh_index(), rows, queries, self._parameters.index_width**2, unreadable)
-        return IndexCheck(status, count, tuple(problems))
+        """See ``Indexes.check``; ``check`` names the models whose signature cannot be read."""
+        return self._indexes().check(queries)
 
     def check(self) -> tuple[str, ...]:
         """What is wrong with the registry: nothing, or a line for each problem. Reads every signature."""
@@ -444,17 +385,19 @@ class Registry:
         found = self._store.same_weights(entry.weights, entry.depth)
         return next((one for one in found if any(name.origin == origin for name in one.registrations)), None)
 
-    def _rows(self, model: int) -> Rows | None:
-        """Vectors of a model for the index, ``None`` if it is gone."""
-        from signatures.codec import decode_vectors
+    def _rows(self, kind: Vectors, model: int) -> Rows | None:
+        """Vectors of a model for an index, ``None`` if it is gone."""
+        from signatures.codec import decode_slices, decode_vectors
+        from signatures.indexes import Vectors
 
         identity = self._store.model_ids().get(model)
         if identity is None:
             return None
+        decode = decode_vectors if kind is Vectors.SKETCHES else decode_slices
         with suppress(UnknownModelError):
             data = self._file(identity)
             try:
-                return decode_vectors(data, path=str(self._store.place(identity)))
+                return decode(data, path=str(self._store.place(identity)))
             except SignatureError as error:
                 raise self._broken(identity, str(error)) from error
         return None
@@ -475,20 +418,13 @@ class Registry:
             "`fp index check` lists all that is broken)"
         )
 
-    def _folder_index(self) -> IndexFolder:
-        if self._index is None:
-            self._index = self._fresh_index()
-        return self._index
+    def _indexes(self) -> Indexes:
+        from signatures.indexes import Indexes
 
-    def _fresh_index(self) -> IndexFolder:
-        from signatures.index_folder import IndexFolder
-
-        return IndexFolder(self.folder / "index", self._store.key, self._parameters.index_width**2)
-
-    def _index_if_possible(self) -> None:
-        """Keep the index on disk close to the registry; a search makes up for whatever fails here."""
-        with suppress(RegistryError):
-            self._folder_index().follow(self._store.model_ids(), self._rows)
+        if self._open_indexes is None:
+            store = self._store
+            self._open_indexes = Indexes(self.folder, store.key, self._parameters, store.model_ids, self._rows)
+        return self._open_indexes
 
 
 def _difference(entry: Entry, holder: ModelRecord) -> str:

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.comparing.matching import layer_map
 from fingerprint.errors import InputError, SignatureError, UsageError
-from fingerprint.vocabulary import Content, Frame
+from fingerprint.vocabulary import Content, Depth, Frame
 from signatures.mixture import gather
 from signatures.records import anonymous_model
 from signatures.relation import WHOLE, describe, matches_by_component
@@ -33,7 +33,7 @@ from signatures.report import (
     Verdict,
 )
 from signatures.search import find_candidates
-from signatures.suspect import open_suspect
+from signatures.suspect import AUTO, open_suspect
 from signatures.verdict import HALF, Finding, assess, decide_links
 
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from fingerprint.comparing.comparison import Comparison
-    from fingerprint.records import Fingerprint
+    from fingerprint.records import Fingerprint, TensorRecord
     from signatures.mixture import Cover, Group
     from signatures.registry import Registry
     from signatures.suspect import Suspect
 
 _log = logging.getLogger(__name__)
 LEAST_CANDIDATES: Final = 20
-DEPTHS: Final = ("auto", "full")
+DEPTHS: Final = (AUTO, *(one.value for one in Depth))
 _COMPONENTS: Final = 64
 _SECOND_LOOKS: Final = 8
 _EXPLAINS: Final = -12.0
@@ -65,7 +65,7 @@ class ScanOptions:
     base: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    depth: str = "auto"
+    depth: str = AUTO
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
@@ -86,12 +86,28 @@ def scan_path(
     started = time.perf_counter()
     options = options or ScanOptions()
     try:
-        with open_suspect(path, include=options.include, exclude=options.exclude, progress=progress) as suspect:
-            report = scan_suspect(registry, suspect, path=str(path), options=options)
+        with open_suspect(path, include=options.include, exclude=options.exclude, progress=progress) as opened:
+            report = _at_first_that_explains(
+                opened.depths(options.depth),
+                lambda depth: scan_suspect(registry, opened.at(depth), path=str(path), options=options),
+            )
     except (InputError, SignatureError) as error:
         _log.info("%s cannot be scanned", path, exc_info=error)
         return _error_report(registry, str(path), error, time.perf_counter() - started)
     return replace(report, seconds=time.perf_counter() - started)
+
+
+def _at_first_that_explains(depths: Sequence[Depth], scan: Callable[[Depth], Report]) -> Report:
+    """The report at the first of the depths that explains the suspect, or at the last."""
+    for depth in depths[:-1]:
+        report = scan(depth)
+        if any(match.link in {Link.LINEAGE, Link.SIBLING} and _explains(match) for match in report.matches):
+            return report
+    return scan(depths[-1])
+
+
+def _explains(match: Match) -> bool:
+    return match.confidence is Confidence.CERTAIN and match.coverage.suspect >= HALF
 
 
 def _error_report(registry: Registry, path: str, error: Exception, seconds: float) -> Report:
@@ -127,7 +143,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
         suspect.fingerprint,
         findings,
         path=path,
-        weights_at_hand=suspect.measured is not None,
+        second_look=suspect.measured is not None,
         bases=declared,
         top_k=options.top_k,
         registry=RegistrySummary(len(models), registry.digest),
@@ -161,16 +177,17 @@ def build_report(
     path: str,
     registry: RegistrySummary,
     seconds: float,
-    weights_at_hand: bool = True,
+    second_look: bool = True,
     bases: Sequence[str] = (),
     top_k: int = 10,
 ) -> Report:
     """The report of a suspect with the candidates that reached ``possible``.
 
-    ``weights_at_hand`` is false where only a signature of the suspect was compared; ``bases`` are declared bases.
+    ``second_look`` is false where the suspect's weights could not be read again as comparisons asked for; ``bases`` are
+    declared bases.
     """
     ordered = sorted(findings, key=lambda one: (-one.confidence.rank, one.distance, one.model.id))
-    cover = gather(suspect, [finding.comparison for finding in ordered]) if ordered else None
+    cover = gather(ordered[0].comparison.suspect, [finding.comparison for finding in ordered]) if ordered else None
     decide_links(ordered, cover, bases)
     merged = cover.models if cover is not None and len(cover.models) > 1 else set()
     declared = {name.lower() for name in bases}
@@ -185,7 +202,7 @@ def build_report(
         error=None,
         matches=tuple(matches[:top_k]),
         mixture=_mixture(cover, ordered),
-        power=_power(suspect, weights_at_hand=weights_at_hand),
+        power=_power(suspect, second_look=second_look),
         notes=_notes(suspect, matches, registry),
         registry=registry,
         seconds=seconds,
@@ -198,7 +215,7 @@ def _verdict(suspect: Fingerprint, matches: Sequence[Match], registry: RegistryS
         return Verdict.MATCH
     if matches:
         return Verdict.POSSIBLE
-    if not registry.models or not suspect.complete or not any(tensor.sketch is not None for tensor in suspect.tensors):
+    if not registry.models or not suspect.complete or not any(map(_is_comparable, suspect.tensors)):
         return Verdict.INCONCLUSIVE
     return Verdict.NO_MATCH
 
@@ -306,8 +323,14 @@ def _summary(suspect: Fingerprint, path: str) -> SuspectSummary:
     )
 
 
-def _power(suspect: Fingerprint, *, weights_at_hand: bool) -> Power:
-    matrices = [tensor for tensor in suspect.tensors if tensor.sketch is not None]
+def _is_comparable(tensor: TensorRecord) -> bool:
+    return tensor.sketch is not None or bool(tensor.axes)
+
+
+def _power(suspect: Fingerprint, *, second_look: bool) -> Power:
+    matrices = list(filter(_is_comparable, suspect.tensors))
+    if suspect.depth == Depth.QUICK:
+        return _power_of_quick(matrices)
     tested, missing = ["digest"], []
     if matrices:
         tested += ["align", "sketch"]
@@ -319,7 +342,7 @@ def _power(suspect: Fingerprint, *, weights_at_hand: bool) -> Power:
         missing.append("rows: MLPs without a gate have no coins")
     else:
         missing.append("rows: no MLP was recognised")
-    if not weights_at_hand:
+    if not second_look:
         missing.append("digests of transposed matrices: only a signature is at hand")
         missing.append("rows of neurons that the signature does not sample")
     moving = {sample.frame for sample in suspect.neurons} - {Frame.FIXED}
@@ -327,15 +350,29 @@ def _power(suspect: Fingerprint, *, weights_at_hand: bool) -> Power:
         tested += ["gauge", "even"]
     else:
         missing.append(f"gauge and even: {_why_not_moving(suspect)}")
-    smallest = min((tensor.elements for tensor in matrices), default=0)
     detectable = (
-        f"a registered model whose matrices are among the {len(matrices)} here (smallest: {smallest:,} elements), if "
-        "they kept a cosine of .5 or more to it in one matrix along an axis of hidden units (.8 for the few tensors of "
-        f"tokens or features alone){_IF_MOVED if moving else _IF_STILL}"
+        f"{_a_registered_model(matrices)}, if they kept a cosine of .5 or more to it in one matrix along an axis of "
+        f"hidden units (.8 for the few tensors of tokens or features alone){_IF_MOVED if moving else _IF_STILL}"
         if matrices
         else "exact copies of single tensors only"
     )
     return Power(tuple(tested), tuple(missing), detectable)
+
+
+def _power_of_quick(matrices: Sequence[TensorRecord]) -> Power:
+    missing = ["sketch, rows, gauge and even: not at quick depth"]
+    if not matrices:
+        return Power(("digest",), (*missing, "align: no weight matrix large enough"), "exact copies of single tensors")
+    detectable = (
+        f"{_a_registered_model(matrices)}, if they kept a cosine of .8 or more to it and their rows and columns their "
+        "places: quantised, fine-tuned and continued copies, not rewritten or rearranged ones"
+    )
+    return Power(("digest", "align"), tuple(missing), detectable)
+
+
+def _a_registered_model(matrices: Sequence[TensorRecord]) -> str:
+    smallest = min(tensor.elements for tensor in matrices)
+    return f"a registered model whose matrices are among the {len(matrices)} here (smallest: {smallest:,} elements)"
 
 
 _IF_STILL: Final = ", and its residual stream was neither permuted nor rotated"
@@ -362,6 +399,9 @@ def _notes(suspect: Fingerprint, matches: Sequence[Match], registry: RegistrySum
         notes.append("the registry is empty: there was nothing to compare with")
     if not suspect.complete:
         notes.append("the suspect was not read whole")
+    if suspect.depth == Depth.QUICK:
+        share = suspect.bytes_read / max(suspect.stored_bytes, 1)
+        notes.append(f"a quick look: {share:.2%} of the bytes were read; what is said of the rest is an inference")
     if len({match.model for match in matches if match.link is Link.LINEAGE}) > 1:
         notes.append("several registered models share these weights; the first is the nearest")
     return tuple(notes)
@@ -385,14 +425,19 @@ def compare_paths(
         open_suspect(suspect, include=include, exclude=exclude, progress=progress) as theirs,
         open_suspect(registered, include=include, exclude=exclude, registered=True, progress=progress) as ours,
     ):
-        (comparison,) = compare_all(theirs, [ours.fingerprint])
-        finding = assess(anonymous_model(str(registered)), comparison, 1)
-    report = build_report(
-        theirs.fingerprint,
-        [finding] if finding is not None else [],
-        path=str(suspect),
-        weights_at_hand=theirs.measured is not None,
-        registry=RegistrySummary(1, ""),
-        seconds=0.0,
-    )
+
+        def compare(depth: Depth) -> Report:
+            second = theirs.at(depth)
+            (comparison,) = compare_all(second, [ours.at(depth).fingerprint])
+            finding = assess(anonymous_model(str(registered)), comparison, 1)
+            return build_report(
+                second.fingerprint,
+                [finding] if finding is not None else [],
+                path=str(suspect),
+                second_look=second.measured is not None,
+                registry=RegistrySummary(1, ""),
+                seconds=0.0,
+            )
+
+        report = _at_first_that_explains(theirs.depths(options.depth), compare)
     return replace(report, seconds=time.perf_counter() - started)

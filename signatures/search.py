@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fingerprint.comparing.matching import SketchTable, is_distinctive
+from fingerprint.comparing.sampled import slice_vectors
 from fingerprint.sketch import chance_spread
-from fingerprint.vocabulary import Frame
+from fingerprint.slices import DIGESTED_SLICES
+from fingerprint.vocabulary import Content, Depth, Frame
 
 if TYPE_CHECKING:
     from fingerprint.records import Fingerprint
@@ -66,8 +68,29 @@ def find_candidates(registry: Registry, suspect: Fingerprint, limit: int) -> lis
         for (_, model), score in nearest.items():
             votes[model] += max(score - _CHANCE, 0.0) ** 2
     _vote_by_layers(registry, suspect, votes)
+    if suspect.depth == Depth.QUICK or any(model.depth == Depth.QUICK for model in models.values()):
+        _vote_by_slices(registry, suspect, votes)
     ranked = sorted((item for item in votes.items() if item[0] in models and item[1] > 0), key=lambda v: (-v[1], v[0]))
     return [Candidate(models[model], score) for model, score in ranked[:limit]]
+
+
+def _vote_by_slices(registry: Registry, suspect: Fingerprint, votes: dict[int, float]) -> None:
+    """Votes by the sampled slices of matrices, where one side is of quick depth and no more of them is known."""
+    axes = {at: tensor.axes for at, tensor in enumerate(suspect.tensors) if tensor.content is Content.WEIGHTS}
+    positions, vectors = slice_vectors(axes, suspect.parameters)
+    if not len(positions):
+        return
+    spread = 1.0 / np.sqrt((DIGESTED_SLICES - 1) * suspect.parameters.axis_width)
+    nearest: dict[tuple[int, int], float] = defaultdict(float)
+    for sign in (1.0, -1.0):
+        hits = registry.search_slices(vectors * np.float32(sign), NEIGHBOURS)
+        for position, scores, models in zip(positions.tolist(), hits.scores, hits.models, strict=True):
+            for score, model in zip(scores.tolist(), models.tolist(), strict=True):
+                if model >= 0:
+                    key = position // 2, model
+                    nearest[key] = max(nearest[key], score / spread)
+    for (_, model), score in nearest.items():
+        votes[model] += max(score - _CHANCE, 0.0) ** 2
 
 
 def _vote_by_layers(registry: Registry, suspect: Fingerprint, votes: dict[int, float]) -> None:

@@ -7,7 +7,7 @@ from the header, and trusts nothing else.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -33,7 +33,7 @@ from signatures.rows import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from fingerprint.parameters import Parameters
     from fingerprint.records import Fingerprint
@@ -68,7 +68,7 @@ class Vocabulary:
         return cls(
             activations=Words("activations", (sample.activation for sample in neurons)),
             axes=Words("axes", (sample.axis for record in tensors for sample in record.axes)),
-            casts=Words("casts", (word for record in tensors for word in record.casts)),
+            casts=Words("casts", _casts(tensors)),
             contents=Words("contents", (record.content for record in tensors)),
             dtypes=Words("dtypes", (record.dtype for record in tensors)),
             frames=Words("frames", frames),
@@ -78,6 +78,13 @@ class Vocabulary:
     def to_mapping(self) -> dict[str, list[str]]:
         """The lists, as stored in the header."""
         return {name: getattr(self, name).words for name in VOCABULARY_LISTS}
+
+
+def _casts(tensors: Sequence[TensorRecord]) -> Iterator[str]:
+    for record in tensors:
+        yield from record.casts
+        for sample in record.axes:
+            yield from sample.casts
 
 
 VOCABULARY_LISTS: Final = ("activations", "axes", "casts", "contents", "dtypes", "frames", "roles")
@@ -170,6 +177,18 @@ def axes_section(tensors: Sequence[TensorRecord], words: Vocabulary, parameters:
             column("u1", (sample.dimension for _, sample in samples), what="a dimension is"),
             halved_columns(slices, parameters.axis_width),
         ]
+    )
+
+
+def slices_section(tensors: Sequence[TensorRecord], words: Vocabulary) -> bytes:
+    """SLIC: of the samples in AXIS one flag each, then their digests; then the same for each type of casts."""
+    samples = [sample for record in tensors for sample in record.axes]
+    columns = [[sample.digest for sample in samples]]
+    columns += [[sample.casts.get(word, b"") for sample in samples] for word in words.casts.words]
+    if any(len(digest) not in {0, DIGEST_BYTES} for digests in columns for digest in digests):
+        raise UsageError(f"a digest of slices has {DIGEST_BYTES} bytes")
+    return b"".join(
+        part for digests in columns for part in (column("u1", map(bool, digests), what="a flag is"), *digests)
     )
 
 
@@ -337,6 +356,25 @@ def read_axes(
         samples.setdefault(position, []).append(sample)
         start += len(indices)
     return {position: tuple(found) for position, found in samples.items()}
+
+
+def with_slice_digests(
+    data: bytes, axes: Mapping[int, tuple[AxisSample, ...]], words: Sequence[str], path: str
+) -> dict[int, tuple[AxisSample, ...]]:
+    """Inverse of ``slices_section``: the samples of AXIS, by position of the tensor, with their digests."""
+    reader = ColumnReader(data, path=path, kind="SLIC")
+    number = sum(map(len, axes.values()))
+    digests = _spread(reader, reader.flags(number).tolist())
+    casts = {word: _spread(reader, reader.flags(number).tolist()) for word in words}
+    reader.end()
+    places = iter(range(number))
+    return {
+        position: tuple(
+            replace(sample, digest=digests[at], casts={word: found[at] for word, found in casts.items() if found[at]})
+            for sample, at in zip(samples, places, strict=False)
+        )
+        for position, samples in axes.items()
+    }
 
 
 def read_neurons(

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 from fingerprint.assemble import SUSPECT_NEURONS, measure_checkpoint
 from fingerprint.checkpoint import open_checkpoint
+from fingerprint.quick import quick_look
 from fingerprint.revisit import Parts, kernels, with_parts, with_turned_digests
-from fingerprint.vocabulary import Role
+from fingerprint.vocabulary import Depth, Role
 from signatures.relation import is_part, stem
 from signatures.signature import is_signature, read_signature
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from fingerprint.comparing.comparison import Comparison
     from fingerprint.records import Fingerprint, TensorRecord
 
+AUTO: Final = "auto"
+AUTO_WHOLE: Final = 1 << 28
+"""Bytes up to which a checkpoint is read whole at once where the depth is left open: that takes under a second."""
 _TURNED_CHANGE: Final = 0.2
 """Relative change up to which a transposed match may turn out to have equal digests, after rounding to 8 bits say."""
 
@@ -37,7 +41,8 @@ _RELATED: Final = -3.0
 
 @dataclass(slots=True)
 class Suspect:
-    """What is known of a suspect so far. ``measured`` is None where only a signature of it is at hand."""
+    """What is known of a suspect so far. ``measured`` is None where there is no second look: of a signature, of a quick
+    look."""
 
     fingerprint: Fingerprint
     measured: Measured | None
@@ -113,6 +118,41 @@ def _fusions(registered: Sequence[TensorRecord]) -> dict[tuple[int, int], tuple[
     return fused
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A checkpoint that can be measured at any depth, or a signature, whose depth is what it is.
+
+    ``registered`` measures as for registration: with the digests after rounding, and the smaller sample of neurons.
+    """
+
+    checkpoint: Checkpoint | None
+    signature: Fingerprint | None
+    registered: bool
+    progress: Callable[[int], None] | None
+
+    def depths(self, wanted: str) -> tuple[Depth, ...]:
+        """The depths to try for the option ``wanted``, one after the other as long as nothing is explained."""
+        if wanted != AUTO:
+            return (Depth(wanted),)
+        small = self.checkpoint is None or self.checkpoint.bytes <= AUTO_WHOLE
+        return (Depth.FULL,) if small else (Depth.QUICK, Depth.FULL)
+
+    def at(self, depth: Depth) -> Suspect:
+        """What there is, measured at ``depth``; raises ``InputError``."""
+        if self.checkpoint is None:
+            if self.signature is None:
+                raise ValueError("neither a checkpoint nor a signature was opened")
+            return Suspect(self.signature, None)
+        if depth is Depth.QUICK:
+            looked = quick_look(self.checkpoint, casts=self.registered, progress=self.progress)
+            return Suspect(looked.fingerprint, None)
+        neurons = None if self.registered else SUSPECT_NEURONS
+        measured = measure_checkpoint(self.checkpoint, casts=self.registered, neurons=neurons, progress=self.progress)
+        if not self.registered:
+            measured = with_turned_digests(measured, kernels(measured))
+        return Suspect(measured.fingerprint, measured)
+
+
 @contextmanager
 def open_suspect(
     path: str | os.PathLike[str],
@@ -121,23 +161,17 @@ def open_suspect(
     exclude: Sequence[str] = (),
     registered: bool = False,
     progress: Callable[[int], None] | None = None,
-) -> Iterator[Suspect]:
-    """Measure a checkpoint, or read a signature file, and keep the weights open for a second look.
+) -> Iterator[Opened]:
+    """Open a checkpoint, and keep its weights open for a second look, or read a signature file.
 
     ``include`` and ``exclude`` are globs over stored tensor names; of a signature, what it holds of other tensors is
-    left out. ``registered`` measures as for registration: with
-    the digests after rounding, and the smaller sample of neurons. Raises ``InputError``, ``SignatureError``.
+    left out. ``registered``: see ``Opened``. Raises ``InputError``, ``SignatureError``.
     """
     if is_signature(path):
-        yield Suspect(_chosen_records(read_signature(path).fingerprint, include, exclude), None)
+        yield Opened(None, _chosen_records(read_signature(path).fingerprint, include, exclude), registered, progress)
         return
     with open_checkpoint(path) as opened:
-        checkpoint = _chosen(opened, include, exclude)
-        neurons = None if registered else SUSPECT_NEURONS
-        measured = measure_checkpoint(checkpoint, casts=registered, neurons=neurons, progress=progress)
-        if not registered:
-            measured = with_turned_digests(measured, kernels(measured))
-        yield Suspect(measured.fingerprint, measured)
+        yield Opened(_chosen(opened, include, exclude), None, registered, progress)
 
 
 def _chosen(checkpoint: Checkpoint, include: Sequence[str], exclude: Sequence[str]) -> Checkpoint:

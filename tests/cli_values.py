@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from signatures.indexes import IndexStatus
 from signatures.records import ModelRecord, Registration
-from signatures.registry import IndexStatus
 from signatures.report import (
     Component,
     Confidence,

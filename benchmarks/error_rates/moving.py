@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from benchmarks.error_rates.population import Model
     from benchmarks.error_rates.procedures import Procedures
 
-GAUGE = "gauge, neurons of one frame"
+GAUGE = "gauge, one MLP in one frame"
 CHANNELS = "gauge, attention channels of one frame"
 EVEN = "even, one frame"
 OWN_FRAME_PAIRS = 2000
@@ -41,8 +41,10 @@ def gauge_p(
 ) -> dict[str, NDArray[np.float64]]:
     """log10 p by test: of the coins of neurons and of channels, and of concordance, each frame and kind by itself."""
     found = procedures.gauge(registered.registered, suspect.suspect, own_frames=own_frames)
+    usable = procedures.usable(registered.registered.neurons)
+    tosses = [procedures.toss([match], usable) for frame in found.frames for match in frame.matches]
     return {
-        GAUGE: _array(one.toss.log10_p for one in found.tests if one.kind == NEURONS),
+        GAUGE: _array(one.log10_p for one in tosses if one.coins),
         CHANNELS: _array(one.toss.log10_p for one in found.tests if one.kind != NEURONS),
         EVEN: _array(min(0.0, one.log10_p) for one in found.frames),
     }

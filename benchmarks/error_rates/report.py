@@ -36,8 +36,8 @@ MEANING = {
     COIN: "The coins of one registered MLP, matched with one MLP of the suspect; all pairs of MLPs.",
     FISHER: "The coins of all registered MLPs, by Fisher's method: with the partners that the product chooses, and in "
     "each cyclic assignment of layers to layers.",
-    GAUGE: "The coins of all registered MLPs in one frame that moves with the residual stream (anchors, positions, the "
-    "layers' own).",
+    GAUGE: "The coins of one registered MLP in one frame that moves with the residual stream (anchors, positions, the "
+    "layers' own), matched with the suspect's best MLP there; coins flipped: of all MLPs together.",
     CHANNELS: "The coins of all attention channels of one kind (value/output, rotary pairs, query/key) in one frame.",
     EVEN: "The concordance of all MLPs in one frame; calibrated, its constants on half of the populations of width 64 "
     "that are among these models.",
@@ -72,13 +72,18 @@ def as_mapping(rates: Rates, extra: Mapping[str, Any]) -> dict[str, Any]:
     return {"rows": rows, "rejects_at": REJECTS_AT, **extra}
 
 
-def markdown(rates: Rates, extra: Mapping[str, Any]) -> str:
-    """The table, a section a test."""
+def plot_name(stem: str, test: str) -> str:
+    """File name of the QQ plot of a test."""
+    return f"{stem}-{test.replace(', ', '-').replace(' ', '-')}.png"
+
+
+def markdown(rates: Rates, extra: Mapping[str, Any], stem: str) -> str:
+    """The table, a section a test, each with its plot."""
     lines = ["# Error rates", "", *_preface(extra)]
     for test in dict.fromkeys(test for test, _ in rates):
         rows = {stratum: found for (name, stratum), found in rates.items() if name == test}
         total, same = totals(rates, test)
-        lines += ["", f"## {test}", "", MEANING[test]]
+        lines += ["", f"## {test}", "", f"![QQ plot]({plot_name(stem, test)})", "", MEANING[test]]
         lines += [f"{total:,} unrelated comparisons, {same:,} of them between trained models of one recipe.", ""]
         lines += ["| stratum | comparisons | " + " | ".join(f"p ≤ {alpha:g}" for alpha in ALPHAS) + " | |"]
         lines += ["|---|--:|" + "--:|" * len(ALPHAS) + "---|"]

@@ -27,6 +27,7 @@ from benchmarks.lineage.registries import Builder, plan
 from benchmarks.lineage.score import Outcome, score
 from benchmarks.lineage.table import summary, to_json, to_markdown
 from benchmarks.zoo.recipes import family
+from fingerprint.vocabulary import Depth
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +38,7 @@ class RulesChangedError(Exception):
 
 
 def scan(
-    truth: Mapping[str, Any], derived: Path, zoo: Path, work: Path, report: Callable[[str], None]
+    truth: Mapping[str, Any], derived: Path, zoo: Path, work: Path, report: Callable[[str], None], depth: Depth
 ) -> tuple[list[dict[str, Any]], Path]:
     """Build the registries, scan every suspect in a process of its own; the reports, and the path of the scores."""
     plans = plan(truth, zoo)
@@ -49,7 +50,7 @@ def scan(
         for folder, one in zip(registries, plans, strict=True)
     ]
     jobs.write_text(json.dumps(listed))
-    command = [sys.executable, "-m", "benchmarks.lineage.scan", str(jobs), str(reports), str(scores)]
+    command = [sys.executable, "-m", "benchmarks.lineage.scan", str(jobs), str(reports), str(scores), depth]
     # One thread for each library: the suspects are small, and a shared machine stays usable.
     subprocess.run(command, cwd=ROOT, env={"OMP_NUM_THREADS": "1", **os.environ}, check=True)
     return [json.loads(line) for line in reports.read_text().splitlines()], scores
@@ -72,6 +73,7 @@ def run(
     models: Sequence[str] = ("*",),
     only: Sequence[str] = ("*",),
     changed_rules: bool = False,
+    depth: Depth = Depth.FULL,
     report: Callable[[str], None] = lambda _: None,
 ) -> list[Outcome]:
     """Do everything, and write the results to ``out``.
@@ -93,12 +95,13 @@ def run(
     truth = json.loads((derived / "truth" / "truth.json").read_text())
     if truth["family"] != family_name or truth["quick"] != quick:
         raise ValueError(f"{derived} holds suspects of another family")
-    reports, scores = scan(truth, derived, zoo, work, report)
+    reports, scores = scan(truth, derived, zoo, work, report, depth)
     found = outcomes(truth, derived, reports)
     values = collect(truth, derived, scores)
     about = {
         "family": family_name,
         "quick": quick,
+        "depth": depth,
         "date": datetime.now(UTC).date().isoformat(),
         "frozen": frozen,
         "changed": changed,
@@ -109,7 +112,7 @@ def run(
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }
     out.mkdir(parents=True, exist_ok=True)
-    name = f"lineage-{'quick-' if quick else ''}{family_name}"
+    name = f"lineage-{'quick-' if quick else ''}{family_name}{'-quick-look' if depth is Depth.QUICK else ''}"
     draw(values, out / f"{name}-scores.png")
     (out / f"{name}.json").write_text(to_json(found, about))
     (out / f"{name}.md").write_text(to_markdown(found, about, plot=f"{name}-scores.png"))
@@ -129,6 +132,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--changed-rules", action="store_true", help="score family b with rules that are not the frozen ones"
     )
+    options.add_argument("--depth", type=Depth, choices=list(Depth), default=Depth.FULL, help="depth of the scans")
     return options
 
 
@@ -157,6 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
                 models=options.models or ["*"],
                 only=options.only or ["*"],
                 changed_rules=options.changed_rules,
+                depth=options.depth,
                 report=report,
             )
         except (OSError, ValueError, RulesChangedError, subprocess.CalledProcessError) as error:

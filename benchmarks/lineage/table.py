@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.lineage.score import FOUND, NAMED, NEVER, Outcome
+from fingerprint.vocabulary import Depth
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,9 +81,14 @@ def _counts(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
     return counts
 
 
+def _depth(about: Mapping[str, Any]) -> str:
+    return "" if about["depth"] == Depth.FULL else f", scanned at {about['depth']} depth"
+
+
 def to_markdown(outcomes: Sequence[Outcome], about: Mapping[str, Any], plot: str) -> str:
     """The result as a page; ``plot`` is the file name of the plot beside it."""
-    lines = [f"# Lineage benchmark, family {about['family']}{', tiny models' if about['quick'] else ''}", ""]
+    tiny = ", tiny models" if about["quick"] else ""
+    lines = [f"# Lineage benchmark, family {about['family']}{tiny}{_depth(about)}", ""]
     lines += [f"- {line}" for line in summary(outcomes)]
     lines += ["", f"{_about_rules(about)} {_about_run(about)}", ""]
     lines += ["## Scores", "", _ABOUT_SCORES, *_scores(about["scores"]), ""]

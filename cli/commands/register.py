@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 )
 @click.option("--note", metavar="TEXT", help="Anything else that reports of matches should help to find.")
 @click.option("--replace", is_flag=True, help="If the name has other weights already, let it stand for these.")
+@options.registered_depth
 @options.registry
 @options.output
 @options.messages
@@ -44,6 +45,7 @@ def command(
     base: str | None,
     note: str | None,
     replace: bool,
+    depth: str,
     registry: str | None,
     format: str,  # noqa: A002 - likewise
     output: str | None,
@@ -69,7 +71,7 @@ def command(
     with open_for_writing(registry) as opened:
         if base is not None and not _has(opened, base):
             console.warning(f"the base {base} is not registered: siblings cannot be told from copies until it is")
-        signature = signature_of(path, console)
+        signature = signature_of(path, console, depth)
         before = {record.id: record for record in opened.models()}
         record = opened.register(
             signature,

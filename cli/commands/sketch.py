@@ -19,9 +19,10 @@ from cli.exits import Exit
     help="The signature file to be written (.fpsig).",
 )
 @click.option("--force", is_flag=True, help="Replace FILE even if it exists and is no signature.")
+@options.registered_depth
 @options.messages
 @click.pass_context
-def command(ctx: click.Context, /, *, path: str, output: str, force: bool) -> Exit:
+def command(ctx: click.Context, /, *, path: str, output: str, force: bool, depth: str) -> Exit:
     """Measure a checkpoint and write its signature to a file.
 
     The signature can be registered elsewhere, or scanned in place of the weights, which it does not disclose.
@@ -42,7 +43,7 @@ def command(ctx: click.Context, /, *, path: str, output: str, force: bool) -> Ex
         refuse_replacing(output, "signature", known=is_signature(output))
     if not os.path.isdir(os.path.dirname(os.path.abspath(output))):
         raise UsageError(f"{output}: its folder does not exist")
-    signature = signature_of(path, console)
+    signature = signature_of(path, console, depth)
     write_signature(output, signature)
     tensors = counted(len(signature.fingerprint.tensors), "tensor")
     console.note(f"{output}: {signature.identity}, {tensors}, {file_size(os.path.getsize(output))}")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from cli.console import Look
-    from signatures.registry import IndexStatus
+    from signatures.indexes import IndexStatus
 
 INDEX_SCHEMA: Final = "fp.index/1"
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from cli.render.layer_text import layer_lines, layer_mixture_lines
 from cli.render.layout import INDENT, fields, table
 from cli.text import clipped_middle, counted, duration, file_size, magnitude, odds, percent, printable, probability
+from fingerprint.vocabulary import Depth
 from signatures.report import Confidence, Link, Relation, Verdict
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _colour(report: Report) -> str:
 def _match_lines(match: Match, report: Report, look: Look) -> list[str]:
     lines = fields(
         [
-            ("Why", _why(match)),
+            ("Why", _why(match, sampled=report.suspect.depth == Depth.QUICK)),
             ("How sure", _how_sure(match)),
             ("What it is not", _what_it_is_not(match)),
             ("Also named", ", ".join(match.aliases)),
@@ -146,10 +147,11 @@ def _short(model: str) -> str:
     return clipped_middle(printable(model), _NAME_WIDTH)
 
 
-def _why(match: Match) -> str:
+def _why(match: Match, *, sampled: bool) -> str:
     suspect, registered = percent(match.coverage.suspect), percent(match.coverage.registered)
     verb = "correspond" if match.log10_p <= _LIKELY_P else "may correspond"
     share = f"{suspect} of the suspect's weights {verb} to {registered} of those of {_short(match.model)}"
+    share += ", as far as a sample of both tells" if sampled else ""
     if match.link is Link.LINEAGE:
         return f"{share}: {_LOOKS_LIKE[match.relation]}."
     if match.link is Link.SIBLING:

@@ -15,8 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-from scipy.stats import nbinom
+from scipy.special import betainc
 
 from fingerprint.vocabulary import Frame
 
@@ -54,11 +53,12 @@ _WORST: Final = Rate(0.0672, 1.59, 384)
 def concordance_log10_p(frame: str, concordant: float, neurons: int, *, gated: bool) -> float:
     """log10 of the probability of at least ``concordant`` of ``neurons`` between unrelated models, not floored."""
     rate = next((found for (name, kind), found in RATES.items() if name == frame and kind is gated), _WORST)
-    if neurons < 1 or concordant <= 0:
+    if neurons < 1 or concordant < 1:
         return 0.0
     mean = SAFETY * rate.mean * neurons
     doubled = 2.0 * rate.dispersion
     dispersion = max(_LEAST_DISPERSION, doubled, 1.0 + (doubled - 1.0) * neurons / rate.neurons)
     size = mean / (dispersion - 1.0)
-    tail = float(nbinom.logsf(math.floor(concordant) - 1, size, 1.0 / dispersion)) / math.log(10.0)
-    return min(0.0, tail) if np.isfinite(tail) else _NO_TAIL
+    # P(X >= c) of the law, as the regularised incomplete beta function: scipy.stats takes a quarter second to import.
+    tail = float(betainc(math.floor(concordant), size, 1.0 - 1.0 / dispersion))
+    return math.log10(tail) if tail > 0 else _NO_TAIL

@@ -14,6 +14,7 @@ from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, to
 from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni
 from fingerprint.comparing.gauge import AGREED, Gauge, alike_circuits, compare_gauge
 from fingerprint.comparing.matching import SketchCosines, TensorMatch, is_distinctive, match_tensors
+from fingerprint.comparing.sampled import as_sampled, is_sampled
 from fingerprint.comparing.tail import sketch_log10_p
 from fingerprint.neurons import UNNAMED
 from fingerprint.vocabulary import Content, Frame, Role
@@ -42,6 +43,7 @@ class Comparison:
     circuits and frames explain; ``evidence`` is corrected for all that was
     tried within this comparison, strongest first; the coverages are shares of the weight elements (matrices) of either
     side that the matches explain; ``similarity`` is their mean cosine, weighted by elements.
+    ``sampled``: only what a quick look sees was compared, and ``registered`` and ``suspect`` are what it sees.
     """
 
     registered: Fingerprint
@@ -55,6 +57,7 @@ class Comparison:
     digest_coverage: float
     gauge: Gauge = field(default_factory=Gauge)
     through_layers: Mapping[int, float] = field(default_factory=dict)
+    sampled: bool = False
 
     @property
     def all_neurons(self) -> tuple[NeuronMatch, ...]:
@@ -71,10 +74,15 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
     """Run every test that both fingerprints support; without ``own_frames`` all but that of layers in their own frames,
     which takes longer than the others together. Raises ``IncompatibleParametersError``.
 
+    If one of them is of quick depth, both are compared as a quick look sees them, and held so in the result.
+
     The two cannot change places: p-values are exact because the registered model is independent of an unrelated
     suspect.
     """
     registered.parameters.require_equal(suspect.parameters)
+    sampled = is_sampled(registered, suspect)
+    if sampled:
+        registered, suspect = as_sampled(registered, suspect)
     cosines = SketchCosines.of(registered.tensors, suspect.tensors)
     matches = match_tensors(registered.tensors, suspect.tensors, cosines)
     neurons = match_neurons(registered.neurons, suspect.neurons)
@@ -85,7 +93,8 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
             _digest_evidence(registered, suspect, matches),
             _align_evidence(registered.tensors, suspect.tensors, cosines),
             _coin_evidence(registered, suspect, neurons),
-            _sketch_evidence(cosines),
+            # Calibrated on sketches of whole matrices.
+            None if sampled else _sketch_evidence(cosines),
             *gauge.evidence,
         )
         if one is not None
@@ -111,6 +120,7 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
         digest_coverage=_share(suspect.tensors, {match.suspect: 1.0 for match in matches if match.digest}),
         gauge=gauge,
         through_layers=ours,
+        sampled=sampled,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -47,11 +48,12 @@ from fingerprint.units import first_of, unit_of
 from fingerprint.vocabulary import Content, Depth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from fingerprint.canonical import CanonicalTensor
     from fingerprint.checkpoint import Checkpoint
     from fingerprint.parameters import Parameters
+    from fingerprint.tensors import Array
     from fingerprint.units import Unit
 
 Float32 = NDArray[np.float32]
@@ -89,6 +91,10 @@ def quick_look(
         [unit_of(one.layer, one.expert) for one in tensors],
     )
 
+    # Rows that lie elsewhere are waited for together; few matrices at a time are held in memory all the same.
+    waiting = ThreadPoolExecutor(checkpoint.transfer.options.parallel) if checkpoint.transfer is not None else None
+    together = map if waiting is None else waiting.map
+
     def look(position: int) -> tuple[TensorRecord, int]:
         tensor = tensors[position]
         record, elements = _unread(tensor), 0
@@ -97,14 +103,15 @@ def quick_look(
             elements = element_count(tensor.view.shape)
         elif position in matrices:
             with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-                record, elements = _sampled(tensor, parameters, casts=casts)
+                record, elements = _sampled(tensor, parameters, casts=casts, together=together)
         stored = elements * tensor.view.dtype.bits // 8
         if progress is not None:
             progress(stored)
         return record, stored
 
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        looked = list(pool.map(look, range(len(tensors))))
+    with threadpool_limits(1, "blas"), waiting or nullcontext():
+        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+            looked = list(pool.map(look, range(len(tensors))))
     records = tuple(record for record, _ in looked)
     made = Fingerprint(
         parameters=parameters,
@@ -156,8 +163,14 @@ def _unread(tensor: CanonicalTensor) -> TensorRecord:
     )
 
 
-def _sampled(tensor: CanonicalTensor, parameters: Parameters, *, casts: bool) -> tuple[TensorRecord, int]:
-    """The record of a matrix by some of its slices, and the number of elements read."""
+def _sampled(
+    tensor: CanonicalTensor,
+    parameters: Parameters,
+    *,
+    casts: bool,
+    together: Callable[[Callable[[int], Array], list[int]], Iterable[Array]],
+) -> tuple[TensorRecord, int]:
+    """The record of a matrix by some of its slices, which ``together`` reads, and the number of elements read."""
     view = tensor.view
     stored = StoredSlices.of(view)
     dimension, size, length = stored.dimension, stored.size, stored.length
@@ -165,7 +178,7 @@ def _sampled(tensor: CanonicalTensor, parameters: Parameters, *, casts: bool) ->
     record = _unread(tensor)
     if has_long_axis(view.shape) or indices.size * length * view.dtype.bits // 8 > MOST_BYTES:
         return record, 0
-    native = np.stack([stored.read(i) for i in indices.tolist()])
+    native = np.stack(list(together(stored.read, indices.tolist())))
     moments = Moments()
     values = moments.add(to_float32(native))
     statistics = moments.finish(lattice_bits(_tiles(values, parameters), across=False))

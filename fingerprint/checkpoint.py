@@ -34,8 +34,8 @@ class Checkpoint:
     """Tensors that belong together, read on demand.
 
     ``path`` as it was given; ``format`` the reader's name; ``metadata`` the checkpoint's claims about itself, never
-    evidence; ``complete`` False where tensors are known to be absent or unreadable (the findings say which). ``transfer``
-    fetches what lies elsewhere, None for what lies here. A context manager; ``close`` gives up the files.
+    evidence; ``complete`` False where tensors are known to be absent or unreadable (the findings say which).
+    ``transfer`` fetches what lies elsewhere, None for what lies here. A context manager; ``close`` gives up the files.
     """
 
     path: str

@@ -109,9 +109,9 @@ def quick_look(
             progress(stored)
         return record, stored
 
-    with threadpool_limits(1, "blas"), waiting or nullcontext():
-        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-            looked = list(pool.map(look, range(len(tensors))))
+    workers = workers or os.cpu_count() or 1
+    with threadpool_limits(1, "blas"), waiting or nullcontext(), ThreadPoolExecutor(workers) as pool:
+        looked = list(pool.map(look, range(len(tensors))))
     records = tuple(record for record, _ in looked)
     made = Fingerprint(
         parameters=parameters,

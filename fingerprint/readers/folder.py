@@ -142,7 +142,7 @@ def _modules(place: Folder) -> set[str]:
 
 
 def open_index(source: Source, place: Folder) -> FolderContents:
-    """The checkpoint that an index of shards describes; the shards lie beside it in ``place``. Raises ``InputError``."""
+    """The checkpoint that an index of shards describes; they lie beside it in ``place``. Raises ``InputError``."""
     catalogue = Catalogue(source.path)
     return _open_indexed(place, catalogue, read_index(source, catalogue))
 

@@ -1,4 +1,4 @@
-"""Buckets of object stores, through fsspec: listed and read with the credentials that its libraries find by themselves."""
+"""Buckets of object stores, through fsspec: listed and read with the credentials that its libraries find."""
 
 from __future__ import annotations
 

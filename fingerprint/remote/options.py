@@ -20,8 +20,8 @@ class RemoteOptions:
     ``allow_private``: also from addresses that are not public (loopback, private networks, link-local).
     ``download``: a server without byte ranges is asked for whole files. ``timeout``: seconds to connect, and to wait
     for the next bytes. ``attempts``: tries in a row without progress. ``backoff``: seconds before the third try, twice
-    as much before each further one. ``parallel``: requests under way at once. ``hub``: where ``hf://`` leads. ``token``: sent to the hub
-    alone, and only encrypted or to this machine.
+    as much before each further one. ``parallel``: requests under way at once. ``hub``: where ``hf://`` leads.
+    ``token``: sent to the hub alone, and only encrypted or to this machine.
     """
 
     allow_private: bool = False

@@ -59,7 +59,9 @@ if TYPE_CHECKING:
 Float32 = NDArray[np.float32]
 
 MOST_MATRICES: Final = 1 << 10
-"""Matrices of which slices are read, the first by the order of their units."""
+"""Matrices of a suspect of which slices are read, the first by the order of their units."""
+MOST_REGISTERED: Final = 1 << 12
+"""The same of a registered model: one shard of a suspect with thousands of experts is to meet some of them."""
 MOST_WHOLE: Final = 1 << 12
 """Small tensors that are read whole, the first by the order of their units."""
 WHOLE_ELEMENTS: Final = 1 << 14
@@ -89,6 +91,7 @@ def quick_look(
     matrices = first_matrices(
         [one.view.shape if one.view.dtype.kind is Kind.FLOAT else () for one in tensors],
         [unit_of(one.layer, one.expert) for one in tensors],
+        MOST_REGISTERED if casts else MOST_MATRICES,
     )
 
     # Rows that lie elsewhere are waited for together; few matrices at a time are held in memory all the same.
@@ -135,10 +138,10 @@ def first_of_small(shapes: Sequence[tuple[int, ...]], units: Sequence[Unit]) -> 
     return _first([i for i, shape in enumerate(shapes) if element_count(shape) <= WHOLE_ELEMENTS], units, MOST_WHOLE)
 
 
-def first_matrices(shapes: Sequence[tuple[int, ...]], units: Sequence[Unit]) -> set[int]:
+def first_matrices(shapes: Sequence[tuple[int, ...]], units: Sequence[Unit], most: int) -> set[int]:
     """Positions of the matrices of which a quick look reads slices, by the shapes alone (``()`` for no candidate)."""
     large = [i for i, shape in enumerate(shapes) if len(shape) > 1 and element_count(shape) > WHOLE_ELEMENTS]
-    return _first([i for i in large if min(matrix_shape(shapes[i])) > 1], units, MOST_MATRICES)
+    return _first([i for i in large if min(matrix_shape(shapes[i])) > 1], units, most)
 
 
 def _first(positions: Sequence[int], units: Sequence[Unit], most: int) -> set[int]:

@@ -261,7 +261,7 @@ def test_the_index_of_slices_follows_the_registry(registry) -> None:
 
 
 def test_what_is_not_read_says_so(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("fingerprint.quick.MOST_MATRICES", 4)
+    monkeypatch.setattr("fingerprint.quick.MOST_REGISTERED", 4)
     looked = looked_at(model(1), tmp_path / "m.safetensors", quick=True)
     unread = [tensor for tensor in looked.tensors if tensor.content is Content.UNREAD]
     assert len([tensor for tensor in looked.tensors if tensor.axes]) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 from dataclasses import dataclass, field
@@ -72,10 +73,8 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def handle(self) -> None:
-        try:
+        with contextlib.suppress(ConnectionError):  # the client has heard enough
             super().handle()
-        except ConnectionError:
-            pass  # the client has heard enough
 
     def do_GET(self) -> None:
         found = _RANGE.fullmatch(self.headers.get("Range", ""))

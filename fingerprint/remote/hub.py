@@ -113,6 +113,7 @@ class HubStore:
         value: Json = (
             list(_items(cursor)) if cursor.peek() == "[" else {key: cursor.value() for key in cursor.members()}
         )
+        cursor.end()
         link = _NEXT.search(reply.response.headers.get("Link", "")[:8192])
         return value, link[1] if link else ""
 
@@ -121,7 +122,7 @@ class HubStore:
         if not isinstance(entry, dict) or not isinstance(path := entry.get("path"), str):
             return
         folder, _, name = path.rpartition("/")
-        if folder == prefix and is_plain_name(name):
+        if folder == prefix and is_plain_name(name) and not path.startswith("/"):
             (folders if entry.get("type") == "directory" else files).add(name)
 
 

@@ -170,7 +170,10 @@ class Session:
             target = reply.response.headers.get("Location", "")
             if not target:
                 raise MalformedFileError(f"status {reply.status} without a place to go on", path=shown)
-            url = urljoin(url, target)
+            try:
+                url = urljoin(url, target)
+            except ValueError as error:
+                raise MalformedFileError("a redirect to what is no URL", path=shown) from error
             before, origin = origin, origin_of(url)
             if before[0] == "https" and origin[0] == "http":
                 raise InputError("a redirect from https to http is not followed", path=shown)

@@ -549,20 +549,20 @@ class TestWithoutRanges:
 
 # --- where a link may lead --------------------------------------------------------------------------------------------
 
+PRIVATE = [
+    *("127.0.0.1", "127.1.2.3", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0"),
+    *("255.255.255.255", "224.0.0.1", "240.0.0.1", "198.18.0.1", "::1", "::", "fe80::1%eth0", "fd00::1", "ff02::1"),
+    *("::ffff:127.0.0.1", "::ffff:169.254.169.254", "64:ff9b::7f00:1", "64:ff9b:1::7f00:1", "2002:7f00:1::"),
+    *("2001:0:7f00:1::", "2001:db8::1", "no address"),
+]
+
 
 class TestAddresses:
     @pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:220:1::1", "::ffff:8.8.8.8", "64:ff9b::808:808"])
     def test_public(self, address: str) -> None:
         assert is_public(address)
 
-    @pytest.mark.parametrize(
-        "address",
-        (
-            "127.0.0.1 127.1.2.3 10.0.0.1 172.16.0.1 192.168.1.1 169.254.169.254 100.64.0.1 0.0.0.0 255.255.255.255 "
-            "224.0.0.1 240.0.0.1 198.18.0.1 ::1 :: fe80::1%eth0 fd00::1 ff02::1 ::ffff:127.0.0.1 64:ff9b::7f00:1 "
-            "::ffff:169.254.169.254 64:ff9b:1::7f00:1 2002:7f00:1:: 2001:0:7f00:1:: 2001:db8::1 nonsense"
-        ).split(),
-    )
+    @pytest.mark.parametrize("address", PRIVATE)
     def test_not_public(self, address: str) -> None:
         assert not is_public(address)
 

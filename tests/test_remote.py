@@ -540,6 +540,28 @@ class TestWithoutRanges:
         with opened(lambda _: answer, download=True) as (open_it, _), pytest.raises(LimitExceededError):
             open_it()
 
+    def test_whole_files_are_held_in_memory_up_to_a_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fingerprint.remote.transfer.WHOLE_BYTES", 2 * len(DATA))
+        with opened(lambda _: Answer(200, {}, DATA)) as (open_it, _):
+            held = [open_it(), open_it()]
+            assert [bytes(one.read(0, len(DATA))) for one in held] == [DATA, DATA]
+            with pytest.raises(InputError, match="no ranges"):
+                open_it()
+
+    def test_downloads_share_one_temporary_file(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fingerprint.remote.web.SMALL", 1000)
+        monkeypatch.setattr("fingerprint.remote.session._PIECE", 10_000)
+        with opened(lambda _: Answer(200, {}, DATA), download=True) as (open_it, _):
+            held: list[Any] = []
+            threads = [threading.Thread(target=lambda: held.append(open_it())) for _ in range(3)]
+            for one in threads:
+                one.start()
+            for one in threads:
+                one.join()
+            for at in (0, 9_999, 250_001):
+                assert all(bytes(one.read(at, 49_999)) == DATA[at : at + 49_999] for one in held)
+            assert len({id(one._scratch) for one in held}) == 1
+
     def test_a_download_that_breaks_off_begins_anew(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("fingerprint.remote.web.SMALL", 1000)
         answers = iter([None, 5000])
@@ -955,6 +977,6 @@ class TestPages:
 
     def test_nothing_is_read_after_the_end(self, transfer: Transfer) -> None:
         source = RangedSource("f", 10, lambda *_: bytes(10), transfer)
-        source.close()
+        transfer.close()
         with pytest.raises(InputError, match="closed"):
             source.read(0, 5)

@@ -98,10 +98,10 @@ def page(
         "",
         "`make bench-remote`: a server on the same machine invents two repositories as they are read, with the shapes "
         "of Llama 3.1 405B (bf16) and of DeepSeek-V3 (8-bit floats with scales by block), every byte a function of its "
-        "place. `fp sketch` and `fp scan` look at them at quick depth through `hf://`, each in a process of its own, on "
-        f"x86_64, {os.cpu_count()} cores, which the server shares. {DROPS:.1%} of the answers break off somewhere in "
-        "the middle. Bytes and requests are the server's counts. Time is on a processor, memory the peak of anonymous "
-        f"memory with the interpreter (`fp --version` alone: {start.anonymous / 1e6:.0f} MB). The bounds are "
+        "place. `fp sketch` and `fp scan` look at them at quick depth through `hf://`, each in a process of its own, "
+        f"on x86_64, {os.cpu_count()} cores, which the server shares. {DROPS:.1%} of the answers break off somewhere "
+        "in the middle. Bytes and requests are the server's counts. Time is on a processor, memory the peak of "
+        f"anonymous memory with the interpreter (`fp --version` alone: {start.anonymous / 1e6:.0f} MB). The bounds are "
         f"{MOST_SHARE:.0%} of the bytes and {MOST_MEMORY / 1e6:.0f} MB. No network lies between the two: over one, the "
         "time is that of the requests, of which up to 16 are under way at once.",
         "",
@@ -116,8 +116,8 @@ def page(
         lines.append(f"| {' | '.join([*cells, f'{row.seen.processor:.0f}', f'{row.seen.anonymous / 1e6:.0f}'])} |")
     lines += [
         "",
-        "Single shards, scanned at quick depth against the registry that holds both signatures. Found: named as the right "
-        "model, with `lineage`, at `certain`.",
+        "Single shards, scanned at quick depth against the registry that holds both signatures. Found: named as the "
+        "right model, with `lineage`, at `certain`.",
         "",
         "| repository | shards scanned | tensors in each | found | read, share of a shard | largest log10 p |",
         "|---|--:|--:|--:|--:|--:|",

@@ -41,7 +41,7 @@ class Store(Protocol):
 
 
 class RemoteFolder:
-    """A folder of a store, as ``Folder``. Files that were asked for together are opened together."""
+    """A folder of a store, as ``Folder``. Files that were asked for together are opened together, and once."""
 
     distant = True
 
@@ -52,7 +52,7 @@ class RemoteFolder:
         self._prefix = prefix
         self._known: Listing | None = None
         self._asked = False
-        self._ahead: dict[str, Future[Source]] = {}
+        self._opened: dict[str, Future[Source]] = {}
 
     @property
     def path(self) -> str:
@@ -77,16 +77,16 @@ class RemoteFolder:
         known = self._listing()
         there = wanted if known is None else [name for name in wanted if name in known.files]
         for name in there:
-            if name not in self._ahead:
-                self._ahead[name] = self._transfer.pool.submit(self._store.open, self._prefix + name)
+            if name not in self._opened:
+                self._opened[name] = self._transfer.pool.submit(self._store.open, self._prefix + name)
         if known is None:
-            there = [name for name in there if not isinstance(self._ahead[name].exception(), InputNotFoundError)]
+            there = [name for name in there if not isinstance(self._opened[name].exception(), InputNotFoundError)]
         return set(there)
 
     def open(self, name: str) -> Source:
         """See ``Folder``."""
-        ahead = self._ahead.pop(name, None)
-        return self._store.open(self._prefix + name) if ahead is None else ahead.result()
+        opened = self._opened.get(name)
+        return self._store.open(self._prefix + name) if opened is None else opened.result()
 
     def sub(self, name: str) -> RemoteFolder:
         """See ``Folder``."""

@@ -133,8 +133,8 @@ def _page_of_hub(url: str, hub: str) -> str | None:
     if not url.startswith(f"{hub}/"):
         return None
     address = urlsplit(url)
-    match = _PAGE.fullmatch(unquote(address.path.removeprefix(urlsplit(hub).path)))
+    match = _PAGE.fullmatch(address.path.removeprefix(urlsplit(hub).path))
     if match is None or address.query:
         return None
     name, revision, path = match.groups()
-    return f"hf://{name}" + (f"@{revision}" if revision else "") + (f"/{path}" if path else "")
+    return f"hf://{name}" + (f"@{revision}" if revision else "") + (f"/{unquote(path)}" if path else "")

@@ -51,7 +51,6 @@ class RangedSource:
         self._lock = threading.Lock()
         self._coming: dict[int, Future[Pages]] = {}
         self._next, self._ahead = -1, 1
-        self._closed = False
         whole = len(head) if len(head) == size else len(head) - len(head) % PAGE
         self._keep(0, head[:whole])
         self._next = -(-whole // PAGE)
@@ -61,7 +60,7 @@ class RangedSource:
         check_range(self, offset, length)
         if not length:
             return memoryview(b"")
-        if self._closed or self._transfer.closed:
+        if self._transfer.closed:
             raise InputError("read after it was closed", path=self.path)
         if length > MOST:
             message = f"{length} bytes are wanted in one piece; {MOST} are fetched"
@@ -74,8 +73,7 @@ class RangedSource:
         return memoryview(joined)[start : start + length]
 
     def close(self) -> None:
-        """What was fetched stays with the checkpoint's other pages until it is forgotten."""
-        self._closed = True
+        """Nothing to give up: pages and connections are the whole checkpoint's."""
 
     def _large(self, offset: int, length: int) -> bytes | bytearray:
         stop = offset + length

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from fingerprint.errors import InputError
+from fingerprint.readers.scratch import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 CACHE_BYTES: Final = 64 << 20
 """Bytes of pages that are kept for all files of a checkpoint together."""
+WHOLE_BYTES: Final = 128 << 20
+"""Bytes of whole files, from servers without ranges, that are held in memory for a checkpoint."""
 PROGRESS: Final = 1 << 16
 """Bytes that make a try count as no failure, though the connection was lost behind them."""
 MAX_WAIT: Final = 60.0
@@ -36,6 +39,24 @@ class Transfer:
         self._closing: list[Callable[[], None]] = []
         self._lock = threading.Lock()
         self._bytes = self._requests = self._retries = 0
+        self._room = WHOLE_BYTES
+        self._scratch: Scratch | None = None
+
+    def hold(self, size: int) -> bool:
+        """Whether a whole file of ``size`` bytes may be held in memory too; counts it if so."""
+        with self._lock:
+            if size > self._room:
+                return False
+            self._room -= size
+            return True
+
+    @property
+    def scratch(self) -> Scratch:
+        """The temporary file that what is downloaded goes to."""
+        with self._lock:
+            if self._scratch is None:
+                self._scratch = Scratch("downloads")
+            return self._scratch
 
     @property
     def bytes(self) -> int:

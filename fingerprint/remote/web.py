@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from fingerprint.errors import InputError, InputNotFoundError, LimitExceededError, MalformedFileError
-from fingerprint.readers.scratch import MAX_SCRATCH, Scratch
+from fingerprint.readers.scratch import MAX_SCRATCH
 from fingerprint.remote.pages import HEAD, RangedSource
 from fingerprint.remote.session import Reply, Session, without_query
 from fingerprint.remote.transfer import InterruptedTransferError, Tries
 from fingerprint.source import MemorySource, check_range
 
 if TYPE_CHECKING:
+    from fingerprint.readers.scratch import Scratch
     from fingerprint.remote.folders import Listing
     from fingerprint.source import Source
 
@@ -40,7 +42,7 @@ def open_file(session: Session, url: str, shown: str) -> Source:
                 if reply.length is None or reply.length <= SMALL:
                     data = b"".join(reply.pieces(SMALL + 1))
                     _check_whole(reply, len(data))
-                    if len(data) <= SMALL:
+                    if len(data) <= SMALL and session.transfer.hold(len(data)):
                         return MemorySource(data, shown)
                 if not session.options.download:
                     hint = "--download fetches it whole, into a temporary file"
@@ -139,35 +141,54 @@ class _WebFile:
 
 
 def _downloaded(session: Session, url: str, shown: str) -> Source:
-    scratch = Scratch(shown)
+    pieces: list[tuple[int, int, int]] = []
+    scratch, size = session.transfer.scratch, 0
     with session.get(url, {}, shown=shown) as reply:
         if reply.status != 200:
             raise MalformedFileError(f"status {reply.status} to a plain question", path=shown)
-        if reply.length is not None and reply.length > MAX_SCRATCH:
+        if (reply.length or 0) > MAX_SCRATCH:
             raise LimitExceededError(f"{reply.length} bytes; {MAX_SCRATCH} are downloaded", path=shown)
-        size = 0
         for piece in reply.pieces(None):
-            scratch.write(scratch.reserve(len(piece)), piece)
+            try:
+                start = scratch.reserve(len(piece))
+                scratch.write(start, piece)
+            except InputError as error:
+                error.path = shown
+                raise
+            if pieces and pieces[-1][2] == start:
+                pieces[-1] = (*pieces[-1][:2], start + len(piece))
+            else:
+                pieces.append((size, start, start + len(piece)))
             size += len(piece)
         _check_whole(reply, size)
-    return _ScratchSource(shown, size, scratch)
+    return _Downloaded(shown, size, pieces, scratch)
 
 
-class _ScratchSource:
-    """A file that was downloaded whole into a temporary one."""
+class _Downloaded:
+    """A file that was downloaded whole. Those that come at the same time share a temporary file, in pieces."""
 
-    def __init__(self, path: str, size: int, scratch: Scratch) -> None:
+    def __init__(self, path: str, size: int, pieces: list[tuple[int, int, int]], scratch: Scratch) -> None:
+        """``pieces``: where each begins in the file, and its beginning and end in ``scratch``."""
         self.path = path
         self.size = size
+        self._begins = [begin for begin, _, _ in pieces]
+        self._pieces = pieces
         self._scratch = scratch
 
     def read(self, offset: int, length: int) -> memoryview:
         """See ``Source.read``."""
         check_range(self, offset, length)
-        return memoryview(self._scratch.read(offset, length) if length else b"")
+        joined: list[bytes] = []
+        place = bisect_right(self._begins, offset) - 1
+        while length:
+            begin, start, stop = self._pieces[place]
+            first = start + offset - begin
+            joined.append(self._scratch.read(first, min(length, stop - first)))
+            offset, length, place = offset + len(joined[-1]), length - len(joined[-1]), place + 1
+        return memoryview(b"".join(joined))
 
     def close(self) -> None:
-        """The temporary file goes with the source."""
+        """The temporary file goes with the last that reads from it."""
 
 
 class WebStore:

@@ -105,10 +105,9 @@ class _WebFile:
             headers["If-Range"] = self._validator
         with self._asked(headers) as reply:
             self._check(reply, start, stop)
-            before = len(received)
             for piece in reply.pieces(stop - start):
                 received += piece
-            if len(received) == before:
+            if len(received) < length:  # also by a server that gives a little at a time
                 raise InterruptedTransferError("the connection was lost")
 
     def _asked(self, headers: dict[str, str]) -> Reply:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from fingerprint.readers import containers, folder, gguf, reader_for, tfjs
 from fingerprint.readers.base import Catalogue, Contents, FileRecord, Finding
 from fingerprint.readers.index import is_index
+from fingerprint.readers.places import Place
 from fingerprint.readers.restore import restored
 from fingerprint.source import FileSource, stat_path
 
@@ -99,6 +100,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except BaseException:
         source.close()
         raise
+    claims = folder.claims_of(Place(os.path.dirname(name) or "."))
+    contents = replace(contents, metadata=claims | dict(contents.metadata))
     return _checkpoint(name, reader.name, (FileRecord(name, source.size),), contents, (source,))
 
 

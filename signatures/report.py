@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from signatures.claims import ClaimsReport
+
 SCAN_SCHEMA: Final = "fp.scan/1"
 COMPARE_SCHEMA: Final = "fp.compare/1"
 
@@ -168,7 +170,11 @@ class RegistrySummary:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The result of scanning one suspect. ``error`` is one line, or None."""
+    """The result of scanning one suspect. ``error`` is one line, or None.
+
+    ``claims`` is what the suspect says about itself beside what its weights say, and no part of the evidence; None if
+    it could not be read.
+    """
 
     suspect: SuspectSummary
     verdict: Verdict
@@ -179,6 +185,7 @@ class Report:
     notes: tuple[str, ...]
     registry: RegistrySummary
     seconds: float
+    claims: ClaimsReport | None = None
 
     @property
     def strongest_accusation(self) -> Confidence | None:

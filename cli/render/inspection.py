@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from cli.render.layout import EachText, fields, table
 from cli.render.view import View
 from cli.text import counted, file_size, magnitude, percent, printable, ranges
+from fingerprint.claims import ClaimKind, read_claims
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from cli.console import Look
     from fingerprint.checkpoint import Checkpoint
+    from fingerprint.claims import Claim
     from fingerprint.records import Fingerprint
 
 INSPECT_SCHEMA: Final = "fp.inspect/1"
@@ -61,6 +63,11 @@ class Inspection:
     findings: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     claims: Mapping[str, str]
+
+    @property
+    def provenance(self) -> tuple[Claim, ...]:
+        """What the claims say about where the weights come from."""
+        return read_claims(self.claims).claims
 
     @property
     def layers(self) -> list[int]:
@@ -189,6 +196,7 @@ def _object(found: Inspection, *, tensors: bool) -> Mapping[str, Any]:
         "roles": dict(Counter(one.role for one in found.tensors).most_common()),
         "findings": [{"code": code, "message": message} for code, message in found.findings],
         "notes": list(found.notes),
+        "provenance": [asdict(claim) for claim in found.provenance],
         "claims": dict(found.claims),
     }
     if tensors:
@@ -245,10 +253,18 @@ def _text(found: Inspection, look: Look, *, tensors: bool) -> str:
     )
     lines += _some([("Finding", message) for _, message in found.findings], look)
     lines += _some([("Note", note) for note in found.notes], look)
+    lines += _some([("Says of itself", _said(claim)) for claim in found.provenance], look)
     lines += _some([("Claim", f"{key} = {value[:200]}") for key, value in sorted(found.claims.items())], look)
     lines.append("")
     lines += _tensor_table(found, look) if tensors else _role_table(found, look)
     return "\n".join(lines) + "\n"
+
+
+def _said(claim: Claim) -> str:
+    about = f"{claim.part}: " if claim.part else ""
+    lead = {ClaimKind.BASE: "its base is", ClaimKind.NAME: "it is", ClaimKind.SCRATCH: "it says"}[claim.kind]
+    how = f", {claim.relation}" if claim.relation else ""
+    return f'{about}{lead} "{claim.value}" ({claim.source}{how})'
 
 
 def _files(found: Inspection) -> str:

@@ -38,6 +38,7 @@ COLUMNS: Final = (
     "parameters",
     "registry_models",
     "seconds",
+    "claims",
 )
 
 
@@ -64,6 +65,7 @@ def _rows(report: Report) -> Iterable[Mapping[str, Any]]:
         "parameters": suspect.parameters,
         "registry_models": report.registry.models,
         "seconds": report.seconds,
+        "claims": "; ".join(report.claims.statements) if report.claims is not None else None,
     }
     if not report.matches:
         return [shared]

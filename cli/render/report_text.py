@@ -84,6 +84,7 @@ def report_text(report: Report, look: Look, against: str | None = None) -> str:
         lines += fields([("Why", _why_not(report, against))], look)
         lines += fields([("Would be found", report.power.detectable)], look)
     lines += _mixture_lines(report.mixture, look)
+    lines += _claim_lines(report, look)
     lines += fields([*(("Not tested", one) for one in report.power.not_tested), *_notes(report)], look)
     lines += fields([("Scanned", _scanned(report, against))], look)
     return "\n".join(_one_empty_line(lines)) + "\n"
@@ -246,6 +247,20 @@ def _mixture_lines(mixture: Mixture | None, look: Look) -> list[str]:
 
 def _models_in_layers(mixture: Mixture) -> set[str]:
     return {model for weights in mixture.layers.values() for model in weights}
+
+
+def _claim_lines(report: Report, look: Look) -> list[str]:
+    """What the suspect says about itself; with details also what says no more than what it is."""
+    if report.claims is None:
+        return []
+    said = list(report.claims.statements)
+    if look.details:
+        said += [f'calls itself "{one.value}" ({one.source})' for one in report.claims.checked if not one.says]
+        said += [f"architecture {one} (config.json)" for one in report.claims.architectures]
+        said += [f"quantised as {report.claims.quantisation}"] if report.claims.quantisation else []
+    shown = said if look.details else said[:_SHOWN_PARTS]
+    shown += [f"{len(said) - len(shown)} more with -v"] if len(shown) < len(said) else []
+    return fields([("Claims", one) for one in shown], look)
 
 
 def _why_not(report: Report, against: str | None) -> str:

@@ -18,6 +18,7 @@ from fingerprint.readers.findings import FindingCode
 from fingerprint.vocabulary import Content, Depth, Frame
 from signatures.claims import check_claims
 from signatures.mixture import gather
+from signatures.parts import parts_of
 from signatures.records import anonymous_model
 from signatures.relation import WHOLE, describe, matches_by_component
 from signatures.report import (
@@ -214,6 +215,7 @@ def build_report(
         registry=registry,
         seconds=seconds,
         claims=check_claims(read_claims(suspect.claims), matches, models, verdict, adapter=_is_adapter(suspect)),
+        parts=parts_of(suspect, ordered),
     )
 
 

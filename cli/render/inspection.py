@@ -146,9 +146,11 @@ def of_fingerprint(path: str, held: Fingerprint) -> Inspection:
 def _quantisation(dtypes: Mapping[str, int], claims: Mapping[str, str]) -> str:
     """What number types show, and what is claimed beside the weights."""
     from fingerprint.dtypes import DTYPES
+    from fingerprint.readers.adapters import LOW_RANK
 
-    # Quantised layouts, which are dequantised while reading, have names of their own.
+    # Quantised layouts, which are dequantised while reading, have names of their own; products of factors have too.
     narrow = [name for name in dtypes if name not in DTYPES or name.startswith(("F8", "F6", "F4"))]
+    narrow = [name for name in narrow if name != LOW_RANK.name]
     total = sum(dtypes.values()) or 1
     packed = sum(number for name, number in dtypes.items() if name in DTYPES and name.startswith(_INTEGERS))
     parts = []
@@ -246,7 +248,7 @@ def _text(found: Inspection, look: Look, *, tensors: bool) -> str:
             ("Not whole", "" if found.complete else "parts are absent or cannot be read: see the findings"),
             ("Tensors", _tensor_counts(found)),
             ("Types", ", ".join(f"{name} {magnitude(number)}" for name, number in found.dtypes.items())),
-            ("Quantised", found.quantisation),
+            ("Quantised", found.quantisation or "no, as far as names, types and claims show"),
             ("Layout", _layout(found)),
         ],
         look,
@@ -282,8 +284,8 @@ def _layout(found: Inspection) -> str:
     parts = []
     if found.kind == "checkpoint":
         parts.append(f"names as in {found.family}" if found.family else "names not known: roles from shapes")
-    if found.layers:
-        parts.append(f"{counted(len(found.layers), 'layer')} ({ranges(found.layers)})")
+    numbered = f"{counted(len(found.layers), 'layer')} ({ranges(found.layers)})"
+    parts.append(numbered if found.layers else "no layers that are numbered")
     if found.experts:
         parts.append(counted(found.experts, "expert"))
     if found.width:

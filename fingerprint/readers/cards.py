@@ -36,7 +36,10 @@ _MODELS: Final = frozenset({"model", "source_model", "base_model"})
 def claims_beside(place: Folder) -> dict[str, str]:
     """The claims of the texts in a folder, by key: ``card.base_model.N``, ``card.base_model_relation``, ``card.name``,
     ``card.from_scratch`` (the sentence that says so), ``mergekit.merge_method``, ``mergekit.base_model``,
-    ``mergekit.model.N``; ``card`` and ``mergekit`` name the file where there is one."""
+    ``mergekit.model.N``; ``card`` and ``mergekit`` name the file where there is one.
+
+    A README without front matter is no card, but it is heard if it says that the model was trained from scratch.
+    """
     return _of_card(_start(place, CARD, MAX_CARD)) | _of_recipe(_start(place, RECIPE, MAX_YAML + 1))
 
 
@@ -54,10 +57,8 @@ def _start(place: Folder, name: str, most: int) -> bytes | None:
 def _of_card(raw: bytes | None) -> dict[str, str]:
     if not raw:
         return {}
-    claims = {"card": CARD}
     front = _FRONT.match(raw)
-    if front is not None:
-        claims |= _of_front_matter(front.group(1))
+    claims = {} if front is None else {"card": CARD} | _of_front_matter(front.group(1))
     text = _HEADING.sub("\n\n", raw[front.end() if front is not None else 0 :].decode("utf-8", "replace"))
     if (said := _SCRATCH.search(text)) is not None:
         claims["card.from_scratch"] = _sentence(text, said)

@@ -36,13 +36,14 @@ def part_lines(report: Report, look: Look) -> list[str]:
         return fields([("Parts", said)], look)
     if not (look.details or shared or _differ(parts)):
         return []
-    rows = [row for part in parts for row in _rows(part, look)]
+    nothing = "nothing that is registered" if report.registry.digest else "nothing in it"
+    rows = [row for part in parts for row in _rows(part, look, nothing.replace("that is ", ""))]
     header = ["Part of the suspect", "size", "explained by", "of it", "similar"]
     lines = table(header, rows, look, right=(1, 3, 4), indent=INDENT)
-    return ["", *fields([("Parts", _in_a_sentence(parts))], look), "", *lines, ""]
+    return ["", *fields([("Parts", _in_a_sentence(parts, nothing))], look), "", *lines, ""]
 
 
-def _in_a_sentence(parts: list[Part]) -> str:
+def _in_a_sentence(parts: list[Part], nothing: str) -> str:
     said = []
     for part in parts:
         if not part.matches:
@@ -56,7 +57,7 @@ def _in_a_sentence(parts: list[Part]) -> str:
             said.append(f"{amount}{part_name(part)} shares weights with {whose.removeprefix('that of ')}")
     bare = [part_name(part) for part in parts if not part.matches and part.share]
     if bare:
-        said.append(f"nothing that is registered explains {', '.join(bare)}")
+        said.append(f"{nothing} explains {', '.join(bare)}")
     return f"{'; '.join(said)}."
 
 
@@ -69,12 +70,12 @@ def _explanation(part: Part) -> str:
     return part.matches[0].model if part.matches and part.matches[0].coverage >= _WHOLE else ""
 
 
-def _rows(part: Part, look: Look) -> list[list[str]]:
+def _rows(part: Part, look: Look, nothing: str) -> list[list[str]]:
     name, size = part_name(part), magnitude(part.parameters)
     if not part.share:
         return [[name, size, "no weights to compare", "", ""]]
     if not part.matches:
-        return [[name, size, "nothing registered", "", ""]]
+        return [[name, size, nothing, "", ""]]
     shown = part.matches if look.details else part.matches[:1]
     return [
         [

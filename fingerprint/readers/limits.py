@@ -7,6 +7,8 @@ from typing import Final
 from fingerprint.readers import (
     adapters,
     base,
+    bounded_yaml,
+    cards,
     compressed,
     containers,
     distributed,
@@ -75,6 +77,12 @@ LIMITS: Final = (
     (
         "product of an adapter; all products",
         f"{_power(adapters.MAX_PRODUCT)} elements; {_power(adapters.MAX_PRODUCTS)}",
+    ),
+    (
+        "front matter of a card, recipe of mergekit",
+        f"{_size(bounded_yaml.MAX_YAML)}, {bounded_yaml.MAX_YAML_DEPTH} levels, {bounded_yaml.MAX_YAML_VALUES:,} values,"
+        f" {bounded_yaml.MAX_DOCUMENTS} documents; {cards.MAX_NAMED} models, names of {cards.MAX_NAMED_LENGTH} "
+        "characters",
     ),
     ("archives in one another; components", f"{containers.MAX_DEPTH}; {folder.MAX_COMPONENTS}"),
     ("tar archive", f"{tars.MAX_MEMBERS:,} members, a header of {_size(tars.MAX_EXTENDED)} for one"),

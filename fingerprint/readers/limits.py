@@ -80,8 +80,8 @@ LIMITS: Final = (
     ),
     (
         "front matter of a card, recipe of mergekit",
-        f"{_size(bounded_yaml.MAX_YAML)}, {bounded_yaml.MAX_YAML_DEPTH} levels, {bounded_yaml.MAX_YAML_VALUES:,} values,"
-        f" {bounded_yaml.MAX_DOCUMENTS} documents; {cards.MAX_NAMED} models, names of {cards.MAX_NAMED_LENGTH} "
+        f"{_size(bounded_yaml.MAX_YAML)}, {bounded_yaml.MAX_YAML_DEPTH} levels, {bounded_yaml.MAX_YAML_VALUES:,} "
+        f"values, {bounded_yaml.MAX_DOCUMENTS} documents; {cards.MAX_NAMED} models, names of {cards.MAX_NAMED_LENGTH} "
         "characters",
     ),
     ("archives in one another; components", f"{containers.MAX_DEPTH}; {folder.MAX_COMPONENTS}"),

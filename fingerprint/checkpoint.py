@@ -130,6 +130,8 @@ def _of_file(name: str, source: Source, beside: Folder | None) -> Checkpoint:
     except BaseException:
         source.close()
         raise
+    claims = folder.claims_of(folder_of(source, beside))
+    contents = replace(contents, metadata=claims | dict(contents.metadata))
     return _checkpoint(name, reader.name, (FileRecord(name, source.size),), contents, (source,))
 
 

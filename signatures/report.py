@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from signatures.claims import ClaimsReport
+
 SCAN_SCHEMA: Final = "fp.scan/1"
 COMPARE_SCHEMA: Final = "fp.compare/1"
 
@@ -134,6 +136,40 @@ class Mixture:
 
 
 @dataclass(frozen=True, slots=True)
+class PartMatch:
+    """What a registered model explains of a component of the suspect.
+
+    ``registered`` is the component of it that this corresponds to, empty where its names tell none apart; ``coverage``
+    the share of the component's weights (0 to 1), and ``similarity`` the mean cosine where they correspond as they are
+    stored, or None where they had to be rearranged. ``identical``: its contents are equal.
+    """
+
+    model: str
+    registered: str
+    coverage: float
+    similarity: float | None
+    identical: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A component of a composite suspect, told by its names.
+
+    ``name`` is what the names of its tensors have in common, and empty for the rest, which no known word stands for and
+    whose names begin with ``words``; ``kind`` what that word usually means. ``share`` (0 to 1) is its part in the
+    weights of the suspect. ``matches``: the models that explain most of it come first.
+    """
+
+    name: str
+    kind: str
+    words: tuple[str, ...]
+    tensors: int
+    parameters: int
+    share: float
+    matches: tuple[PartMatch, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Power:
     """Which tests ran, which could not and why, and what would have been found."""
 
@@ -168,7 +204,12 @@ class RegistrySummary:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The result of scanning one suspect. ``error`` is one line, or None."""
+    """The result of scanning one suspect. ``error`` is one line, or None.
+
+    ``claims`` is what the suspect says about itself beside what its weights say, and no part of the evidence; None if
+    it could not be read. ``parts`` are the components of the suspect and what explains each; none where its names tell
+    no components apart.
+    """
 
     suspect: SuspectSummary
     verdict: Verdict
@@ -179,6 +220,8 @@ class Report:
     notes: tuple[str, ...]
     registry: RegistrySummary
     seconds: float
+    claims: ClaimsReport | None = None
+    parts: tuple[Part, ...] = ()
 
     @property
     def strongest_accusation(self) -> Confidence | None:

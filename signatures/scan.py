@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Final
 
 from threadpoolctl import threadpool_limits
 
+from fingerprint.claims import read_claims
 from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.comparing.matching import layer_map
 from fingerprint.errors import InputError, SignatureError, UsageError
+from fingerprint.readers.findings import FindingCode
 from fingerprint.vocabulary import Content, Depth, Frame
+from signatures.claims import check_claims
 from signatures.mixture import gather
+from signatures.parts import parts_of
 from signatures.records import anonymous_model
 from signatures.relation import WHOLE, describe, matches_by_component
 from signatures.report import (
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from fingerprint.comparing.comparison import Comparison
     from fingerprint.records import Fingerprint, TensorRecord
     from signatures.mixture import Cover, Group
+    from signatures.records import ModelRecord
     from signatures.registry import Registry
     from signatures.suspect import Suspect
 
@@ -148,6 +153,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
         top_k=options.top_k,
         registry=RegistrySummary(len(models), registry.digest),
         seconds=time.perf_counter() - started,
+        models=models,
     )
 
 
@@ -180,11 +186,12 @@ def build_report(
     second_look: bool = True,
     bases: Sequence[str] = (),
     top_k: int = 10,
+    models: Sequence[ModelRecord] = (),
 ) -> Report:
     """The report of a suspect with the candidates that reached ``possible``.
 
     ``second_look`` is false where the suspect's weights could not be read again as comparisons asked for; ``bases`` are
-    declared bases.
+    declared bases; ``models`` all that it was compared with, which the suspect's claims may name.
     """
     ordered = sorted(findings, key=lambda one: (-one.confidence.rank, one.distance, one.model.id))
     cover = gather(ordered[0].comparison.suspect, [finding.comparison for finding in ordered]) if ordered else None
@@ -196,9 +203,10 @@ def build_report(
         for index, finding in enumerate(ordered)
     ]
     matches.sort(key=lambda match: (match.link is not Link.LINEAGE, -match.confidence.rank))
+    verdict = _verdict(suspect, matches, registry)
     return Report(
         suspect=_summary(suspect, path),
-        verdict=_verdict(suspect, matches, registry),
+        verdict=verdict,
         error=None,
         matches=tuple(matches[:top_k]),
         mixture=_mixture(cover, ordered),
@@ -206,7 +214,13 @@ def build_report(
         notes=_notes(suspect, matches, registry),
         registry=registry,
         seconds=seconds,
+        claims=check_claims(read_claims(suspect.claims), matches, models, verdict, adapter=_is_adapter(suspect)),
+        parts=parts_of(suspect, ordered),
     )
+
+
+def _is_adapter(suspect: Fingerprint) -> bool:
+    return any(code == FindingCode.ADAPTER for code, _ in suspect.findings)
 
 
 def _verdict(suspect: Fingerprint, matches: Sequence[Match], registry: RegistrySummary) -> Verdict:
@@ -429,7 +443,8 @@ def compare_paths(
         def compare(depth: Depth) -> Report:
             second = theirs.at(depth)
             (comparison,) = compare_all(second, [ours.at(depth).fingerprint])
-            finding = assess(anonymous_model(str(registered)), comparison, 1)
+            model = anonymous_model(str(registered))
+            finding = assess(model, comparison, 1)
             return build_report(
                 second.fingerprint,
                 [finding] if finding is not None else [],
@@ -437,6 +452,7 @@ def compare_paths(
                 second_look=second.measured is not None,
                 registry=RegistrySummary(1, ""),
                 seconds=0.0,
+                models=[model],
             )
 
         depths = theirs.depths(options.depth)

@@ -214,6 +214,8 @@ def test_csv_has_a_row_a_match_or_one_for_the_suspect() -> None:
         ("nothing-registered", ["? INCONCLUSIVE", "the registry is empty"]),
         ("inconclusive", ["? INCONCLUSIVE", "clears nothing"]),
         ("error", ["✗ ERROR"]),
+        ("claims", ["names no base, but shares weights with", "6 more with -v"]),
+        ("parts", ["vision_tower is that of acme/base-7b; 62% of", "nothing that is registered explains the rest"]),
     ],
 )
 def test_text_says_what_an_analyst_must_know(name: str, phrases: list[str]) -> None:
@@ -233,7 +235,7 @@ def test_the_verdict_comes_first_and_does_not_rest_on_colour_alone() -> None:
 
 def test_only_an_accusation_is_red() -> None:
     red = {name for name, one in REPORTS.items() if "\x1b[31m" in report_text(one, Look(colour=True))}
-    assert red == {"lineage", "likely", "merge", "hostile", "error"}
+    assert red == {"lineage", "likely", "merge", "hostile", "error", "claims"}
 
 
 def test_more_details_show_all_parts_and_all_matches() -> None:

@@ -29,7 +29,8 @@ def command(
     format: str,  # noqa: A002 - the option's word
     output: str | None,
 ) -> Exit:
-    """Show what a checkpoint or signature is: format, number types, tensors, inferred roles and layers, findings.
+    """Show what a checkpoint or signature is: format, quantisation, number types, tensors, inferred roles and layers,
+    findings, and what it says about where it comes from.
 
     Reads names and shapes only, no weights. Exit status: 2 if a path cannot be read, 3 if parts of it are absent.
     """

@@ -150,12 +150,15 @@ def _scan_one(registry: Registry | None, path: str, wanted: ScanOptions, console
 def _not_compared(path: str, registry: Registry | None, console: Console) -> Report:
     """The report where no model is registered: the suspect is opened, so that errors show, but not measured."""
     from fingerprint.checkpoint import open_checkpoint
+    from fingerprint.claims import read_claims
     from fingerprint.errors import WeightprintError
+    from signatures.claims import check_claims
     from signatures.signature import is_signature, read_signature
 
     try:
         if is_signature(path):
             held = read_signature(path).fingerprint
+            claimed = held.claims
             suspect = SuspectSummary(
                 path=path,
                 format=held.format,
@@ -167,6 +170,7 @@ def _not_compared(path: str, registry: Registry | None, console: Console) -> Rep
             )
         else:
             with open_checkpoint(options.located(path)) as checkpoint:
+                claimed = checkpoint.metadata
                 suspect = SuspectSummary(
                     path=path,
                     format=checkpoint.format,
@@ -189,6 +193,7 @@ def _not_compared(path: str, registry: Registry | None, console: Console) -> Rep
         notes=("the registry is empty: there was nothing to compare with",),
         registry=RegistrySummary(0, "" if registry is None else registry.digest),
         seconds=0.0,
+        claims=check_claims(read_claims(claimed), (), (), Verdict.INCONCLUSIVE),
     )
 
 

@@ -43,6 +43,7 @@ class Comparison:
     circuits and frames explain; ``evidence`` is corrected for all that was
     tried within this comparison, strongest first; the coverages are shares of the weight elements (matrices) of either
     side that the matches explain; ``similarity`` is their mean cosine, weighted by elements.
+    ``covered`` are the shares of the suspect's tensors, by position, that matches and layers explain together.
     ``sampled``: only what a quick look sees was compared, and ``registered`` and ``suspect`` are what it sees.
     """
 
@@ -57,6 +58,7 @@ class Comparison:
     digest_coverage: float
     gauge: Gauge = field(default_factory=Gauge)
     through_layers: Mapping[int, float] = field(default_factory=dict)
+    covered: Mapping[int, float] = field(default_factory=dict)
     sampled: bool = False
 
     @property
@@ -124,6 +126,7 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
         digest_coverage=_share(suspect.tensors, {match.suspect: 1.0 for match in matches if match.digest}),
         gauge=gauge,
         through_layers=ours,
+        covered=suspect_cover,
         sampled=sampled,
     )
 

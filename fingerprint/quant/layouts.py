@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fingerprint.dtypes import Kind
@@ -32,6 +32,24 @@ if TYPE_CHECKING:
 MAX_STATE = 1 << 14
 """Most bytes of the settings that bitsandbytes keeps beside a weight."""
 _INTS = (Kind.INT, Kind.UINT)
+
+
+@dataclass(frozen=True, slots=True)
+class AboutLayout:
+    """A row of the table of quantised layouts, in Markdown: ``tensors`` of a module, and the types it is ``shown`` as.
+
+    ``read_by`` are the functions of this module that put it together. A star marks what the config is heard about.
+    """
+
+    title: str
+    tensors: str
+    shown: str
+    read_by: tuple[Callable[[Module, str], Restored | None], ...]
+
+
+def layouts() -> set[Callable[[Module, str], Restored | None]]:
+    """Everything that puts a layout together."""
+    return {*_LAYOUTS.values(), *(layout for _, layout in _SUFFIXES)}
 
 
 def dequantised(contents: Contents) -> Contents:
@@ -378,3 +396,55 @@ _SUFFIXES: tuple[tuple[str, Callable[[Module, str], Restored | None]], ...] = (
     ("_scale", _scaled_weight),
     ("_blocks", _mx_blocks),
 )
+
+ABOUT = (
+    AboutLayout(
+        "GPTQ, 2, 3, 4, 8 bits; `checkpoint_format`* tells the second version",
+        "`qweight`, `qzeros`, `scales`, `g_idx`",
+        "`GPTQ_4`",
+        (_gptq_or_awq,),
+    ),
+    AboutLayout("AWQ (GEMM)", "`qweight`, `qzeros`, `scales`", "`AWQ_4`", (_gptq_or_awq,)),
+    AboutLayout(
+        "bitsandbytes NF4, FP4, scales plain or nested",
+        "`weight`, `weight.absmax`, `weight.quant_state.…`",
+        "`NF4`, `FP4`",
+        (_bitsandbytes_4bit,),
+    ),
+    AboutLayout("bitsandbytes LLM.int8()", "`weight`, `SCB`, `weight_format`", "`LLM_INT8`", (_bitsandbytes_8bit,)),
+    AboutLayout(
+        "compressed-tensors, 2 to 8 bits packed",
+        "`weight_packed`, `weight_scale`, `weight_zero_point`, `weight_g_idx`, `weight_shape`",
+        "`PACKED_I4`",
+        (_packed_weight,),
+    ),
+    AboutLayout(
+        "8-bit floats or integers with scales by tensor, row, group or block: DeepSeek, compressed-tensors, ModelOpt, "
+        "MXFP8",
+        "`x`, `x_scale_inv` or `x_scale`, `x_zero_point`",
+        "`F8_E4M3_SCALED`, `I8_SCALED`",
+        (_scaled_weight,),
+    ),
+    AboutLayout(
+        "MXFP4: gpt-oss, compressed-tensors, MLX",
+        "`x_blocks`, `x_scales`; `weight_packed`, `weight_scale`",
+        "`MXFP4`",
+        (_mx_blocks, _packed_weight, _mlx),
+    ),
+    AboutLayout(
+        "NVFP4: compressed-tensors, ModelOpt",
+        "`weight_packed`, `weight_scale`, `weight_global_scale`; `weight`, `weight_scale`, `weight_scale_2`",
+        "`NVFP4`",
+        (_packed_weight, _scaled_weight),
+    ),
+    AboutLayout(
+        "MLX, 2 to 8 bits; group size* (64 if not claimed)", "`weight`, `scales`, `biases`", "`MLX_4`", (_mlx,)
+    ),
+    AboutLayout(
+        "HQQ, 1, 2, 4, 8 bits",
+        "`W_q`, `scale`, `zero`, `nbits`, `group_size`, `axis`, `shape`",
+        "`HQQ_4`",
+        (_hqq,),
+    ),
+)
+"""Rows of the table of quantised layouts."""

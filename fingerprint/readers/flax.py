@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from fingerprint.errors import InputError, LimitExceededError, MalformedFileError, clipped
 from fingerprint.readers.base import (
     MAX_NAME,
+    About,
     Catalogue,
     Contents,
     Finding,
@@ -312,4 +313,11 @@ def _form(value: Any) -> Any:
     return value.value[0] if isinstance(value, _Extension) and isinstance(value.value, list) and value.value else None
 
 
-READER = Reader("flax", (".msgpack",), recognises, open_flax)
+_ABOUT = (
+    About(
+        "Flax (`flax.serialization`)",
+        "a map in MessagePack that leads to an array of Flax's extension types",
+        "arrays, in chunks or whole, of numpy's types and those of ml_dtypes; moments of Adam are set aside",
+    ),
+)
+READER = Reader("flax", (".msgpack",), recognises, open_flax, _ABOUT)

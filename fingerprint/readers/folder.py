@@ -14,6 +14,7 @@ from fingerprint.readers import READERS, distributed, gguf, reader_for, recognis
 from fingerprint.readers.adapters import CLAIMS, CONFIG
 from fingerprint.readers.base import MAX_NAME, Catalogue, Contents, FileRecord, Finding, bounded, some
 from fingerprint.readers.bounded_json import Json, JsonCursor
+from fingerprint.readers.cards import claims_beside
 from fingerprint.readers.index import SUFFIXES, compare_index, read_index
 from fingerprint.readers.places import Place
 from fingerprint.tensors import renamed
@@ -38,8 +39,9 @@ _SAVED_MODEL = "saved_model.pb"
 """What TensorFlow puts beside the folder of its variables."""
 MAX_CONFIG_DEPTH = 4
 MAX_CONFIG_LIST = 8
-NESTED = ("quantization_config", "quantization", "text_config")
+NESTED = ("quantization_config", "quantization", "text_config", "architectures")
 """Objects of a ``config.json`` whose fields are read as well."""
+_ORIGINS = ("config._name_or_path", f"{CLAIMS}base_model_name_or_path")
 _NUMBERED = re.compile(r"(.{0,200})-([0-9]{5})-of-([0-9]{5})\.([a-z]{2,16})")
 _USUAL_SUFFIXES = tuple(suffix for reader in READERS for suffix in reader.suffixes)
 
@@ -101,6 +103,7 @@ def open_components(place: Folder, parts: Mapping[str, Folder], catalogue: Catal
         hint = "give one of them as the path"
         raise LimitExceededError(f"{len(parts)} components; {MAX_COMPONENTS} are allowed", path=place.path, hint=hint)
     joined = _Joined(place, catalogue, {})
+    joined.metadata.update(claims_beside(place))
     opened: list[str] = []
     try:
         for name, part in parts.items():
@@ -290,7 +293,7 @@ class _Joined:
         """The tensors of ``shards`` together. Raises ``InputError`` if not one of them can be read."""
         if len(shards) > MAX_SHARDS:
             raise LimitExceededError(f"more than {MAX_SHARDS} shards", path=self.place.path)
-        self.metadata.update(_config(self.place) | _adapter_config(self.place))
+        self.metadata.update(_config(self.place) | _adapter_config(self.place) | claims_beside(self.place))
         try:
             for shard in shards:
                 self._read_shard(shard)
@@ -410,6 +413,17 @@ def _scalars(key: str, value: Json, nested: bool, depth: int) -> Iterator[tuple[
             items = enumerate(value)
         for inner, item in items:
             yield from _scalars(f"{key}.{inner}", item, nested, depth + 1)
+
+
+def claims_of(place: Folder) -> dict[str, str]:
+    """What the folder that one file lies in says about where the weights come from: cards, and names in configs.
+
+    A server that does not list its files is not asked for them one by one.
+    """
+    if place.distant and not place.file_names():
+        return {}
+    beside = {**_config(place), **_adapter_config(place)}
+    return {key: value for key, value in beside.items() if key in _ORIGINS} | claims_beside(place)
 
 
 def _json(place: Folder, name: str) -> Json:

@@ -327,21 +327,17 @@ class TestLostConnections:
             assert len(server.asked) == 4
 
     def test_nor_are_answers_of_a_few_bytes(self) -> None:
-        with opened(later(right, lambda asked: part_of(DATA[: asked.start + 3], asked))) as (open_it, server):
-            with pytest.raises(InputError, match="replaced"):
-                open_it().read(100_000, 150_000)
-
         def little(asked: Asked) -> Answer:
-            stop = min(asked.start + (80_000 if asked.start < 250_000 else 3), asked.stop)
+            stop = min(asked.start + (80_000 if asked.start < 200_000 else 3), asked.stop)
             said = f"bytes {asked.start}-{stop - 1}/{len(DATA)}"
             return Answer(206, {"Content-Range": said}, DATA[asked.start : stop])
 
         with opened(later(right, little)) as (open_it, server):
             source = open_it()
-            assert bytes(source.read(70_000, 180_000)) == DATA[70_000:250_000]
+            assert bytes(source.read(70_000, 130_000)) == DATA[70_000:200_000]
             with pytest.raises(InputError, match="3 times in a row"):
-                source.read(250_000, 50_000)
-            assert len(server.asked) == 7
+                source.read(200_000, 100_000)
+            assert len(server.asked) == 6
 
     def test_nobody_at_home(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as held:

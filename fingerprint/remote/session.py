@@ -12,6 +12,7 @@ import http.client
 import io
 import re
 import socket
+import ssl
 import sys
 import time
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from fingerprint.remote.transfer import InterruptedTransferError, Tries
 try:
     import urllib3
     from urllib3.connection import HTTPConnection, HTTPSConnection
-    from urllib3.exceptions import HTTPError, LocationParseError, SSLError
+    from urllib3.exceptions import HTTPError, LocationParseError
 except ImportError as _error:
     raise InputError("urllib3 is not installed", hint="pip install 'weightprint[remote]'") from _error
 
@@ -222,9 +223,10 @@ class Session:
                 preload_content=False,
                 decode_content=False,
             )
-        except SSLError as error:
-            raise InputError(f"no trusted connection: {clipped(str(error))}", path=shown) from error
         except (HTTPError, OSError, http.client.HTTPException, ValueError) as error:
+            if _is_untrusted(error):
+                message = f"the server cannot prove who it is: {clipped(str(error), 200)}"
+                raise InputError(message, path=shown) from error
             raise _interrupted(error) from error
         except InputError as error:
             error.path = shown
@@ -262,6 +264,12 @@ def _wait(reply: Reply) -> float | None:
         return max(parsedate_to_datetime(text).timestamp() - time.time(), 0.0) if 0 < len(text) < 64 else None
     except (ValueError, OverflowError):
         return None
+
+
+def _is_untrusted(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _interrupted(error: Exception) -> InterruptedTransferError:

@@ -143,7 +143,7 @@ def depth(command: Command) -> Command:
         show_default=True,
         callback=_available_depth,
         help="How much is read: quick a bounded sample, full everything, auto of large checkpoints first the one and, "
-        "if that explains nothing, the other. deep is not available yet.",
+        "if that explains nothing and they lie here, the other. deep is not available yet.",
     )(command)
 
 

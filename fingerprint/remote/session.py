@@ -1,47 +1,41 @@
 """HTTP to servers that may be hostile: where a request may go, what is sent along, how long an answer may take.
 
-Every connection is made to an address that was judged (``addresses``) after the name was resolved, so that a name that
-resolves anew, or a redirect, leads nowhere else. Redirects are followed here, one by one. An answer has to arrive at a
-least rate, its headers included, and is never decoded.
+Every connection is one of ``connections``, so that a name that resolves anew, or a redirect, leads nowhere else.
+Redirects are followed here, one by one. An answer is never decoded.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
-import io
 import re
 import socket
+import ssl
 import sys
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin
 
 from fingerprint.errors import InputError, InputNotFoundError, LimitExceededError, MalformedFileError, clipped
-from fingerprint.remote.addresses import is_public
 from fingerprint.remote.transfer import InterruptedTransferError, Tries
 
 try:
     import urllib3
-    from urllib3.connection import HTTPConnection, HTTPSConnection
-    from urllib3.exceptions import HTTPError, LocationParseError, SSLError
+    from urllib3.exceptions import HTTPError, LocationParseError
+
+    from fingerprint.remote.connections import connections
 except ImportError as _error:
     raise InputError("urllib3 is not installed", hint="pip install 'weightprint[remote]'") from _error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fingerprint.remote.options import RemoteOptions
     from fingerprint.remote.transfer import Transfer
 
 MAX_REDIRECTS: Final = 5
 MAX_URL: Final = 8192
-MAX_HEAD: Final = 1 << 18
-"""Most bytes of the status line and headers of an answer."""
-LEAST_RATE: Final = 4096
-"""Bytes a second at which an answer has to come, after twice the timeout."""
 _PIECE: Final = 1 << 20
 _DRAINED: Final = 1 << 13
 _REDIRECTS: Final = {301, 302, 303, 307, 308}
@@ -148,7 +142,7 @@ class Session:
         self.transfer = transfer
         self.options = transfer.options
         self._hub = origin_of(self.options.hub) if self.options.token else None
-        plain, secure = _connections(self.options)
+        plain, secure = connections(self.options)
         self._pools = urllib3.PoolManager(num_pools=16, maxsize=self.options.parallel, block=False)
         self._pools.pool_classes_by_scheme = {
             "http": type("Pool", (urllib3.HTTPConnectionPool,), {"ConnectionCls": plain}),
@@ -222,9 +216,10 @@ class Session:
                 preload_content=False,
                 decode_content=False,
             )
-        except SSLError as error:
-            raise InputError(f"no trusted connection: {clipped(str(error))}", path=shown) from error
         except (HTTPError, OSError, http.client.HTTPException, ValueError) as error:
+            if _is_untrusted(error):
+                message = f"the server cannot prove who it is: {clipped(str(error), 200)}"
+                raise InputError(message, path=shown) from error
             raise _interrupted(error) from error
         except InputError as error:
             error.path = shown
@@ -264,6 +259,12 @@ def _wait(reply: Reply) -> float | None:
         return None
 
 
+def _is_untrusted(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def _interrupted(error: Exception) -> InterruptedTransferError:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, TimeoutError | socket.gaierror | ConnectionRefusedError):
@@ -279,85 +280,3 @@ def _interrupted(error: Exception) -> InterruptedTransferError:
 
 def _is_here(host: str) -> bool:
     return host in {"localhost", "127.0.0.1", "[::1]"}
-
-
-class _Paced(io.RawIOBase):
-    """The bytes of one answer off a socket, which have to come at a least rate, slow drops of headers included."""
-
-    def __init__(self, sock: socket.socket, timeout: float) -> None:
-        self._sock = sock
-        self._raw = sock.makefile("rb", buffering=0)
-        self._timeout = timeout
-        self._started = time.monotonic()
-        self._received = 0
-        self.headed = False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        left = 2 * self._timeout + self._received / LEAST_RATE - (time.monotonic() - self._started)
-        if left <= 0:
-            raise TimeoutError("the answer comes too slowly")
-        if not self.headed and self._received > MAX_HEAD:
-            raise http.client.HTTPException("the headers are too long")
-        self._sock.settimeout(min(self._timeout, left))
-        count = self._raw.readinto(buffer)
-        self._received += count or 0
-        return count
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-def _connections(options: RemoteOptions) -> tuple[type[HTTPConnection], type[HTTPSConnection]]:
-    """Classes of connections that go to allowed addresses only, and whose answers have to keep pace."""
-
-    class Answer(http.client.HTTPResponse):
-        def __init__(self, sock: socket.socket, *args: Any, **more: Any) -> None:
-            super().__init__(sock, *args, **more)
-            self.fp.close()
-            self._paced = _Paced(sock, options.timeout)
-            self.fp = io.BufferedReader(self._paced, 1 << 14)
-
-        def begin(self) -> None:
-            super().begin()
-            self._paced.headed = True
-
-    class Plain(HTTPConnection):
-        response_class = Answer
-
-        def _new_conn(self) -> socket.socket:
-            return _connected(self._dns_host, self.port, options)
-
-    class Secure(HTTPSConnection):
-        response_class = Answer
-
-        def _new_conn(self) -> socket.socket:
-            return _connected(self._dns_host, self.port, options)
-
-    return Plain, Secure
-
-
-def _connected(host: str, port: int, options: RemoteOptions) -> socket.socket:
-    """A connection to one of the addresses of ``host``, all of which have to be allowed."""
-    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-    if not options.allow_private:
-        refused = [str(place[0]) for *_, place in found if not is_public(str(place[0]))]
-        if refused:
-            message = f"{clipped(host, 80)} is at {refused[0]}, which is not a public address"
-            raise InputError(message, hint="--allow-private, if you trust the link and its server")
-    problem: OSError = OSError("no address")
-    for family, kind, protocol, _, place in found[:8]:
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.settimeout(options.timeout)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.connect(place)
-        except OSError as error:
-            sock.close()
-            problem = error
-        else:
-            return sock
-    raise problem

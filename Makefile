@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 CACHE  := .cache
 FAMILY ?= a
 
-.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-resources bench-hostile clean
+.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-resources bench-remote bench-hostile clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -56,6 +56,9 @@ bench-crash: $(STAMP) ## kill -9 at random moments of register and import, 200 t
 
 bench-resources: $(STAMP) ## time and memory of full scans, beside a checksum of the same file
 	$(BIN)/python -m benchmarks.resources --out docs/benchmarks
+
+bench-remote: $(STAMP) ## quick looks at invented repositories of 812 and 689 GB
+	$(BIN)/python -m benchmarks.virtual_hub --out docs/benchmarks
 
 bench-hostile: $(STAMP) ## memory and time on the hostile corpus
 	$(BIN)/python -m benchmarks.hostile --out docs/benchmarks

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cli.console import Console
+    from fingerprint.checkpoint import Checkpoint
     from signatures.signature import Signature
 
 
@@ -15,7 +16,9 @@ def signature_of(path: str, console: Console, depth: str) -> Signature:
 
     Raises ``InputError``, ``SignatureError``, ``UsageError``.
     """
+    from cli import options
     from cli.progress import reading
+    from cli.text import file_size
     from fingerprint.assemble import measure_checkpoint
     from fingerprint.checkpoint import open_checkpoint
     from fingerprint.quick import quick_look
@@ -24,9 +27,14 @@ def signature_of(path: str, console: Console, depth: str) -> Signature:
 
     if is_signature(path):
         return read_signature(path)
-    with open_checkpoint(path) as checkpoint, reading(console, path) as progress:
+    with open_checkpoint(options.located(path)) as checkpoint, reading(console, path) as progress:
+        if depth == Depth.FULL:
+            _require_meant(checkpoint)
         measure = quick_look if depth == Depth.QUICK else measure_checkpoint
         measured = measure(checkpoint, progress=progress).fingerprint
+    if checkpoint.transfer is not None:
+        fetched = checkpoint.transfer
+        console.note(f"{path}: {file_size(fetched.bytes)} fetched in {fetched.requests:,} requests")
     for _, message in measured.findings:
         console.warning(f"{path}: {message}")
     if not measured.complete:
@@ -34,3 +42,20 @@ def signature_of(path: str, console: Console, depth: str) -> Signature:
     data = signed_bytes(measured)
     del measured  # that of a very large model takes a hundred megabytes
     return decode(data)
+
+
+def _require_meant(checkpoint: Checkpoint) -> None:
+    """Raise ``UsageError`` where a large checkpoint would be fetched whole and nobody said so."""
+    import click
+    from click.core import ParameterSource
+
+    from cli.text import file_size
+    from fingerprint.errors import UsageError
+    from signatures.suspect import AUTO_WHOLE
+
+    source = click.get_current_context().get_parameter_source("depth")
+    if checkpoint.transfer is not None and checkpoint.bytes > AUTO_WHOLE and source is ParameterSource.DEFAULT:
+        raise UsageError(
+            f"{checkpoint.path}: {file_size(checkpoint.bytes)} would be fetched; say --depth quick for a sample, "
+            "or --depth full"
+        )

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from cli.console import Console
 from signatures.report import Confidence
 
+if TYPE_CHECKING:
+    import os
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 REGISTRY_VARIABLE: Final = "FP_REGISTRY"
+_REMOTE: Final = "fp.remote"
 
 
 PATH: Final = click.Path()
@@ -152,6 +157,42 @@ def registered_depth(command: Command) -> Command:
         help="How much is read: full everything; quick a bounded sample, by which copies are found but no rewritten "
         "or rearranged ones.",
     )(command)
+
+
+def remote(command: Command) -> Command:
+    """``--allow-private`` and ``--download``; see ``located``."""
+    command = click.option(
+        "--download",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_remote,
+        help="If PATH is a URL and its server knows no byte ranges, fetch whole files into a temporary one.",
+    )(command)
+    return click.option(
+        "--allow-private",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_remote,
+        help="If PATH is a URL, let it and its redirects lead to addresses that are not public.",
+    )(command)
+
+
+def located(path: str) -> str | os.PathLike[str]:
+    """``path``; of a URL, together with how to fetch it: by the options of the command, else by the environment.
+
+    Raises ``UsageError`` for an environment that cannot be followed.
+    """
+    from fingerprint.remote import Location, RemoteOptions, is_remote
+
+    if not is_remote(path):
+        return path
+    wanted = click.get_current_context().meta.get(_REMOTE, {})
+    return Location(path, replace(RemoteOptions.from_environment(), **wanted))
+
+
+def _set_remote(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta.setdefault(_REMOTE, {})[str(parameter.name)] = True
 
 
 def console(ctx: click.Context) -> Console:

@@ -48,11 +48,14 @@ def reading(console: Console, *paths: str) -> Iterator[Advance | None]:
 
 
 def _size(paths: tuple[str, ...]) -> int | None:
-    """Bytes to be read; None if that is not known (a signature, or a file that will be an error)."""
+    """Bytes to be read; None if that is not known (a signature, what lies elsewhere, a file that will be an error)."""
     from fingerprint.checkpoint import open_checkpoint
+    from fingerprint.remote import is_remote
 
     total = 0
     for path in paths:
+        if is_remote(path):
+            return None
         try:
             with open_checkpoint(path) as checkpoint:
                 total += checkpoint.bytes

@@ -455,5 +455,8 @@ def compare_paths(
                 models=[model],
             )
 
-        report = _at_first_that_explains(theirs.depths(options.depth), compare)
+        depths = theirs.depths(options.depth)
+        if ours.depths(options.depth) == (Depth.QUICK,):  # it lies elsewhere, and is large
+            depths = (Depth.QUICK,)
+        report = _at_first_that_explains(depths, compare)
     return replace(report, seconds=time.perf_counter() - started)

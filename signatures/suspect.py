@@ -135,6 +135,8 @@ class Opened:
         if wanted != AUTO:
             return (Depth(wanted),)
         small = self.checkpoint is None or self.checkpoint.bytes <= AUTO_WHOLE
+        if self.checkpoint is not None and self.checkpoint.transfer is not None:
+            return (Depth.QUICK, Depth.FULL) if small else (Depth.QUICK,)
         return (Depth.FULL,) if small else (Depth.QUICK, Depth.FULL)
 
     def at(self, depth: Depth) -> Suspect:
@@ -145,12 +147,26 @@ class Opened:
             return Suspect(self.signature, None)
         if depth is Depth.QUICK:
             looked = quick_look(self.checkpoint, casts=self.registered, progress=self.progress)
-            return Suspect(looked.fingerprint, None)
+            return Suspect(_as_fetched(looked.fingerprint, self.checkpoint), None)
         neurons = None if self.registered else SUSPECT_NEURONS
         measured = measure_checkpoint(self.checkpoint, casts=self.registered, neurons=neurons, progress=self.progress)
         if not self.registered:
             measured = with_turned_digests(measured, kernels(measured))
+        measured = replace(measured, fingerprint=_as_fetched(measured.fingerprint, self.checkpoint))
         return Suspect(measured.fingerprint, measured)
+
+
+def _as_fetched(made: Fingerprint, checkpoint: Checkpoint) -> Fingerprint:
+    """Of a checkpoint that lies elsewhere: with the bytes that were fetched for it, and what that leaves unread."""
+    transfer = checkpoint.transfer
+    if transfer is None:
+        return made
+    text = f"fetched in {transfer.requests:,} requests"
+    if transfer.retries:
+        text += f", {transfer.retries:,} of them again after a failure"
+    if made.depth == Depth.QUICK:
+        text += "; --depth full reads every byte"
+    return replace(made, bytes_read=transfer.bytes, findings=(*made.findings, ("fetched", text)))
 
 
 @contextmanager

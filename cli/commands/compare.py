@@ -17,6 +17,7 @@ from signatures.report import COMPARE_SCHEMA, Confidence
 @options.fail_on
 @options.globs
 @options.depth
+@options.remote
 @options.output
 @options.messages
 @click.pass_context
@@ -47,7 +48,8 @@ def command(
     route(console)
     refuse_overwriting(output, (registered, suspect))
     with reading(console, registered, suspect) as progress:
-        report = compare_paths(registered, suspect, options=ScanOptions(**chosen), progress=progress)
+        ours, theirs = options.located(registered), options.located(suspect)
+        report = compare_paths(ours, theirs, options=ScanOptions(**chosen), progress=progress)
     statuses = [of_report(report, Confidence(fail_on))]
     with keeping(statuses, console):
         write_all(report_view(COMPARE_SCHEMA, against=registered), [report], format, output, console)

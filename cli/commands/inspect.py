@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 @click.command("inspect")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=options.PATH)
 @click.option("--tensors", is_flag=True, help="Show all tensors: name, shape, type, role, layer.")
+@options.remote
 @options.output
 @options.messages
 @click.pass_context
@@ -66,5 +67,5 @@ def _inspected(path: str) -> Inspection:
 
     if is_signature(path):
         return of_fingerprint(path, read_signature(path).fingerprint)
-    with open_checkpoint(path) as checkpoint:
+    with open_checkpoint(options.located(path)) as checkpoint:
         return of_checkpoint(path, checkpoint)

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 )
 @options.globs
 @options.depth
+@options.remote
 @click.option(
     "-0", "--null", is_flag=True, help="Paths on standard input end with NUL (find -print0), not with a line break."
 )
@@ -135,7 +136,7 @@ def _scan_one(registry: Registry | None, path: str, wanted: ScanOptions, console
         if registry is None or not registry.models():
             return _not_compared(path, registry, console)
         with reading(console, path) as progress:
-            return scan_path(registry, path, options=wanted, progress=progress)
+            return scan_path(registry, options.located(path), options=wanted, progress=progress)
     except RegistryError:
         raise
     except WeightprintError as error:
@@ -168,7 +169,7 @@ def _not_compared(path: str, registry: Registry | None, console: Console) -> Rep
                 dtypes=dict(held.dtypes),
             )
         else:
-            with open_checkpoint(path) as checkpoint:
+            with open_checkpoint(options.located(path)) as checkpoint:
                 claimed = checkpoint.metadata
                 suspect = SuspectSummary(
                     path=path,

@@ -14,7 +14,7 @@ from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, to
 from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni
 from fingerprint.comparing.gauge import AGREED, Gauge, alike_circuits, compare_gauge
 from fingerprint.comparing.matching import SketchCosines, TensorMatch, is_distinctive, match_tensors
-from fingerprint.comparing.sampled import as_sampled, is_sampled
+from fingerprint.comparing.sampled import as_sampled, is_sampled, without_unseen
 from fingerprint.comparing.tail import sketch_log10_p
 from fingerprint.neurons import UNNAMED
 from fingerprint.vocabulary import Content, Frame, Role
@@ -101,6 +101,10 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
         )
         if one is not None
     ]
+    if sampled:
+        held = without_unseen(registered, suspect, {match.registered for match in matches})
+        suspect = without_unseen(suspect, registered, {match.suspect for match in matches})
+        registered = held
     ours, theirs = _through_layers(registered, suspect, neurons, gauge)
     suspect_cover = theirs | {match.suspect: 1.0 for match in matches}
     registered_cover = ours | {match.registered: 1.0 for match in matches}

@@ -90,7 +90,7 @@ def open_files(place: Folder, catalogue: Catalogue) -> FolderContents:
                 weight_map = read_index(source, catalogue)
             finally:
                 source.close()
-            return _open_indexed(place, catalogue, weight_map, names)
+            return _open_indexed(place, catalogue, weight_map)
     return _open_unindexed(place, catalogue, names)
 
 
@@ -144,10 +144,10 @@ def _modules(place: Folder) -> set[str]:
     return {str(module.get("path")) for module in listed if isinstance(module, dict)}
 
 
-def open_index(source: Source) -> FolderContents:
-    """The checkpoint that an index of shards describes; the shards lie beside it. Raises ``InputError``."""
-    place, catalogue = Place(os.path.dirname(source.path) or "."), Catalogue(source.path)
-    return _open_indexed(place, catalogue, read_index(source, catalogue), place.file_names())
+def open_index(source: Source, place: Folder) -> FolderContents:
+    """The checkpoint that an index of shards describes; they lie beside it in ``place``. Raises ``InputError``."""
+    catalogue = Catalogue(source.path)
+    return _open_indexed(place, catalogue, read_index(source, catalogue))
 
 
 def numbered_parts(path: str) -> bool:
@@ -156,27 +156,28 @@ def numbered_parts(path: str) -> bool:
     return match is not None and int(match.group(3)) > 1
 
 
-def open_parts(path: str) -> FolderContents:
-    """The checkpoint that the file ``path`` is a numbered part of; the others lie beside it. Raises ``InputError``."""
+def open_parts(path: str, place: Folder) -> FolderContents:
+    """The checkpoint that the file ``path`` is a numbered part of; the others lie beside it in ``place``.
+
+    Raises ``InputError``.
+    """
     name = os.path.basename(path)
-    place, catalogue = Place(os.path.dirname(path) or "."), Catalogue(path)
-    joined = _Joined(place, catalogue, {})
-    siblings, present = _numbered_siblings([name]), set(place.file_names())
+    joined = _Joined(place, Catalogue(path), {})
+    siblings = _numbered_siblings([name])
+    present = place.present(siblings)
     joined.expect(siblings, present)
-    return joined.read(sorted(siblings.keys() & present | {name}))
+    return joined.read(sorted(present | {name}))
 
 
-def _open_indexed(
-    place: Folder, catalogue: Catalogue, weight_map: Mapping[str, str], names: Iterable[str]
-) -> FolderContents:
+def _open_indexed(place: Folder, catalogue: Catalogue, weight_map: Mapping[str, str]) -> FolderContents:
     expected = Counter(weight_map.values())
-    present = set(names)
+    present = place.present(expected)
     joined = _Joined(place, catalogue, weight_map)
     joined.expect(expected, present)
     shards = [shard for shard in sorted(expected) if shard in present]
     if not shards:
         raise InputError(f"none of the {len(expected)} shards of the index is there", path=place.path)
-    if unlisted := [name for name in names if _is_likely(name) and name not in expected]:
+    if unlisted := [name for name in place.file_names() if _is_likely(name) and name not in expected]:
         text = f"{len(unlisted)} files are not in the index and were not read: {some(unlisted)}"
         joined.findings.append(Finding("unlisted-file", text))
     return joined.read(shards)
@@ -184,6 +185,8 @@ def _open_indexed(
 
 def _open_unindexed(place: Folder, catalogue: Catalogue, names: Iterable[str]) -> FolderContents:
     joined = _Joined(place, catalogue, {})
+    if place.distant:
+        names = sorted(place.present(filter(_is_likely, names)))
     by_format: dict[str, list[str]] = {}
     sure: set[str] = set()
     for name in names:
@@ -413,7 +416,12 @@ def _scalars(key: str, value: Json, nested: bool, depth: int) -> Iterator[tuple[
 
 
 def claims_of(place: Folder) -> dict[str, str]:
-    """What the folder that one file lies in says about where the weights come from: cards, and names in configs."""
+    """What the folder that one file lies in says about where the weights come from: cards, and names in configs.
+
+    A server that does not list its files is not asked for them one by one.
+    """
+    if place.distant and not place.file_names():
+        return {}
     beside = {**_config(place), **_adapter_config(place)}
     return {key: value for key, value in beside.items() if key in _ORIGINS} | claims_beside(place)
 

@@ -34,6 +34,7 @@ from fingerprint.readers import (
     torch_zip,
     zips,
 )
+from fingerprint.remote import hub, pages, session, transfer
 
 
 def _size(number: int) -> str:
@@ -115,5 +116,13 @@ LIMITS: Final = (
         f"{leveldb.MAX_ENTRIES:,} entries, blocks of {_size(leveldb.MAX_BLOCK)}; {tensorflow.MAX_SHARDS:,}",
     ),
     ("TensorFlow.js: `model.json`; shards", f"{_size(tfjs.MAX_MODEL)}; {tfjs.MAX_SHARDS:,}"),
+    (
+        "fetched: redirects; headers of an answer; pages of a list of files, bytes of one",
+        f"{session.MAX_REDIRECTS}; {_size(session.MAX_HEAD)}; {hub.MAX_PAGES}, {_size(hub.MAX_ANSWER)}",
+    ),
+    (
+        "fetched: one read; kept in memory of all files",
+        f"{_size(pages.MOST)}; {_size(transfer.CACHE_BYTES)}, and {_size(transfer.WHOLE_BYTES)} of files that come whole",
+    ),
 )
 """What, and how much of it at most."""

@@ -101,6 +101,8 @@ def check_claims(
         shown += f" and {len(unnamed) - _SHOWN} more" if len(unnamed) > _SHOWN else ""
         if any(one.kind is ClaimKind.BASE for one in checked):
             statements.append(f"no claim names {shown}, whose weights are shared")
+        elif (claims.described or claims.claims) and checker.is_copy(unnamed[0]):
+            statements.append(f"no claim names {shown}, whose weights these are")
         elif claims.described or claims.claims:
             statements.append(f"names no base, but shares weights with {shown}")
     return ClaimsReport(checked, unnamed, claims.architectures, claims.quantisation, tuple(dict.fromkeys(statements)))
@@ -144,6 +146,10 @@ class _Checker:
     def shown(self, name: str) -> str:
         """A matched model and what was done to its weights."""
         return f"{name} ({_what(self._matches[name])})"
+
+    def is_copy(self, name: str) -> bool:
+        """Whether a matched model has the suspect's values, as converters and quantisers leave them."""
+        return self._matches[name].relation in _SAME_VALUES
 
     def _from_scratch(self) -> tuple[Standing, str]:
         sure = next((match for match in self._matches.values() if _is_sure(match)), None)

@@ -335,6 +335,8 @@ def test_shared_weights_that_no_claim_names_are_said() -> None:
     assert result.statements[-1] == "no claim names other/model (fine-tuned, certain), whose weights are shared"
     silent = check_claims(Claims(described=True), [FOUND], [RECORD], Verdict.MATCH)
     assert silent.statements == ("names no base, but shares weights with acme/base (fine-tuned, certain)",)
+    copy = check_claims(Claims(described=True), [match(relation=Relation.QUANTISED)], [], Verdict.MATCH)
+    assert copy.statements == ("no claim names acme/base-7b (quantised, certain), whose weights these are",)
     assert check_claims(Claims(), [FOUND], [RECORD], Verdict.MATCH).statements == ()
 
 

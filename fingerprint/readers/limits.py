@@ -122,7 +122,8 @@ LIMITS: Final = (
     ),
     (
         "fetched: one read; kept in memory of all files",
-        f"{_size(pages.MOST)}; {_size(transfer.CACHE_BYTES)}, and {_size(transfer.WHOLE_BYTES)} of files that come whole",
+        f"{_size(pages.MOST)}; {_size(transfer.CACHE_BYTES)}, and {_size(transfer.WHOLE_BYTES)} of files that come "
+        "whole",
     ),
 )
 """What, and how much of it at most."""

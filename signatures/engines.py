@@ -26,4 +26,4 @@ def open_engine(folder: Path, key: str, width: int) -> Engine:
         raise UsageError(f"{INDEX_VARIABLE}={clipped(url)} names no engine of vectors that this program knows")
     from signatures.index_folder import IndexFolder
 
-    return IndexFolder(folder, key, width)  # type: ignore[return-value]  # becomes an engine next
+    return IndexFolder(folder, key, width)

@@ -35,12 +35,13 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         f"{filled['seconds'] / 60:.0f} minutes in all, the making of the signatures included. The index held "
         f"{index['vectors']:,} vectors in {index['segments']} segments ({kinds}).",
         "",
-        "| what | median seconds | longest | limit |",
-        "| --- | --- | --- | --- |",
+        "| what | median seconds | longest | of the processors | limit |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for name, one in result["seconds"].items():
         limit = f"{LIMITS[name]:.0f}" if name in LIMITS else ""
-        lines.append(f"| {name} | {one['median']:.2f} | {one['longest']:.2f} | {limit} |")
+        work = one["of the processors"]
+        lines.append(f"| {name} | {one['median']:.2f} | {one['longest']:.2f} | {work:.2f} | {limit} |")
     lines += [
         "",
         "The first rows are the registry's own work beyond fingerprinting, the opening of the registry included; what "
@@ -57,7 +58,7 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         f"{digests['bytes'] / 1e9:.2f} GB, put straight into the table in {digests['seconds'] / 60:.0f} minutes. "
         f"Looking up the {digests['digests asked']} digests of a suspect, half of them registered, took "
         f"{1000 * digests['median seconds']:.0f} ms (longest {1000 * digests['longest']:.0f}) in a database opened "
-        f"anew; adding the digests of one more model {1000 * digests['insert one']:.0f} ms. A registered model of 32-bit "
-        "floats has up to five digests a tensor, as four casts are looked up too.",
+        f"anew; adding the digests of one more model {1000 * digests['insert one']:.0f} ms. A registered model of "
+        "32-bit floats has up to five digests a tensor, as four casts are looked up too.",
     ]
     return "\n".join(lines) + "\n"

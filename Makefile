@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 CACHE  := .cache
 FAMILY ?= a
 
-.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-resources bench-remote bench-hostile clean
+.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-resources bench-remote bench-hostile bench-retrieval-10k bench-vectors bench-registry clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -47,6 +47,15 @@ bench-errors: $(STAMP) ## error rates of every test on unrelated models
 
 bench-retrieval: $(STAMP) ## a registry of 1,000 models: time of a search, and what the index misses
 	$(BIN)/python -m benchmarks.retrieval --zoo $(CACHE)/zoo --out docs/benchmarks
+
+bench-retrieval-10k: $(STAMP) ## the same with 10,000 models, rotated suspects among the damaged ones
+	$(BIN)/python -m benchmarks.retrieval --zoo $(CACHE)/zoo --models 10000 --out docs/benchmarks
+
+bench-vectors: $(STAMP) ## the index at 1, 3 and 10 million vectors: size, time, what it misses
+	$(BIN)/python -m benchmarks.vectors --out docs/benchmarks
+
+bench-registry: $(STAMP) ## a registry of 100,000 models: time of a registration, a scan, a listing
+	$(BIN)/python -m benchmarks.registry_100k --out docs/benchmarks
 
 bench-sizes: $(STAMP) ## sizes of signatures of large models
 	$(BIN)/python -m benchmarks.signature_size

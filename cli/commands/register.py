@@ -10,7 +10,6 @@ from cli import options
 from cli.exits import Exit
 
 if TYPE_CHECKING:
-    from signatures.records import ModelRecord
     from signatures.registry import Registry
 
 
@@ -70,10 +69,10 @@ def command(
     refuse_overwriting(output, (path,))
     require_name(name)
     with open_for_writing(registry) as opened:
-        if base is not None and not _has(opened, base):
+        if base is not None and _holder(opened, base) is None:
             console.warning(f"the base {base} is not registered: siblings cannot be told from copies until it is")
         signature = signature_of(path, console, depth)
-        before = {record.id: record for record in opened.models()}
+        last, held = opened.last_id(), _holder(opened, name)
         record = opened.register(
             signature,
             name=name,
@@ -84,24 +83,17 @@ def command(
             note=note,
             replace=replace,
         )
-        step = Step(_step(before.get(record.id), name))
-        done = Registered(step, name, record, str(opened.folder), len(opened.models()))
+        step = Step("new" if record.id > last else "unchanged" if held == record.id else "alias")
+        done = Registered(step, name, record, str(opened.folder), opened.count())
         write_all(REGISTRATION_VIEW, [done], format, output, console)
     return Exit.OK
 
 
-def _has(registry: Registry, name: str) -> bool:
+def _holder(registry: Registry, name: str) -> int | None:
+    """The id of the model that has the name."""
     from fingerprint.errors import UnknownModelError
 
     try:
-        registry.get(name)
+        return registry.get(name).id
     except UnknownModelError:
-        return False
-    return True
-
-
-def _step(before: ModelRecord | None, name: str) -> str:
-    """What the registration did, from the model's record before it."""
-    if before is None:
-        return "new"
-    return "unchanged" if before.named(name) is not None else "alias"
+        return None

@@ -133,7 +133,7 @@ def _scan_one(registry: Registry | None, path: str, wanted: ScanOptions, console
     from signatures.scan import scan_path
 
     try:
-        if registry is None or not registry.models():
+        if registry is None or not registry.count():
             return _not_compared(path, registry, console)
         with reading(console, path) as progress:
             return scan_path(registry, options.located(path), options=wanted, progress=progress)

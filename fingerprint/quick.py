@@ -7,7 +7,6 @@ of what a full look reads and keeps, so that both can be compared (``comparing.s
 from __future__ import annotations
 
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -43,6 +42,7 @@ from fingerprint.slices import (
     within,
 )
 from fingerprint.tensors import element_count
+from fingerprint.threads import thread_count
 from fingerprint.units import first_of, unit_of
 from fingerprint.vocabulary import Content, Depth
 
@@ -103,7 +103,7 @@ def quick_look(
             progress(stored)
         return record, stored
 
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers or thread_count()) as pool:
         looked = list(pool.map(look, range(len(tensors))))
     records = tuple(record for record, _ in looked)
     made = Fingerprint(

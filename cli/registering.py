@@ -194,7 +194,7 @@ class _Writer:
             self._console.trace(error)
             return self._failed(entry, f"{entry.path}: {error}")
         step = step_of(before, record)
-        done = self._result(step, entry, record, len(self._registry.models()))
+        done = self._result(step, entry, record, self._registry.count())
         if journal is not None:
             values = {"action": step.value, "identity": record.identity, "models": done.models}
             journal.add(entry.path, values, entry.name)
@@ -204,7 +204,7 @@ class _Writer:
         return Registered(step, entry.path, entry.name, record, str(self._registry.folder), models)
 
     def _failed(self, entry: Entry, error: str) -> Registered:
-        models = len(self._registry.models())
+        models = self._registry.count()
         return Registered(Step.ERROR, entry.path, entry.name, None, str(self._registry.folder), models, error)
 
     def _holder(self, name: str) -> ModelRecord | None:

@@ -7,8 +7,8 @@ another registry, or a later state of one that was restored from a copy, is reco
 
 What an engine owes, and the protocol suite (``tests/test_index.py``) asks of each:
 
-- ``update`` is seen whole or not at all by other processes, or, where a server cannot promise that, can be repeated: the
-  mark is stored after the rows, and rows of a model replace those that it had.
+- ``update`` is seen whole or not at all by other processes, or, where a server cannot promise that, can be repeated:
+  the mark is stored after the rows, and rows of a model replace those that it had.
 - One writer at a time: an ``update`` from a mark that is no longer the engine's raises ``EngineBehindError``; whoever
   meets it asks for the mark again.
 - A search counts models, not rows, ties included (see ``signatures.index``), and its scores are those of the stored
@@ -103,15 +103,12 @@ class Engine(Protocol):
         ``UsageError`` for rows that cannot be (see ``require_rows``).
         """
 
-    def rebuild(self, models: Iterable[tuple[int, Rows]], mark: Mark) -> None:
+    def rebuild(self, models: Iterable[tuple[int, Rows]], mark: Mark, *, seconds: float = 0) -> None:
         """Replace everything, beside what is there: searches go on, and see either the old or the new.
 
-        ``models`` come in ascending order and may be more than memory holds: they are gone through once. Raises as
-        ``update``, but whatever the engine held does not matter.
+        ``models`` come in ascending order and may be more than memory holds: they are gone through once. Waits
+        that many ``seconds`` for another writer. Raises ``EngineError``, ``UsageError``.
         """
-
-    def optimise(self) -> None:
-        """Bring what is there into the form in which it is searched best; the mark stays. Raises ``EngineError``."""
 
     def status(self) -> EngineStatus:
         """What it holds now."""

@@ -109,6 +109,22 @@ class Registry:
         """All models, in the order of their ids."""
         return self._store.models()
 
+    def count(self) -> int:
+        """How many models there are; ``models`` reads all of them."""
+        return self._store.count()
+
+    def last_id(self) -> int:
+        """The highest id that was ever given to a model; 0 if none was."""
+        return self._store.last_id()
+
+    def has_depth(self, depth: str) -> bool:
+        """Whether a model was measured at that depth."""
+        return self._store.has_depth(depth)
+
+    def by_id(self, model: int) -> ModelRecord | None:
+        """The model with that id, ``None`` if it is gone."""
+        return self._store.by_id(model)
+
     def get(self, name: str) -> ModelRecord:
         """The model with that name, alias or identity; raises ``UnknownModelError``."""
         record = self._store.find(name)
@@ -390,7 +406,7 @@ class Registry:
         from signatures.codec import decode_slices, decode_vectors
         from signatures.indexes import Vectors
 
-        identity = self._store.model_ids().get(model)
+        identity = self._store.identity(model)
         if identity is None:
             return None
         decode = decode_vectors if kind is Vectors.SKETCHES else decode_slices
@@ -423,7 +439,7 @@ class Registry:
 
         if self._open_indexes is None:
             store = self._store
-            self._open_indexes = Indexes(self.folder, store.key, self._parameters, store.model_ids, self._rows)
+            self._open_indexes = Indexes(self.folder, store.key, self._parameters, store, self._rows)
         return self._open_indexes
 
 

@@ -119,7 +119,7 @@ def _error_report(registry: Registry, path: str, error: Exception, seconds: floa
         mixture=None,
         power=Power((), ("everything: the suspect could not be read",), "nothing"),
         notes=(),
-        registry=RegistrySummary(len(registry.models()), registry.digest),
+        registry=RegistrySummary(registry.count(), registry.digest),
         seconds=seconds,
     )
 
@@ -129,7 +129,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
     weights cannot be read a second time."""
     started = time.perf_counter()
     options = options or ScanOptions()
-    models = registry.models()
+    models = registry.count()
     declared = [registry.get(name).name for name in options.base]
     candidates = find_candidates(registry, suspect.fingerprint, max(LEAST_CANDIDATES, 2 * options.top_k))
     known = [(one.model, registry.load_signature(one.model).fingerprint) for one in candidates]
@@ -137,7 +137,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
     findings = [
         finding
         for (model, _), comparison in zip(known, comparisons, strict=True)
-        if (finding := assess(model, comparison, len(models))) is not None
+        if (finding := assess(model, comparison, models)) is not None
     ]
     return build_report(
         suspect.fingerprint,
@@ -146,7 +146,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
         second_look=suspect.measured is not None,
         bases=declared,
         top_k=options.top_k,
-        registry=RegistrySummary(len(models), registry.digest),
+        registry=RegistrySummary(models, registry.digest),
         seconds=time.perf_counter() - started,
     )
 

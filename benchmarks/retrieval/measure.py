@@ -40,10 +40,12 @@ class IndexAlone:
 
     def __init__(self, registry: Registry) -> None:
         self.registry = registry
-        self._models = registry.models()
 
-    def models(self) -> tuple[ModelRecord, ...]:
-        return self._models
+    def has_depth(self, depth: str) -> bool:
+        return self.registry.has_depth(depth)
+
+    def by_id(self, model: int) -> ModelRecord | None:
+        return self.registry.by_id(model)
 
     def lookup_digests(self, _: Iterable[bytes]) -> list[DigestHit]:
         return []
@@ -58,7 +60,7 @@ class SlowSearch(IndexAlone):
     def __init__(self, registry: Registry) -> None:
         super().__init__(registry)
         rows, owners = [], []
-        for record in self._models:
+        for record in registry.models():
             _, vectors = decode_vectors(encode(registry.load_signature(record)), path=record.name)
             rows.append(vectors)
             owners += [record.id] * len(vectors)

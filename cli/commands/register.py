@@ -133,7 +133,7 @@ def _register_one(
             name,
             record,
             str(opened.folder),
-            len(opened.models()),
+            opened.count(),
         )
         write_all(REGISTRATION_VIEW, [done], format, output, console)
     return Exit.OK

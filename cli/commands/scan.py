@@ -213,7 +213,7 @@ def scan_one(registry: Registry | None, path: str, wanted: ScanOptions, console:
     from signatures.scan import scan_path
 
     try:
-        if registry is None or not registry.models():
+        if registry is None or not registry.count():
             return _not_compared(path, registry, console)
         with reading(console, path) as progress:
             return scan_path(registry, path, options=wanted, progress=progress)

@@ -127,6 +127,7 @@ def _reports(
         for path in expanded(paths, null=null):
             yield scan_one(registry, path, wanted, console)
         return
+    _require_shared(bulk)
     with bulk.journal(lambda: _settings(registry, wanted)) as journal:
 
         def known(path: str) -> Report | None:
@@ -141,6 +142,18 @@ def _reports(
             total = None if STANDARD in paths else len(paths)
             for _, report in worked(workers, expanded(paths, null=null), console, total=total, known=known, done=done):
                 yield report
+
+
+def _require_shared(bulk: Bulk) -> None:
+    """Raise ``UsageError`` if several processes are to search where one at a time can."""
+    from fingerprint.errors import UsageError
+    from signatures.engines import serves_one_process
+
+    if not bulk.alone and serves_one_process():
+        raise UsageError(
+            "FP_INDEX names embedded Milvus, which serves one process at a time: leave out --jobs and --executor, "
+            "or let it name a server"
+        )
 
 
 @dataclass(frozen=True, slots=True)

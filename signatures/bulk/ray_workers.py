@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from pathlib import Path
 from typing import Any, Final, Generic
 
@@ -14,6 +15,7 @@ from signatures.bulk.pool import WorkerLostError
 from signatures.bulk.work import ATTEMPTS, Item, Result, Task
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
+_SECONDS: Final = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -29,11 +31,13 @@ class RayWorkers(Generic[Item, Result]):
         self._ray = _imported()
         self._task = task
         try:
+            _require_reachable()
             self._begin(jobs)
             total = int(self._ray.cluster_resources().get("CPU", 1)) or 1
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.close()
-            raise WorkerLostError(f"Ray cannot be started or reached: {str(error).splitlines()[0][:300]}") from error
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise WorkerLostError(f"Ray cannot be started or reached: {reason}") from error
         self._jobs = jobs or total
         threads = max(1, total // self._jobs) if _is_local() else 1
         self._work = self._ray.remote(num_cpus=threads, max_retries=0)(_done)
@@ -108,8 +112,20 @@ def _done(task: Any, item: Any, threads: int) -> tuple[bool, Any]:
         return False, error
 
 
+def _address() -> str:
+    return os.environ.get("RAY_ADDRESS", "")
+
+
 def _is_local() -> bool:
-    return not os.environ.get("RAY_ADDRESS")
+    return _address() in {"", "local"}
+
+
+def _require_reachable() -> None:
+    """Raise ``OSError`` if nothing listens at ``RAY_ADDRESS``: Ray itself tries for minutes, and ends the process."""
+    host, _, port = _address().removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_SECONDS):
+            pass
 
 
 def _imported() -> Any:

@@ -18,6 +18,7 @@ import sqlite3
 import uuid
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from fingerprint.errors import (
@@ -29,18 +30,18 @@ from fingerprint.errors import (
     clipped,
 )
 from signatures.engine import START, Mark
-from signatures.files import flush_folder, write_flushed
+from signatures.files import flush_file, flush_folder
 from signatures.records import LOCAL, DigestHit, ModelRecord, Registration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
 
 DATABASE: Final = "registry.sqlite3"
 SCHEMA_VERSION: Final = 2
 APPLICATION_ID: Final = 0x66707267
 BUSY_SECONDS: Final = 60.0
 _BATCH: Final = 900
+_MANY: Final = 16
 
 _SCHEMA: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -103,6 +104,7 @@ class Store:
         self._signatures = folder / "signatures"
         self._pending = folder / "pending"
         self._digest: tuple[Mark, str] | None = None
+        self._unflushed: list[Path] = []
 
     @classmethod
     def open(cls, folder: Path, *, method: Mapping[str, int], create: bool, timeout: float = BUSY_SECONDS) -> Self:
@@ -245,21 +247,37 @@ class Store:
     def writing(self) -> Iterator[None]:
         """Hold the write lock; what is done inside happens whole or not at all.
 
-        Raises ``RegistryBusyError`` if another process holds the lock for too long.
+        Raises ``RegistryBusyError`` if another process holds the lock for too long. Inside another ``writing`` it is a
+        part of that.
         """
+        if self._database.in_transaction:
+            yield
+            return
         with _translated(self.folder):
             self._database.execute("BEGIN IMMEDIATE")
         try:
             with _translated(self.folder):
                 self._settle()
                 yield
+                self._flush()
                 self._database.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):
                 self._database.execute("ROLLBACK")
             raise
         finally:
+            self._unflushed.clear()
             self._try_to_settle()
+
+    def _flush(self) -> None:
+        """Return when the disk has the signature files that the transaction mentions."""
+        if len(self._unflushed) > _MANY and hasattr(os, "sync"):
+            os.sync()
+            return
+        for path in self._unflushed:
+            flush_file(path)
+        if self._unflushed:
+            flush_folder(self._pending)
 
     def add_model(
         self,
@@ -277,8 +295,8 @@ class Store:
         digest and elements.
         """
         self._pending.mkdir(exist_ok=True)
-        write_flushed(self._pending_place(identity), data)
-        flush_folder(self._pending)
+        self._pending_place(identity).write_bytes(data)
+        self._unflushed.append(self._pending_place(identity))
         row = (identity, weights, depth, *counts)
         insert = "INSERT INTO models (identity, weights, depth, parameters, tensors) VALUES (?, ?, ?, ?, ?)"
         model = self._database.execute(insert, row).lastrowid
@@ -372,6 +390,7 @@ class Store:
             path.unlink(missing_ok=True)
         if not self._pending.is_dir():
             return
+        changed = set[Path]()
         for path in sorted(self._pending.glob("*.fpsig")):
             identity = f"sha256:{path.stem}"
             known = self._database.execute("SELECT 1 FROM models WHERE identity = ?", (identity,)).fetchone()
@@ -379,9 +398,11 @@ class Store:
             if known and not place.exists():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(place)
-                flush_folder(place.parent)
+                changed.add(place.parent)
             else:
                 path.unlink()
+        for folder in changed:
+            flush_folder(folder)
 
     def _try_to_settle(self) -> None:
         """Settle at once if nobody else holds the lock; otherwise whoever holds it next does."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from signatures.indexes import IndexStatus
+from signatures.indexes import IndexCheck, IndexStatus
 from signatures.records import ModelRecord, Registration
 from signatures.report import (
     Component,
@@ -117,4 +117,5 @@ RECORD = ModelRecord(
         Registration("acme/alias", None, None, None, None, None, "file:partner", NOW, NOW),
     ),
 )
-STATUS = IndexStatus(3, 2, 80, 1, 123_456, (3,), ())
+STATUS = IndexStatus(3, 2, 80, 1, 123_456, (3,), (), 23_456, {"sketches": "inverted lists", "slices": "flat"})
+CHECKED = IndexCheck(STATUS, 200, ("a problem",), 0.985, 0.912, 0.9)

@@ -24,7 +24,7 @@ from cli.schemas import schema_names
 from signatures.report import COMPARE_SCHEMA, Link, Verdict
 from signatures.signature import sign
 from tests.cli_support import validate, weights
-from tests.cli_values import HOSTILE, RECORD, REPORTS, STATUS, match, report
+from tests.cli_values import CHECKED, HOSTILE, RECORD, REPORTS, STATUS, match, report
 
 if TYPE_CHECKING:
     from cli.render.view import Renderer, View
@@ -86,9 +86,9 @@ KINDS = [
         "index",
         INDEX_VIEW,
         (
-            IndexState("status", STATUS, (), 0),
-            IndexState("build", replace(STATUS, missing=(), superfluous=()), (), 0),
-            IndexState("check", STATUS, (HOSTILE, "another"), 200),
+            IndexState("status", STATUS),
+            IndexState("build", replace(STATUS, missing=(), superfluous=())),
+            IndexState("check", STATUS, (HOSTILE, "another"), CHECKED),
         ),
     ),
     Kind("inspect", inspection_view(tensors=False), (INSPECTION, replace(INSPECTION, kind="signature", tensors=()))),

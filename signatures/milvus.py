@@ -2,8 +2,8 @@
 
 All registries share a collection for each kind of vectors. The rows of one lie in a *space* of its own, a registry's
 key and a random number; a small collection says which space counts and up to which mark it has followed the registry.
-A rebuild fills another space and is over when that entry is replaced. The registry's database stays the truth: what is
-here can be deleted at any time.
+A rebuild fills another space and is over when that entry is replaced; the old space goes with the next change, so that
+whoever began to search it can end. The registry's database stays the truth: what is here can be deleted at any time.
 
 One process at a time writes the vectors of a registry, by a lock in the registry's folder. A search asks for the best
 rows, deeper until enough models are found; where that would not end it leaves out the models that it has. With a FLAT
@@ -80,6 +80,15 @@ def place_of(url: str) -> Place | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Pointer:
+    """Which space counts and its mark; ``former`` is the one before it, which may still be searched, or empty."""
+
+    mark: Mark
+    space: str
+    former: str
+
+
 class MilvusEngine:
     """An ``Engine``. ``folder`` is where files of this kind of vectors would lie: there is a lock beside it."""
 
@@ -105,13 +114,9 @@ class MilvusEngine:
 
     def mark(self) -> Mark:
         """See ``Engine.mark``. Raises ``EngineAwayError``."""
-        with self._translated():
-            found = self._client().get(self._marks, ids=[self._entry], output_fields=["number", "token", "space"])
-        if not found:
-            self._space = None
-            return START
-        self._space = str(found[0]["space"])
-        return Mark(int(found[0]["number"]), str(found[0]["token"]))
+        pointer = self._pointer()
+        self._space = None if pointer is None else pointer.space
+        return START if pointer is None else pointer.mark
 
     def search(self, queries: Float32, n: int) -> Hits:
         """See ``Engine.search``."""
@@ -121,9 +126,10 @@ class MilvusEngine:
             if space is not None and n > 0 and len(queries):
                 with self._translated():
                     self._search(queries, n, found)
-            self.mark()
-            if self._space == space:  # else it was made anew meanwhile, and the old rows may have been gone
+            pointer = self._pointer()
+            if space is None or (pointer is not None and space in {pointer.space, pointer.former}):
                 return padded(found)
+            self.mark()  # it was made anew, and then changed: the rows that were searched may have been gone
 
     def rows(self, model: int) -> Rows:
         """See ``Engine.rows``."""
@@ -145,20 +151,29 @@ class MilvusEngine:
         with self._alone(_SECONDS), self._translated():
             if self.mark() != since:
                 raise EngineBehindError("the vectors were changed by another process")
-            space = self._space or self._fresh_space()
+            pointer = self._pointer()
+            space = self._space = self._space or self._fresh_space()
+            fresh: list[int] = []
+            try:
+                self._take_in(space, added, fresh)
+            except UsageError:
+                self._forget(space, fresh)
+                raise
             for some in _parts(sorted(removed), _MODELS_AT_ONCE):
                 self._forget(space, some)
-            self._take_in(space, added)
+            if pointer is not None and pointer.former:
+                self._clear(pointer.former)
             self._point(mark, space)
 
     def rebuild(self, models: Iterable[tuple[int, Rows]], mark: Mark, *, seconds: float = 0) -> None:
         """See ``Engine.rebuild``."""
         with self._alone(max(seconds, _SECONDS)), self._translated():
-            self.mark()
+            pointer = self._pointer()
+            former = "" if pointer is None else pointer.space
+            self._sweep(former)
             space = self._fresh_space()
-            self._take_in(space, models)
-            self._point(mark, space)
-            self._sweep(space)
+            self._take_in(space, models, [])
+            self._point(mark, space, former)
 
     def status(self) -> EngineStatus:
         """See ``Engine.status``."""
@@ -228,8 +243,9 @@ class MilvusEngine:
 
     # Changing
 
-    def _take_in(self, space: str, models: Iterable[tuple[int, Rows]]) -> None:
-        """Put in the rows of models, in place of those that they have in the space."""
+    def _take_in(self, space: str, models: Iterable[tuple[int, Rows]], fresh: list[int]) -> None:
+        """Put in the rows of models, in place of those that they have in the space; models that it did not have are
+        noted in ``fresh``."""
         block: list[tuple[int, Rows]] = []
         rows = 0
         for model, (positions, vectors) in models:
@@ -237,15 +253,19 @@ class MilvusEngine:
             block.append((model, (positions, vectors)))
             rows += len(positions)
             if rows >= _ROWS_AT_ONCE or len(block) >= _MODELS_AT_ONCE:
-                self._put(space, block)
+                self._put(space, block, fresh)
                 block, rows = [], 0
-        self._put(space, block)
+        self._put(space, block, fresh)
 
-    def _put(self, space: str, block: list[tuple[int, Rows]]) -> None:
+    def _put(self, space: str, block: list[tuple[int, Rows]], fresh: list[int]) -> None:
         if not block:
             return
         client = self._client()
-        self._forget(space, [model for model, _ in block])
+        models = [model for model, _ in block]
+        where = f'space == "{space}" and model in {models}'
+        held = {int(row["model"]) for row in self._all(self._models, where, ["model"])}
+        fresh += [model for model in models if model not in held]
+        self._forget(space, sorted(held))
         entries = [
             {
                 "id": f"{space}/{model}",
@@ -278,18 +298,29 @@ class MilvusEngine:
             self._client().delete(self._vectors, filter=where)
             self._client().delete(self._models, filter=where)
 
-    def _point(self, mark: Mark, space: str) -> None:
-        entry = {"id": self._entry, "number": mark.number, "token": mark.token, "space": space, "vector": _NOBODY}
-        self._client().upsert(self._marks, [entry])
+    def _pointer(self) -> _Pointer | None:
+        with self._translated():
+            found = self._client().get(self._marks, ids=[self._entry], output_fields=["*"])
+        if not found:
+            return None
+        row = found[0]
+        return _Pointer(Mark(int(row["number"]), str(row["token"])), str(row["space"]), str(row["former"]))
+
+    def _point(self, mark: Mark, space: str, former: str = "") -> None:
+        row = {"id": self._entry, "number": mark.number, "token": mark.token, "space": space, "former": former}
+        self._client().upsert(self._marks, [row | {"vector": _NOBODY}])
         self._space = space
 
     def _sweep(self, kept: str) -> None:
-        """Delete the other spaces of this registry and kind of vectors."""
+        """Delete the other spaces of this registry and kind of vectors, also those of rebuilds that were killed."""
         where = f'registry == "{self._key}" and space != "{kept}"'
         spaces = {str(row["space"]) for row in self._all(self._models, where, ["space"])}
         for space in sorted(one for one in spaces if one.startswith(self._prefix())):
-            self._client().delete(self._vectors, filter=f'space == "{space}"')
-            self._client().delete(self._models, filter=f'space == "{space}"')
+            self._clear(space)
+
+    def _clear(self, space: str) -> None:
+        self._client().delete(self._vectors, filter=f'space == "{space}"')
+        self._client().delete(self._models, filter=f'space == "{space}"')
 
     def _prefix(self) -> str:
         return f"{self._entry}/"
@@ -333,7 +364,7 @@ class MilvusEngine:
         wanted: dict[str, tuple[int, dict[str, Any]]] = {
             self._vectors: (self._width, {"space": text, "model": numbers, "position": numbers}),
             self._models: (2, {"registry": text, "space": text, "model": numbers, "rows": numbers}),
-            self._marks: (2, {"number": numbers, "token": text, "space": text}),
+            self._marks: (2, {"number": numbers, "token": text, "space": text, "former": text}),
         }
         for name, (width, columns) in wanted.items():
             if not client.has_collection(name):

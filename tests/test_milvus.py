@@ -156,7 +156,7 @@ class TestEngine:
         assert theirs.mark() == Mark(1, "a")
         assert theirs.covers() == {1: 3}
 
-    def test_a_rebuild_leaves_nothing_of_what_was_there(self, milvus: Path) -> None:
+    def test_what_was_there_before_a_rebuild_goes_with_the_next_change(self, milvus: Path) -> None:
         one = engine(milvus)
         random = np.random.default_rng(0)
         one.update([], [(model, (np.arange(5), units(random, 5))) for model in range(4)], START, Mark(1, "a"))
@@ -167,7 +167,18 @@ class TestEngine:
         assert other.covers() == {9: 2}
         assert len(other) == 2
         assert set(other.search(kept[1], 3).models.ravel().tolist()) == {9}
-        assert len(list(other._all(other._vectors, 'space != ""', ["space"]))) == 2
+        other.update([], [(10, kept)], Mark(2, "b"), Mark(3, "c"))
+        assert len(list(other._all(other._vectors, 'space != ""', ["space"]))) == 4
+
+    def test_a_search_ends_well_in_rows_that_were_deleted_under_it(self, milvus: Path) -> None:
+        random = np.random.default_rng(0)
+        held = np.arange(3), units(random, 3)
+        slow, quick = engine(milvus), engine(milvus)
+        quick.update([], [(1, held)], START, Mark(1, "a"))
+        slow.mark()
+        quick.rebuild([(1, held)], Mark(2, "b"))
+        quick.update([], [(2, (np.arange(1), units(random, 1)))], Mark(2, "b"), Mark(3, "c"))
+        assert slow.search(held[1], 1).models.ravel().tolist() == [1, 1, 1]
 
     def test_where_one_answer_is_too_short_the_models_in_it_are_left_out(
         self, milvus: Path, monkeypatch: pytest.MonkeyPatch

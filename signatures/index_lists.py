@@ -66,7 +66,7 @@ class Effort:
     """
 
     codes: int = 1 << 22
-    least_lists: int = 16
+    least_lists: int = 32
     depth: int = 128
     most_depth: int = 4096
 

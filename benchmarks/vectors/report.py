@@ -71,8 +71,8 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         "",
         "Seconds are those of making the index, without those that the vectors took. Searched: codes and ids, which "
         "every search goes through; the vectors beside them are read at some thousand places. Peak memory counts the "
-        "pages of mapped files too. Add one: the median time of adding a model of 100 vectors, and the longest of 200, in "
-        "which segments were merged.",
+        "pages of mapped files too. Add one: the median time of adding a model of 100 vectors, and the longest of 200, "
+        "in which segments were merged.",
         "",
         "## Asking it",
         "",
@@ -121,7 +121,7 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         "",
         f"Demanded: {DEMANDED:.0%} among the first ten at a cosine of {AT}. "
         "A vector's model among its 16: how often one vector alone leads to the true model, before any vote. "
-        "Suspect of one tensor: the true model among the first ten when one vector asks alone, for which the index looks "
+        "Suspect of one tensor: the true model among the first ten when one vector asks alone: the index looks "
         "further. Recall@16: which share of the 16 models that are nearest by exact search the index finds, strangers "
         "at chance level included, for queries of one tensor in calls of some hundreds.",
         "",
@@ -132,8 +132,8 @@ def to_markdown(result: Mapping[str, Any]) -> str:
         "",
         f"At {codes:.0f} bytes searched and {each:.0f} bytes stored a vector, a billion vectors (5 million models of "
         f"200) are {codes:.0f} GB of codes and {each:.0f} GB on disk. Of {_LISTS:,} lists each has {1e9 / _LISTS:,.0f} "
-        f"codes. A suspect of 200 vectors in four readings that looks at 16 lists each goes through "
-        f"{16 * 800 / _LISTS:.2g} billion codes: at 15 to 20 ns, as measured here, 6 to 8 seconds of a processor. "
+        f"codes. A suspect of 200 vectors in four readings that looks at 32 lists each goes through "
+        f"{32 * 800 / _LISTS:.2g} billion codes: at 15 to 20 ns, as measured here, 12 to 16 seconds of a processor. "
         f"Assigning the vectors to their lists takes {1e9 * _LISTS * 512 / 1e15:.0f} PFLOP, two days on two cores "
         "(at some 100 GFLOP/s) and minutes on an accelerator. So memory and assignment call for more than one machine "
         "of this size, which is what an engine on a server is for; the search itself is a matter of some cores.",

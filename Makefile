@@ -4,10 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CORE   := $(VENV)/.core
 STAMP  := $(VENV)/.installed
+ENGINES := $(VENV)/.engines
 CACHE  := .cache
 FAMILY ?= a
 
-.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-resources bench-remote bench-hostile bench-retrieval-10k bench-vectors bench-registry clean
+.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-resources bench-remote bench-hostile bench-retrieval-10k bench-vectors bench-registry test-engines bench-bulk clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -31,6 +32,14 @@ demo: $(CORE) ## fetch real weights, register two models, scan four suspects
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Ray and Milvus are large, and most users need neither.
+$(ENGINES): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[milvus,ray]'
+	touch $(ENGINES)
+
+test-engines: $(ENGINES) ## install Milvus and Ray too, and run the tests that need them
+	$(BIN)/python -m pytest -m engines
 
 check: $(STAMP) ## lint, types, import contract
 	$(BIN)/ruff check .
@@ -71,6 +80,9 @@ bench-remote: $(STAMP) ## quick looks at invented repositories of 812 and 689 GB
 
 bench-hostile: $(STAMP) ## memory and time on the hostile corpus
 	$(BIN)/python -m benchmarks.hostile --out docs/benchmarks
+
+bench-bulk: $(ENGINES) ## 200 checkpoints: alone, in a pool and in Ray, with a worker killed midway
+	$(BIN)/python -m benchmarks.bulk --out docs/benchmarks
 
 clean: ## remove the virtual environment and what the benchmarks cached
 	rm -rf $(VENV) $(CACHE) build *.egg-info

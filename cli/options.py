@@ -48,6 +48,14 @@ class Depth(StrEnum):
 AVAILABLE_DEPTHS: Final = (Depth.AUTO, Depth.QUICK, Depth.FULL)
 
 
+class Executor(StrEnum):
+    """Who works on a list."""
+
+    NONE = "none"
+    POOL = "pool"
+    RAY = "ray"
+
+
 class RegistryOption(click.Option):
     """``--registry``: its own variable first (``FP_SCAN_REGISTRY``), then the one for all commands."""
 
@@ -131,6 +139,28 @@ def globs(command: Command) -> Command:
     )(command)
     return click.option(
         "--include", multiple=True, metavar="GLOB", help="Only tensors whose name matches GLOB (repeatable)."
+    )(command)
+
+
+def bulk(command: Command) -> Command:
+    """``--executor``, ``--jobs`` and ``--resume``."""
+    command = click.option(
+        "--resume",
+        metavar="FILE",
+        type=PATH,
+        help="Keep a journal of what is done in FILE, and leave out what it says is done already.",
+    )(command)
+    command = click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Work on N items of a list at once (default: 1; with --executor pool or ray: one for each processor).",
+    )(command)
+    return click.option(
+        "--executor",
+        type=click.Choice([one.value for one in Executor]),
+        help="Who works on a list: none, this process alone; pool, processes of this machine (default with --jobs); "
+        "ray, the Ray cluster that RAY_ADDRESS names, else Ray on this machine.",
     )(command)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -27,6 +26,7 @@ from fingerprint.roles.infer import infer_wiring
 from fingerprint.roles.residual import SliceNorms
 from fingerprint.roles.wiring import Wiring, layer_of
 from fingerprint.tensors import element_count
+from fingerprint.threads import thread_count
 from fingerprint.units import first_of, unit_of
 from fingerprint.vocabulary import Content, Depth
 
@@ -82,7 +82,7 @@ def measure_checkpoint(
     ``casts`` adds digests after rounding to narrower float types: wanted of a registered model, not of a suspect, of
     which more neurons are sampled instead. ``neurons`` overrides how many neurons of each MLP are sampled in the fixed
     frame. ``progress`` is called, from any thread, with the number of stored bytes done since the last call.
-    ``workers`` threads (default: one per core) share the tensors; the result does not depend on their number. Raises
+    ``workers`` threads (default: see ``threads``) share the tensors; the result does not depend on their number. Raises
     ``InputError``.
     """
     layout = lay_out(checkpoint.tensors, checkpoint.metadata)
@@ -103,7 +103,7 @@ def measure_checkpoint(
             result.sketch = None
         return result
 
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers or thread_count()) as pool:
         measured = list(pool.map(measure, range(len(layout.tensors))))
         if _has_sinusoidal_positions(layout, measured):
             layout = with_fixed_residual(layout)

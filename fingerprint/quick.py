@@ -7,7 +7,6 @@ of what a full look reads and keeps, so that both can be compared (``comparing.s
 from __future__ import annotations
 
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -44,6 +43,7 @@ from fingerprint.slices import (
     within,
 )
 from fingerprint.tensors import element_count
+from fingerprint.threads import thread_count
 from fingerprint.units import first_of, unit_of
 from fingerprint.vocabulary import Content, Depth
 
@@ -112,7 +112,7 @@ def quick_look(
             progress(stored)
         return record, stored
 
-    workers = workers or os.cpu_count() or 1
+    workers = workers or thread_count()
     with threadpool_limits(1, "blas"), waiting or nullcontext(), ThreadPoolExecutor(workers) as pool:
         looked = list(pool.map(look, range(len(tensors))))
     records = tuple(record for record, _ in looked)

@@ -14,7 +14,8 @@ What an engine owes, and the protocol suite (``tests/test_index.py``) asks of ea
 - A search counts models, not rows, ties included (see ``signatures.index``), and its scores are those of the stored
   vectors, to ``TIE``. An engine that does not compare with every row may miss some; ``status`` states the recall below
   which ``fp index check`` calls it broken.
-- Errors of files, servers and libraries become ``EngineError``: the registry then searches what is missing in memory.
+- Errors of files and libraries become ``EngineError``: the registry then searches what is missing in memory. An engine
+  that was asked for and cannot be reached raises ``EngineAwayError``, which ends the search: nothing takes its place.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ class EngineError(RegistryError):
 
 class EngineBehindError(EngineError):
     """Another process changed the engine since its mark was read."""
+
+
+class EngineAwayError(EngineError):
+    """An engine that was asked for (``FP_INDEX``) cannot be reached or used."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from fingerprint.errors import RegistryBrokenError, RegistryBusyError, RegistryError
 from fingerprint.slices import DIGESTED_SLICES
-from signatures.engine import START, EngineBehindError, EngineError, EngineStatus, Mark
+from signatures.engine import START, EngineAwayError, EngineBehindError, EngineError, EngineStatus, Mark
 from signatures.engines import open_engine
 from signatures.index import FlatIndex, Hits, blocks_of, merged, without_models
 from signatures.index_check import Checked, check
@@ -147,8 +147,13 @@ class Indexes:
     def follow(self) -> None:
         """Keep the engines close to the registry; a search makes up for whatever fails here."""
         for kind in Vectors:
-            with suppress(RegistryError):
+            try:
                 self._follow(kind)
+            except EngineAwayError as error:
+                _log.warning("the registry was changed, and the index does not know it yet: %s", error)
+                return
+            except RegistryError as error:
+                _log.info("the index is left as it is: %s", error)
 
     def rebuild(self) -> None:
         """Make everything anew from the signatures; raises ``RegistryError`` if it cannot be written."""
@@ -241,6 +246,8 @@ class Indexes:
                     engine.update(removed, self._rows(kind, added), since, changes[1])
             except EngineBehindError:
                 continue
+            except EngineAwayError:
+                raise
             except EngineError as error:
                 _log.info("the index is not written now (%s); this search uses one in memory", error)
                 self._hold(kind, engine.mark())

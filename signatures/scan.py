@@ -194,7 +194,8 @@ def build_report(
     declared bases; ``models`` all that it was compared with, which the suspect's claims may name.
     """
     ordered = sorted(findings, key=lambda one: (-one.confidence.rank, one.distance, one.model.id))
-    cover = gather(ordered[0].comparison.suspect, [finding.comparison for finding in ordered]) if ordered else None
+    with threadpool_limits(1, "blas"):  # the last digits must not depend on how many processors there are
+        cover = gather(ordered[0].comparison.suspect, [finding.comparison for finding in ordered]) if ordered else None
     decide_links(ordered, cover, bases)
     merged = cover.models if cover is not None and len(cover.models) > 1 else set()
     declared = {name.lower() for name in bases}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from fingerprint.errors import UsageError
 from signatures.engine import Mark
 from signatures.index_folder import IndexFolder, Tuning
@@ -26,6 +28,21 @@ ENGINES: dict[str, Callable[[Path, str, int], Engine]] = {
     "lists": lambda folder, key, width: IndexFolder(folder, key, width, TINY),
 }
 """By name: what opens the engine of a registry's key, in a folder, for vectors of a width."""
+
+
+def _embedded(folder: Path, key: str, width: int, index: str = "FLAT") -> Engine:
+    """Embedded Milvus; the folder is not called as a kind of vectors is, which names of collections come from."""
+    from signatures.milvus import MilvusEngine, place_of
+
+    place = place_of(f"milvus://{folder}/milvus.db?index={index}")
+    assert place is not None
+    return MilvusEngine(place, folder / "index", key, width)
+
+
+ENGINES["milvus"] = _embedded
+
+NAMES = [pytest.param(name, marks=pytest.mark.engines) if name == "milvus" else name for name in ENGINES]
+"""For ``parametrize``: ``make test-engines`` runs those that need packages which the other tests do without."""
 
 
 class EngineIndex:

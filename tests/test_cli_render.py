@@ -81,7 +81,14 @@ KINDS = [
     Kind("scan", report_view(), tuple(REPORTS.values())),
     Kind("compare", report_view(COMPARE_SCHEMA), (REPORTS["lineage"],)),
     Kind("list", model_view(), (RECORD, RECORD)),
-    Kind("register", REGISTRATION_VIEW, tuple(Registered(step, "acme/alias", RECORD, HOSTILE, 3) for step in Step)),
+    Kind(
+        "register",
+        REGISTRATION_VIEW,
+        (
+            *(Registered(step, HOSTILE, "acme/alias", RECORD, HOSTILE, 3) for step in Step if step is not Step.ERROR),
+            Registered(Step.ERROR, HOSTILE, "acme/alias", None, HOSTILE, 3, HOSTILE),
+        ),
+    ),
     Kind(
         "index",
         INDEX_VIEW,

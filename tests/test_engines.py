@@ -10,7 +10,7 @@ import pytest
 from fingerprint.errors import UsageError
 from signatures.engine import START, EngineBehindError, Mark
 from signatures.engines import open_engine
-from tests.engines import ENGINES
+from tests.engines import ENGINES, NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ def rows(model: int, count: int = 12) -> tuple[np.ndarray, np.ndarray]:
     return np.arange(count) * 2, (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=NAMES)
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Engine]:
     """Opens the engine of one registry, every time as another process would."""
     return lambda key="key": ENGINES[request.param](tmp_path / "index", key, WIDTH)

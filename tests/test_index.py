@@ -26,7 +26,7 @@ from signatures.index import (
     unit_vectors,
     without_models,
 )
-from tests.engines import ENGINES, EngineIndex
+from tests.engines import ENGINES, NAMES, EngineIndex
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,7 @@ def saved(request: pytest.FixtureRequest) -> Kind:
     return request.param
 
 
-@pytest.fixture(params=["exact in memory", "flat in memory", *ENGINES])
+@pytest.fixture(params=["exact in memory", "flat in memory", *NAMES])
 def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int], VectorIndex]:
     if request.param.endswith("in memory"):
         return ExactIndex if request.param.startswith("exact") else FlatIndex
@@ -213,7 +213,7 @@ def test_parts_are_joined_as_one_index_would_answer() -> None:
         assert_agree(merged([part.search(queries, n) for part in parts], n), whole.search(queries, n))
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", NAMES)
 def test_an_engine_that_was_added_to_and_taken_from_agrees_with_the_slow_search(engine: str, tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     slow = ExactIndex(WIDTH)

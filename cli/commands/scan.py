@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli import options
+from cli.bulk import Answer
 from cli.exits import Exit, of_report, strongest
 from cli.paths import STANDARD
 from signatures.report import (
@@ -21,8 +23,10 @@ from signatures.report import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cli.bulk import Bulk
     from cli.console import Console
     from cli.render.write import Writer
+    from cli.tasks import ScanTask
     from signatures.registry import Registry
     from signatures.scan import ScanOptions
 
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
 @options.globs
 @options.depth
 @options.remote
+@options.bulk
 @click.option(
     "-0", "--null", is_flag=True, help="Paths on standard input end with NUL (find -print0), not with a line break."
 )
@@ -59,6 +64,9 @@ def command(
     fail_on: str,
     top_k: int,
     null: bool,
+    executor: str | None,
+    jobs: int | None,
+    resume: str | None,
     format: str,  # noqa: A002 - the option's word
     output: str | None,
     **chosen: Any,
@@ -66,12 +74,14 @@ def command(
     """Match suspects against the registered models.
 
     PATH is a checkpoint (a file, a folder, an index of shards) or a signature; - reads a list of paths from standard
-    input. An error of one suspect does not stop the rest.
+    input. An error of one suspect does not stop the rest. With --jobs several are scanned at once; the results come in
+    the order of the list in any case. With --resume a run that was interrupted goes on where it stopped.
 
     Exit status: 1 if there is a match at or above --fail-on, else 2 if there was an error, else 3 if a scan was not
     whole or inconclusive, or the list of paths was empty, else 0. Siblings, shared components and common
     initialisation do not raise it.
     """
+    from cli.bulk import Bulk
     from cli.messages import route
     from cli.output import refuse_overwriting
     from cli.registry import open_if_any
@@ -82,13 +92,15 @@ def command(
     console = options.console(ctx)
     route(console)
     refuse_overwriting(output, paths)
+    refuse_overwriting(resume, (*paths, *([output] if output else [])))
+    bulk = Bulk(executor, jobs, resume)
     wanted = ScanOptions(top_k=top_k, **chosen)
     statuses: list[Exit] = []
     with keeping(statuses, console), open_if_any(registry) as opened:
         if opened is not None:
             _require_models(opened, wanted.base)
         with writing(report_view(), format, output, console) as writer:
-            for report in _reports(opened, paths, wanted, console, null=null):
+            for report in _reports(opened, paths, wanted, console, bulk, null=null):
                 statuses.append(of_report(report, Confidence(fail_on)))
                 if report.error is not None:
                     console.error(report.error)
@@ -106,12 +118,94 @@ def _require_models(registry: Registry, names: tuple[str, ...]) -> None:
 
 
 def _reports(
-    registry: Registry | None, paths: tuple[str, ...], wanted: ScanOptions, console: Console, *, null: bool
+    registry: Registry | None, paths: tuple[str, ...], wanted: ScanOptions, console: Console, bulk: Bulk, *, null: bool
 ) -> Iterator[Report]:
+    """The reports in the order of the paths, by whom ``bulk`` says."""
+    from cli.bulk import worked
     from cli.paths import expanded
 
-    for path in expanded(paths, null=null):
-        yield _scan_one(registry, path, wanted, console)
+    if bulk.alone and bulk.resume is None:
+        for path in expanded(paths, null=null):
+            yield scan_one(registry, path, wanted, console)
+        return
+    _require_shared(bulk)
+    with bulk.journal(lambda: _settings(registry, wanted)) as journal:
+
+        def known(path: str) -> Report | None:
+            return None if journal is None else _from_journal(journal.result(path))
+
+        def done(path: str, report: Report) -> None:
+            if journal is not None and report.error is None:  # an error is tried again by the next run
+                journal.add(path, report.to_json())
+
+        here = _Here(registry, wanted, console)
+        with bulk.workers(here, lambda: _task(registry, wanted, console)) as workers:
+            total = None if STANDARD in paths else len(paths)
+            for _, report in worked(workers, expanded(paths, null=null), console, total=total, known=known, done=done):
+                yield report
+
+
+def _require_shared(bulk: Bulk) -> None:
+    """Raise ``UsageError`` if several processes are to search where one at a time can."""
+    from fingerprint.errors import UsageError
+    from signatures.engines import serves_one_process
+
+    if not bulk.alone and serves_one_process():
+        raise UsageError(
+            "FP_INDEX names embedded Milvus, which serves one process at a time: leave out --jobs and --executor, "
+            "or let it name a server"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """The task of a list where this process does the work."""
+
+    registry: Registry | None
+    wanted: ScanOptions
+    console: Console
+
+    def do(self, item: str) -> Answer[Report]:
+        """See ``Task.do``."""
+        return Answer(scan_one(self.registry, item, self.wanted, self.console))
+
+    def lost(self, item: str, reason: str) -> Answer[Report]:
+        """See ``Task.lost``."""
+        return Answer(failed(item, reason))
+
+
+def _task(registry: Registry | None, wanted: ScanOptions, console: Console) -> ScanTask:
+    import os
+
+    from cli.tasks import ScanTask
+
+    folder = None if registry is None else os.path.abspath(registry.folder)
+    return ScanTask(os.getcwd(), folder, wanted, console.verbosity)
+
+
+def _settings(registry: Registry | None, wanted: ScanOptions) -> dict[str, Any]:
+    """What reports depend on besides the suspect: the registered models with their names, options, the program."""
+    import hashlib
+    from dataclasses import asdict
+    from importlib.metadata import version
+
+    names = hashlib.sha256()
+    for record in () if registry is None else registry.models():
+        entries = [(entry.name, entry.base) for entry in record.registrations]
+        names.update(f"{record.id} {record.identity} {entries}\n".encode())
+    return {"task": "scan", "program": version("weightprint"), "models": names.hexdigest(), **asdict(wanted)}
+
+
+def _from_journal(values: Any) -> Report | None:
+    """A report as the journal keeps it; None if there is none, or if another version of the program wrote it."""
+    from signatures.bulk.parsed import parsed
+
+    if values is None:
+        return None
+    try:
+        return parsed(Report, values)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _hand_out(report: Report, writer: Writer[Report], statuses: list[Exit], *, last: bool) -> None:
@@ -126,7 +220,7 @@ def _hand_out(report: Report, writer: Writer[Report], statuses: list[Exit], *, l
         raise
 
 
-def _scan_one(registry: Registry | None, path: str, wanted: ScanOptions, console: Console) -> Report:
+def scan_one(registry: Registry | None, path: str, wanted: ScanOptions, console: Console) -> Report:
     """The report of one suspect, also for what no reader expected."""
     from cli.progress import reading
     from fingerprint.errors import RegistryError, WeightprintError
@@ -141,10 +235,10 @@ def _scan_one(registry: Registry | None, path: str, wanted: ScanOptions, console
         raise
     except WeightprintError as error:
         console.trace(error)
-        return _failed(path, f"{path}: {error}")
+        return failed(path, f"{path}: {error}")
     except Exception as error:  # noqa: BLE001 - a defect met in one suspect must not hide the results of the others
         console.trace(error)
-        return _failed(path, f"{path}: unexpected {type(error).__name__}: {error} (a defect of this program)")
+        return failed(path, f"{path}: unexpected {type(error).__name__}: {error} (a defect of this program)")
 
 
 def _not_compared(path: str, registry: Registry | None, console: Console) -> Report:
@@ -182,7 +276,7 @@ def _not_compared(path: str, registry: Registry | None, console: Console) -> Rep
                 )
     except WeightprintError as error:
         console.trace(error)
-        return _failed(path, str(error))
+        return failed(path, str(error))
     return Report(
         suspect=suspect,
         verdict=Verdict.INCONCLUSIVE,
@@ -197,7 +291,8 @@ def _not_compared(path: str, registry: Registry | None, console: Console) -> Rep
     )
 
 
-def _failed(path: str, message: str) -> Report:
+def failed(path: str, message: str) -> Report:
+    """The report of a suspect that could not be scanned."""
     return Report(
         suspect=SuspectSummary(path=path),
         verdict=Verdict.ERROR,

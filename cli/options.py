@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -19,7 +20,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 REGISTRY_VARIABLE: Final = "FP_REGISTRY"
 _REMOTE: Final = "fp.remote"
-
+_for_another: ContextVar[Mapping[str, bool]] = ContextVar("for_another")
 
 PATH: Final = click.Path()
 """Any path: what is wrong with one is said by the readers. The type lets the shell complete file names."""
@@ -216,8 +217,19 @@ def located(path: str) -> str | os.PathLike[str]:
 
     if not is_remote(path):
         return path
-    wanted = click.get_current_context().meta.get(_REMOTE, {})
+    wanted: dict[str, Any] = {**fetching()}
     return Location(path, replace(RemoteOptions.from_environment(), **wanted))
+
+
+def fetching() -> dict[str, bool]:
+    """How the command line wants URLs to be fetched; in a process that works for another one, the other's."""
+    context = click.get_current_context(silent=True)
+    return dict(_for_another.get({}) if context is None else context.meta.get(_REMOTE, {}))
+
+
+def fetch_as(chosen: Mapping[str, bool]) -> None:
+    """In a process that works for another one: fetch as that one was told (its ``fetching``)."""
+    _for_another.set(chosen)
 
 
 def _set_remote(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from cli import options
 from cli.exits import Exit, strongest
 from cli.render.registration import Registered, Step
 
@@ -101,7 +102,7 @@ def _registered(
         def known(entry: Entry) -> Measured | None:
             return None if journal is None else writer.remembered(entry, journal)
 
-        here, task = _Here(depth, console), MeasureTask(os.getcwd(), depth, console.verbosity)
+        here, task = _Here(depth, console), MeasureTask(os.getcwd(), depth, console.verbosity, options.fetching())
         with bulk.workers(here, lambda: task) as workers:
             window = _AHEAD * workers.slots
             for entry, measured in worked(workers, entries, console, total=total, window=window, known=known):

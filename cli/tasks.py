@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from cli import options
 from cli.bulk import Answer
 from cli.console import Gathered
 from cli.messages import route
 from fingerprint.errors import WeightprintError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from cli.console import Console
     from cli.worklist import Entry
     from signatures.registry import Registry
@@ -29,12 +32,13 @@ class ScanTask:
     registry: str | None
     options: ScanOptions
     verbosity: int
+    fetching: Mapping[str, bool]
 
     def do(self, item: str) -> Answer[Report]:
         """See ``Task.do``."""
         from cli.commands.scan import scan_one
 
-        console = _console(self.cwd, self.verbosity)
+        console = _console(self)
         opened = None if self.registry is None else _opened(self.registry)
         report = scan_one(opened, item, self.options, console)
         return Answer(report, tuple(console.told))
@@ -61,10 +65,11 @@ class MeasureTask:
     cwd: str
     depth: str
     verbosity: int
+    fetching: Mapping[str, bool]
 
     def do(self, item: Entry) -> Answer[Measured]:
         """See ``Task.do``."""
-        console = _console(self.cwd, self.verbosity)
+        console = _console(self)
         return measured_by(item, self.depth, console)
 
     def lost(self, item: Entry, reason: str) -> Answer[Measured]:
@@ -92,10 +97,11 @@ def _naming(path: str, message: str) -> str:
     return message if path in message else f"{path}: {message}"
 
 
-def _console(cwd: str, verbosity: int) -> Gathered:
+def _console(task: ScanTask | MeasureTask) -> Gathered:
     with suppress(OSError):  # another machine may not have it: relative paths are then not found, which is an error
-        os.chdir(cwd)
-    console = Gathered(verbosity)
+        os.chdir(task.cwd)
+    options.fetch_as(task.fetching)
+    console = Gathered(task.verbosity)
     route(console)
     return console
 

@@ -6,13 +6,14 @@ import os
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from fingerprint.claims import ClaimKind, Claims, comparable, model_name, names_same
 from signatures.report import Confidence, Link, Relation, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from fingerprint.claims import Claim
     from signatures.records import ModelRecord
@@ -85,14 +86,21 @@ _SHOWN: Final = 3
 
 
 def check_claims(
-    claims: Claims, matches: Sequence[Match], models: Sequence[ModelRecord], verdict: Verdict, *, adapter: bool = False
+    claims: Claims,
+    matches: Sequence[Match],
+    named: Callable[[str], Sequence[ModelRecord]] | None,
+    verdict: Verdict,
+    *,
+    adapter: bool = False,
+    registered: bool = True,
 ) -> ClaimsReport:
     """What claims and weights make of one another.
 
-    ``matches`` are all that were found, the nearest first; ``models`` all that the suspect was compared with;
-    ``adapter``: its weights are what it adds to a base, and need not be alike to those of the base.
+    ``matches`` are all that were found, the nearest first; ``named`` gives the models that a name may mean, of those
+    that the suspect was compared with, None if there are none; ``registered``: they are a registry's; ``adapter``: the
+    suspect's weights are what it adds to a base, and need not be alike to those of the base.
     """
-    checker = _Checker(matches, models, verdict, adapter=adapter)
+    checker = _Checker(matches, named or (lambda _: ()), verdict, adapter=adapter, registered=registered)
     checked = tuple(checker.check(claim) for claim in claims.claims)
     unnamed = checker.unnamed(checked)
     statements = [one.says for one in checked if one.says]
@@ -110,13 +118,19 @@ def check_claims(
 
 class _Checker:
     def __init__(
-        self, matches: Sequence[Match], models: Sequence[ModelRecord], verdict: Verdict, *, adapter: bool
+        self,
+        matches: Sequence[Match],
+        named: Callable[[str], Sequence[ModelRecord]],
+        verdict: Verdict,
+        *,
+        adapter: bool,
+        registered: bool,
     ) -> None:
         self._matches = {match.model: match for match in matches}
-        self._models = [(model, _names(model)) for model in models]
+        self._meant = cache(named)
         self._verdict = verdict
         self._adapter = adapter
-        self._registry = any(model.identity for model in models) or not models
+        self._registry = registered
 
     def check(self, claim: Claim) -> CheckedClaim:
         """How ``claim`` stands."""
@@ -136,7 +150,8 @@ class _Checker:
         """Models whose weights are shared and that no claim accounts for."""
         named = {one.registered for one in checked if one.registered is not None}
         for _ in range(_MOST_GENERATIONS):
-            bases = {model.base for model, _ in self._models if model.name in named and model.base is not None}
+            known = (model for name in named for model in self._meant(name) if model.name == name)
+            bases = {model.base for model in known if model.base is not None}
             further = {found.name for base in bases if (found := self._registered(base)) is not None} - named
             if not further:
                 break
@@ -185,7 +200,7 @@ class _Checker:
 
     def _registered(self, name: str) -> ModelRecord | None:
         """The model of that name; a matched one, if one without its organisation may stand for several."""
-        found = [model for model, names in self._models if any(names_same(name, one) for one in names)]
+        found = self._meant(name)
         exact = [model for model in found if any(one.lower() == name.lower() for one in _names(model))]
         matched = [model for model in found if model.name in self._matches]
         return next(iter([*exact, *matched, *found]), None)
@@ -205,6 +220,11 @@ def _other_relation(claim: Claim, match: Match) -> str:
     if accepted is None or match.relation in accepted:
         return ""
     return f', though not as the claimed "{claim.relation}"'
+
+
+def may_name(name: str, model: ModelRecord) -> bool:
+    """Whether a claim that writes ``name`` may mean ``model``."""
+    return any(names_same(name, one) for one in _names(model))
 
 
 def _names(model: ModelRecord) -> list[str]:

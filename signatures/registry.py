@@ -5,12 +5,14 @@ This module and what it imports at the top cost no numpy and no FAISS; listing m
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from fingerprint.claims import names_same
 from fingerprint.errors import (
     MalformedSignatureError,
     NameTakenError,
@@ -109,6 +111,12 @@ class Registry:
     def models(self) -> tuple[ModelRecord, ...]:
         """All models, in the order of their ids."""
         return self._store.models()
+
+    def resembling(self, name: str) -> tuple[ModelRecord, ...]:
+        """The models that somebody may mean who writes ``name`` (see ``fingerprint.claims.names_same``)."""
+        model = re.sub(r"[^A-Za-z0-9.]+", "%", name.rpartition("/")[2])
+        found = self._store.named_like(f"%{model}%") if model.strip("%.") else self._store.models()
+        return tuple(one for one in found if any(names_same(name, entry.name) for entry in one.registrations))
 
     def count(self) -> int:
         """How many models there are; ``models`` reads all of them."""

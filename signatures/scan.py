@@ -16,7 +16,7 @@ from fingerprint.comparing.matching import layer_map
 from fingerprint.errors import InputError, SignatureError, UsageError
 from fingerprint.readers.findings import FindingCode
 from fingerprint.vocabulary import Content, Depth, Frame
-from signatures.claims import check_claims
+from signatures.claims import check_claims, may_name
 from signatures.mixture import gather
 from signatures.parts import parts_of
 from signatures.records import anonymous_model
@@ -153,7 +153,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
         top_k=options.top_k,
         registry=RegistrySummary(models, registry.digest),
         seconds=time.perf_counter() - started,
-        models=models,
+        named=registry.resembling,
     )
 
 
@@ -186,12 +186,12 @@ def build_report(
     second_look: bool = True,
     bases: Sequence[str] = (),
     top_k: int = 10,
-    models: Sequence[ModelRecord] = (),
+    named: Callable[[str], Sequence[ModelRecord]] | None = None,
 ) -> Report:
     """The report of a suspect with the candidates that reached ``possible``.
 
     ``second_look`` is false where the suspect's weights could not be read again as comparisons asked for; ``bases`` are
-    declared bases; ``models`` all that it was compared with, which the suspect's claims may name.
+    declared bases; ``named`` finds the registered models that a claim may mean, by name (``Registry.resembling``).
     """
     ordered = sorted(findings, key=lambda one: (-one.confidence.rank, one.distance, one.model.id))
     with threadpool_limits(1, "blas"):  # the last digits must not depend on how many processors there are
@@ -215,7 +215,14 @@ def build_report(
         notes=_notes(suspect, matches, registry),
         registry=registry,
         seconds=seconds,
-        claims=check_claims(read_claims(suspect.claims), matches, models, verdict, adapter=_is_adapter(suspect)),
+        claims=check_claims(
+            read_claims(suspect.claims),
+            matches,
+            named,
+            verdict,
+            adapter=_is_adapter(suspect),
+            registered=bool(registry.digest),
+        ),
         parts=parts_of(suspect, ordered),
     )
 
@@ -453,7 +460,7 @@ def compare_paths(
                 second_look=second.measured is not None,
                 registry=RegistrySummary(1, ""),
                 seconds=0.0,
-                models=[model],
+                named=lambda name: [model] if may_name(name, model) else [],
             )
 
         depths = theirs.depths(options.depth)

@@ -149,6 +149,10 @@ class Store:
             found = self._records("WHERE models.id IN (SELECT model FROM registrations WHERE name = ?)", (name,))
         return found[0] if found else None
 
+    def named_like(self, pattern: str) -> tuple[ModelRecord, ...]:
+        """The models one of whose names is like ``pattern``, as SQL's LIKE understands it."""
+        return self._records("WHERE models.id IN (SELECT model FROM registrations WHERE name LIKE ?)", (pattern,))
+
     def count(self) -> int:
         """How many models there are."""
         with _translated(self.folder):

@@ -25,7 +25,7 @@ from fingerprint.readers.bounded_yaml import (
     read_yaml,
 )
 from fingerprint.readers.cards import MAX_NAMED
-from signatures.claims import Standing, check_claims
+from signatures.claims import Standing, check_claims, may_name
 from signatures.records import anonymous_model
 from signatures.report import Confidence, Link, Relation, Verdict
 from tests.cli_support import tuned, weights
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from signatures.records import ModelRecord
     from tests.cli_support import Ran, Zoo
 
     Program = Callable[..., Ran]
@@ -291,6 +292,10 @@ BASE = Claim(ClaimKind.BASE, "Acme/Base", "README.md: base_model", "Acme/Base", 
 FOUND = match(model="acme/base")
 
 
+def among(*models: ModelRecord) -> Callable[[str], list[ModelRecord]]:
+    return lambda name: [model for model in models if may_name(name, model)]
+
+
 @pytest.mark.parametrize(
     ("claim", "found", "verdict", "standing", "phrase"),
     [
@@ -309,47 +314,47 @@ FOUND = match(model="acme/base")
     ],
 )
 def test_every_standing_of_a_claim(claim: Claim, found: Any, verdict: Verdict, standing: Standing, phrase: str) -> None:
-    result = check_claims(Claims((claim,)), [found] if found else [], [RECORD], verdict)
+    result = check_claims(Claims((claim,)), [found] if found else [], among(RECORD), verdict)
     (checked,) = result.checked
     assert checked.standing is standing
     assert phrase in checked.says
 
 
 def test_an_adapter_need_not_resemble_its_base() -> None:
-    (checked,) = check_claims(Claims((BASE,)), [], [RECORD], Verdict.NO_MATCH, adapter=True).checked
+    (checked,) = check_claims(Claims((BASE,)), [], among(RECORD), Verdict.NO_MATCH, adapter=True).checked
     assert checked.standing is Standing.UNCHECKED
 
 
 def test_copies_of_what_was_trained_from_scratch_contradict_nothing() -> None:
     scratch = Claims((Claim(ClaimKind.SCRATCH, "from scratch", "README.md"),))
     copy = match(model="acme/base", relation=Relation.DTYPE_CAST)
-    (checked,) = check_claims(scratch, [copy], [RECORD], Verdict.MATCH).checked
+    (checked,) = check_claims(scratch, [copy], among(RECORD), Verdict.MATCH).checked
     assert checked.standing is Standing.UNCHECKED
     assert "the weights are those of acme/base" in checked.says
 
 
 def test_shared_weights_that_no_claim_names_are_said() -> None:
     other = match(model="other/model")
-    result = check_claims(Claims((BASE,)), [other, FOUND], [RECORD], Verdict.MATCH)
+    result = check_claims(Claims((BASE,)), [other, FOUND], among(RECORD), Verdict.MATCH)
     assert result.unnamed == ("other/model",)
     assert result.statements[-1] == "no claim names other/model (fine-tuned, certain), whose weights are shared"
-    silent = check_claims(Claims(described=True), [FOUND], [RECORD], Verdict.MATCH)
+    silent = check_claims(Claims(described=True), [FOUND], among(RECORD), Verdict.MATCH)
     assert silent.statements == ("names no base, but shares weights with acme/base (fine-tuned, certain)",)
-    copy = check_claims(Claims(described=True), [match(relation=Relation.QUANTISED)], [], Verdict.MATCH)
+    copy = check_claims(Claims(described=True), [match(relation=Relation.QUANTISED)], None, Verdict.MATCH)
     assert copy.statements == ("no claim names acme/base-7b (quantised, certain), whose weights these are",)
-    assert check_claims(Claims(), [FOUND], [RECORD], Verdict.MATCH).statements == ()
+    assert check_claims(Claims(), [FOUND], among(RECORD), Verdict.MATCH).statements == ()
 
 
 def test_the_registered_base_of_a_claimed_model_counts_as_named() -> None:
     public = replace(RECORD, id=2, registrations=(replace(RECORD.registrations[0], name="public/base", base=None),))
-    result = check_claims(Claims((BASE,)), [FOUND, match(model="public/base")], [RECORD, public], Verdict.MATCH)
+    result = check_claims(Claims((BASE,)), [FOUND, match(model="public/base")], among(RECORD, public), Verdict.MATCH)
     assert result.unnamed == ()
 
 
 def test_a_path_stands_for_the_names_in_it() -> None:
     ours = anonymous_model("/data/acme/base/model.safetensors")
     found = match(model=ours.name)
-    (checked,) = check_claims(Claims((BASE,)), [found], [ours], Verdict.MATCH).checked
+    (checked,) = check_claims(Claims((BASE,)), [found], among(ours), Verdict.MATCH).checked
     assert checked.standing is Standing.CONFIRMED
 
 

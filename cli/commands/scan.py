@@ -180,7 +180,7 @@ def _task(registry: Registry | None, wanted: ScanOptions, console: Console) -> S
     from cli.tasks import ScanTask
 
     folder = None if registry is None else os.path.abspath(registry.folder)
-    return ScanTask(os.getcwd(), folder, wanted, console.verbosity)
+    return ScanTask(os.getcwd(), folder, wanted, console.verbosity, options.fetching())
 
 
 def _settings(registry: Registry | None, wanted: ScanOptions) -> dict[str, Any]:
@@ -287,7 +287,7 @@ def _not_compared(path: str, registry: Registry | None, console: Console) -> Rep
         notes=("the registry is empty: there was nothing to compare with",),
         registry=RegistrySummary(0, "" if registry is None else registry.digest),
         seconds=0.0,
-        claims=check_claims(read_claims(claimed), (), (), Verdict.INCONCLUSIVE),
+        claims=check_claims(read_claims(claimed), (), None, Verdict.INCONCLUSIVE),
     )
 
 

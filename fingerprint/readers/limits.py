@@ -34,7 +34,7 @@ from fingerprint.readers import (
     torch_zip,
     zips,
 )
-from fingerprint.remote import hub, pages, session, transfer
+from fingerprint.remote import connections, hub, pages, session, transfer
 
 
 def _size(number: int) -> str:
@@ -118,7 +118,7 @@ LIMITS: Final = (
     ("TensorFlow.js: `model.json`; shards", f"{_size(tfjs.MAX_MODEL)}; {tfjs.MAX_SHARDS:,}"),
     (
         "fetched: redirects; headers of an answer; pages of a list of files, bytes of one",
-        f"{session.MAX_REDIRECTS}; {_size(session.MAX_HEAD)}; {hub.MAX_PAGES}, {_size(hub.MAX_ANSWER)}",
+        f"{session.MAX_REDIRECTS}; {_size(connections.MAX_HEAD)}; {hub.MAX_PAGES}, {_size(hub.MAX_ANSWER)}",
     ),
     (
         "fetched: one read; kept in memory of all files",

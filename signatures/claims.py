@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from enum import StrEnum
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
 from fingerprint.claims import ClaimKind, Claims, comparable, model_name, names_same
-from signatures.report import Confidence, Link, Relation, Verdict
+from signatures.report import CheckedClaim, ClaimsReport, Confidence, Link, Relation, Standing, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -18,57 +16,6 @@ if TYPE_CHECKING:
     from fingerprint.claims import Claim
     from signatures.records import ModelRecord
     from signatures.report import Match
-
-
-class Standing(StrEnum):
-    """How a claim stands to the weights.
-
-    ``CONFIRMED``: they are shared with the model that is named, at ``likely`` or better. ``PARTLY``: only a part of
-    them, a common initialisation, or the evidence is weak. ``SIBLING``: both come from another registered model, and
-    nothing beyond that is shared. ``CONTRADICTED``: said to be trained without a base, and shares weights.
-    ``UNSUPPORTED``: the named model is registered, and no shared weights were found. ``UNREGISTERED``: nobody
-    registered a model of that name. ``UNCHECKED``: this scan cannot tell.
-    """
-
-    CONFIRMED = "confirmed"
-    PARTLY = "partly"
-    SIBLING = "sibling"
-    CONTRADICTED = "contradicted"
-    UNSUPPORTED = "unsupported"
-    UNREGISTERED = "unregistered"
-    UNCHECKED = "unchecked"
-
-
-@dataclass(frozen=True, slots=True)
-class CheckedClaim:
-    """A claim (see ``fingerprint.claims.Claim``), the registered model of that name, if any, and how it stands.
-
-    ``says`` is a sentence without a full stop.
-    """
-
-    kind: ClaimKind
-    value: str
-    source: str
-    relation: str
-    part: str
-    registered: str | None
-    standing: Standing
-    says: str
-
-
-@dataclass(frozen=True, slots=True)
-class ClaimsReport:
-    """The claims of a suspect beside what its weights say; never a part of the evidence.
-
-    ``unnamed`` are models whose weights the suspect shares, which no claim names and no claimed model is registered as
-    derived from. ``statements`` say what claims and weights make of one another.
-    """
-
-    checked: tuple[CheckedClaim, ...] = ()
-    unnamed: tuple[str, ...] = ()
-    architectures: tuple[str, ...] = ()
-    quantisation: str = ""
-    statements: tuple[str, ...] = ()
 
 
 _ACCEPTED: Final = {

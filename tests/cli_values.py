@@ -6,10 +6,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from fingerprint.claims import ClaimKind
-from signatures.claims import CheckedClaim, ClaimsReport, Standing
 from signatures.indexes import IndexCheck, IndexStatus
 from signatures.records import ModelRecord, Registration
 from signatures.report import (
+    CheckedClaim,
+    ClaimsReport,
     Component,
     Confidence,
     Coverage,
@@ -23,6 +24,7 @@ from signatures.report import (
     RegistrySummary,
     Relation,
     Report,
+    Standing,
     SuspectSummary,
     Verdict,
 )

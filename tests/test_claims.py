@@ -25,9 +25,9 @@ from fingerprint.readers.bounded_yaml import (
     read_yaml,
 )
 from fingerprint.readers.cards import MAX_NAMED
-from signatures.claims import Standing, check_claims, may_name
+from signatures.claims import check_claims, may_name
 from signatures.records import anonymous_model
-from signatures.report import Confidence, Link, Relation, Verdict
+from signatures.report import Confidence, Link, Relation, Standing, Verdict
 from tests.cli_support import tuned, weights
 from tests.cli_values import RECORD, match
 

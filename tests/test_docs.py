@@ -16,8 +16,7 @@ from benchmarks.lineage.derive_cases import Verdict as Truth
 from benchmarks.lineage.derive_table import all_cases
 from cli.exits import Exit
 from cli.main import fp
-from signatures.claims import Standing
-from signatures.report import Confidence, Link, Relation, Verdict
+from signatures.report import Confidence, Link, Relation, Standing, Verdict
 from tests.small_models import low_rank_change, model, save
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from signatures.signature import Signature
 
 
-def signature_of(path: str, console: Console, depth: str) -> Signature:
+def signature_of(path: str, console: Console, depth: str | None) -> Signature:
     """The signature of a checkpoint at ``depth``, or of a signature file, whatever its depth; what was noticed while
-    reading becomes warnings.
+    reading becomes warnings. Without ``depth`` everything is read, unless much would have to be fetched.
 
     Raises ``InputError``, ``SignatureError``, ``UsageError``.
     """
@@ -28,7 +28,7 @@ def signature_of(path: str, console: Console, depth: str) -> Signature:
     if is_signature(path):
         return read_signature(path)
     with open_checkpoint(options.located(path)) as checkpoint, reading(console, path) as progress:
-        if depth == Depth.FULL:
+        if depth is None:
             _require_meant(checkpoint)
         measure = quick_look if depth == Depth.QUICK else measure_checkpoint
         measured = measure(checkpoint, progress=progress).fingerprint
@@ -46,15 +46,11 @@ def signature_of(path: str, console: Console, depth: str) -> Signature:
 
 def _require_meant(checkpoint: Checkpoint) -> None:
     """Raise ``UsageError`` where a large checkpoint would be fetched whole and nobody said so."""
-    import click
-    from click.core import ParameterSource
-
     from cli.text import file_size
     from fingerprint.errors import UsageError
     from signatures.suspect import AUTO_WHOLE
 
-    source = click.get_current_context().get_parameter_source("depth")
-    if checkpoint.transfer is not None and checkpoint.bytes > AUTO_WHOLE and source is ParameterSource.DEFAULT:
+    if checkpoint.transfer is not None and checkpoint.bytes > AUTO_WHOLE:
         raise UsageError(
             f"{checkpoint.path}: {file_size(checkpoint.bytes)} would be fetched; say --depth quick for a sample, "
             "or --depth full"

@@ -183,10 +183,8 @@ def registered_depth(command: Command) -> Command:
     return click.option(
         "--depth",
         type=click.Choice([Depth.QUICK.value, Depth.FULL.value]),
-        default=Depth.FULL.value,
-        show_default=True,
-        help="How much is read: full everything; quick a bounded sample, by which copies are found but no rewritten "
-        "or rearranged ones.",
+        help="How much is read: full everything (the default, but of large models elsewhere it must be said); quick a "
+        "bounded sample, by which copies are found but no rewritten or rearranged ones.",
     )(command)
 
 

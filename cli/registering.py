@@ -37,7 +37,7 @@ def register_list(
     console: Console,
     *,
     null: bool,
-    depth: str,
+    depth: str | None,
     replace: bool,
     registry: str | None,
     format: str,  # noqa: A002 - the option's word
@@ -87,7 +87,7 @@ def _entries(
 
 
 def _registered(
-    entries: Iterable[Entry], writer: _Writer, bulk: Bulk, console: Console, depth: str, total: int | None
+    entries: Iterable[Entry], writer: _Writer, bulk: Bulk, console: Console, depth: str | None, total: int | None
 ) -> Iterator[Registered]:
     from cli.bulk import worked
     from cli.tasks import MeasureTask
@@ -113,7 +113,7 @@ def _registered(
 class _Here:
     """The task of a list where this process does the work: warnings and bars go to the console at once."""
 
-    depth: str
+    depth: str | None
     console: Console
 
     def do(self, item: Entry) -> Answer[Measured]:

@@ -63,7 +63,7 @@ class MeasureTask:
     """Measures the model at an entry's path, seen from the folder ``cwd``."""
 
     cwd: str
-    depth: str
+    depth: str | None
     verbosity: int
     fetching: Mapping[str, bool]
 
@@ -77,7 +77,7 @@ class MeasureTask:
         return Answer(Measured(error=f"{item.path}: not registered: {reason}"))
 
 
-def measured_by(item: Entry, depth: str, console: Console) -> Answer[Measured]:
+def measured_by(item: Entry, depth: str | None, console: Console) -> Answer[Measured]:
     """Measure a model; whatever goes wrong with it is part of the answer, and so is what a ``Gathered`` was told."""
     from cli.measure import signature_of
     from signatures.signature import encode

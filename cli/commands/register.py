@@ -105,7 +105,7 @@ def _register_one(
     name: str,
     console: Console,
     *,
-    depth: str,
+    depth: str | None,
     base: str | None,
     registry: str | None,
     format: str,  # noqa: A002 - the option's word

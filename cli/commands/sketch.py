@@ -23,7 +23,7 @@ from cli.exits import Exit
 @options.remote
 @options.messages
 @click.pass_context
-def command(ctx: click.Context, /, *, path: str, output: str, force: bool, depth: str) -> Exit:
+def command(ctx: click.Context, /, *, path: str, output: str, force: bool, depth: str | None) -> Exit:
     """Measure a checkpoint and write its signature to a file.
 
     The signature can be registered elsewhere, or scanned in place of the weights, which it does not disclose.

@@ -8,7 +8,7 @@ ENGINES := $(VENV)/.engines
 CACHE  := .cache
 FAMILY ?= a
 
-.PHONY: help demo test test-engines check venv bench-lineage bench-errors bench-retrieval bench-retrieval-10k bench-vectors bench-registry bench-sizes bench-crash bench-resources bench-hostile bench-bulk clean
+.PHONY: help demo test test-engines check venv bench-lineage bench-errors bench-retrieval bench-retrieval-large bench-vectors bench-registry bench-sizes bench-crash bench-resources bench-hostile bench-bulk clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -57,7 +57,7 @@ bench-errors: $(STAMP) ## error rates of every test on unrelated models
 bench-retrieval: $(STAMP) ## a registry of 1,000 models: time of a search, and what the index misses
 	$(BIN)/python -m benchmarks.retrieval --zoo $(CACHE)/zoo --out docs/benchmarks
 
-bench-retrieval-10k: $(STAMP) ## the same with 10,000 models, rotated suspects among the damaged ones
+bench-retrieval-large: $(STAMP) ## the same with 10,000 models, rotated suspects among the damaged ones
 	$(BIN)/python -m benchmarks.retrieval --zoo $(CACHE)/zoo --models 10000 --out docs/benchmarks
 
 bench-vectors: $(STAMP) ## the index at 1, 3 and 10 million vectors: size, time, what it misses

@@ -8,7 +8,8 @@ ENGINES := $(VENV)/.engines
 CACHE  := .cache
 FAMILY ?= a
 
-.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-resources bench-remote bench-hostile bench-retrieval-10k bench-vectors bench-registry test-engines bench-bulk clean
+.PHONY: $(shell sed -nE 's/^([a-z0-9-]+):.*\#\#.*/.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-resources bench-remote bench-hostile bench-retrieval-10k bench-vectors bench-registry test-engines bench-bulk clean
+/p' $(firstword $(MAKEFILE_LIST)))
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -57,7 +58,7 @@ bench-errors: $(STAMP) ## error rates of every test on unrelated models
 bench-retrieval: $(STAMP) ## a registry of 1,000 models: time of a search, and what the index misses
 	$(BIN)/python -m benchmarks.retrieval --zoo $(CACHE)/zoo --out docs/benchmarks
 
-bench-retrieval-10k: $(STAMP) ## the same with 10,000 models, rotated suspects among the damaged ones
+bench-retrieval-large: $(STAMP) ## the same with 10,000 models, rotated suspects among the damaged ones
 	$(BIN)/python -m benchmarks.retrieval --zoo $(CACHE)/zoo --models 10000 --out docs/benchmarks
 
 bench-vectors: $(STAMP) ## the index at 1, 3 and 10 million vectors: size, time, what it misses

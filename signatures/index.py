@@ -270,8 +270,8 @@ class FlatIndex:
         faiss.write_index(self._index, str(path))
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        rows = {str(model): rows for model, rows in self._covers.items()}
-        about = {"width": self._width, "bytes": path.stat().st_size, "rows": rows}
+        models, rows = list(self._covers), list(self._covers.values())
+        about = {"width": self._width, "bytes": path.stat().st_size, "models": models, "rows": rows}
         write_flushed(_beside(path), json.dumps(about).encode())
 
     @classmethod
@@ -285,7 +285,7 @@ class FlatIndex:
                 raise RegistryBrokenError(f"{path}: the index has {size} bytes instead of {about['bytes']}")
             index = cls(about["width"])
             index._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-            index._covers = {int(model): int(rows) for model, rows in about["rows"].items()}
+            index._covers = dict(zip(about["models"], about["rows"], strict=True))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise RegistryBrokenError(f"{path}: not an index that can be read: {error}") from error
         if index._index.d != index._width or len(index) != sum(index._covers.values()):

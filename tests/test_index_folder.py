@@ -211,10 +211,9 @@ def test_models_without_vectors_are_covered(tmp_path: Path) -> None:
         assert registry.search(vectors(1), 3).models.shape[1] == 0
 
 
-def test_the_check_notices_inverted_lists_that_lead_nowhere(folder: Path, form: str, monkeypatch) -> None:
+@pytest.mark.parametrize("form", ["lists"], indirect=True)
+def test_the_check_notices_inverted_lists_that_lead_nowhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Codes of other vectors: complete, readable, with the right vectors beside them, and of no use."""
-    if form == "flat":
-        pytest.skip("there are no lists")
     import faiss
 
     for path in folder.glob("index/*/lists.faiss"):

@@ -28,13 +28,16 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.engines
-def test_an_item_whose_worker_is_killed_is_tried_again_and_given_up_in_the_end(tmp_path: Path) -> None:
+def test_an_item_whose_worker_is_killed_is_tried_again_and_given_up_in_the_end(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with closing(RayWorkers(Dies(str(tmp_path)), 2)) as workers:
         found = [result for _, result in in_order(workers, [1, 1 - ATTEMPTS, 2, -99, 3], window=9)]
     assert found[:3] == ["done 1", f"done {1 - ATTEMPTS}", "done 2"]
     assert found[3].startswith("lost -99: its worker in Ray was lost")
     assert found[4] == "done 3"
     assert len(list(tmp_path.glob("-99.*"))) == ATTEMPTS
+    assert capfd.readouterr() == ("", "")  # Ray itself says nothing: standard output is for results
 
 
 @pytest.mark.engines

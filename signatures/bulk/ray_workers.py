@@ -96,7 +96,13 @@ class RayWorkers(Generic[Item, Result]):
             options |= {"address": "local", "num_cpus": count, "include_dashboard": False}
         # Ray lets workers import from the folder that it is started in: that must be ours, not one with suspects.
         with contextlib.chdir(_ROOT):
-            self._ray.init(**options)
+            try:
+                self._ray.init(**options)
+            except Exception:
+                if not _is_local():
+                    raise
+                self._ray.shutdown()  # on a busy machine the 30 seconds that Ray grants itself may be too short
+                self._ray.init(**options)
 
     def _hand_out(self, number: int) -> None:
         reference = self._work.remote(self._shared, self._items[number][0], self._threads)
@@ -129,6 +135,8 @@ def _require_reachable() -> None:
 
 
 def _imported() -> Any:
+    # Ray reads this when it is imported. It would tell on standard output, among the results, of each worker lost.
+    os.environ |= {"RAY_DEDUP_LOGS": "1", "RAY_DEDUP_LOGS_SKIP_REGEX": "."}
     try:
         import ray
     except ImportError as error:

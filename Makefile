@@ -8,12 +8,11 @@ ENGINES := $(VENV)/.engines
 CACHE  := .cache
 FAMILY ?= a
 
-.PHONY: $(shell sed -nE 's/^([a-z0-9-]+):.*\#\#.*/.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-resources bench-remote bench-hostile bench-retrieval-10k bench-vectors bench-registry test-engines bench-bulk clean
-/p' $(firstword $(MAKEFILE_LIST)))
+.PHONY: $(shell sed -nE 's/^([a-z0-9-]+):.*[#][#].*/\1/p' $(firstword $(MAKEFILE_LIST)))
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
 venv: $(STAMP) ## make the virtual environment
 

@@ -42,6 +42,7 @@ APPLICATION_ID: Final = 0x66707267
 BUSY_SECONDS: Final = 60.0
 _BATCH: Final = 900
 _MANY: Final = 16
+_CACHE_KIB: Final = 1 << 16
 
 _SCHEMA: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -463,6 +464,7 @@ def _connect(path: Path, timeout: float) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=timeout, isolation_level=None)
     database.execute("PRAGMA foreign_keys = ON")
     database.execute("PRAGMA synchronous = FULL")
+    database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     return database
 
 

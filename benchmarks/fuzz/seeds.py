@@ -128,7 +128,7 @@ def gguf_files() -> list[bytes]:
 
 def onnx() -> list[bytes]:
     made = (GOOD, nested(5), circle(), unpacked(), scaled((2,), 0), scaled((1, 2), 1), recurrent(8), squared(3))
-    return [*(path.read_bytes() for path in sorted(DATA.glob("onnx/*.onnx"))), *made]
+    return [*(path.read_bytes() for path in sorted(DATA.glob("onnx/**/*.onnx"))), *made]
 
 
 def tflite() -> list[bytes]:

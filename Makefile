@@ -6,8 +6,9 @@ CORE   := $(VENV)/.core
 STAMP  := $(VENV)/.installed
 CACHE  := .cache
 FAMILY ?= a
+RUNS   ?= 200000
 
-.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-resources bench-hostile clean
+.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-resources bench-hostile bench-containers bench-fuzz clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -59,6 +60,19 @@ bench-resources: $(STAMP) ## time and memory of full scans, beside a checksum of
 
 bench-hostile: $(STAMP) ## memory and time on the hostile corpus
 	$(BIN)/python -m benchmarks.hostile --out docs/benchmarks
+
+bench-containers: $(STAMP) ## real weights in every container and quantised form, by the producing libraries
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(CACHE)/producers \
+		-r benchmarks/containers/requirements.txt
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-binary=:all: \
+		--dest $(CACHE)/sources autoawq==0.2.9 gptqmodel==7.7.0
+	for file in $(CACHE)/sources/*.tar.gz; do tar -xzf $$file -C $(CACHE)/sources; done
+	PYTHONPATH=$(CACHE)/producers $(BIN)/python -m benchmarks.containers --cache $(CACHE) \
+		--sources $(CACHE)/sources --out docs/benchmarks
+
+bench-fuzz: $(STAMP) ## coverage-guided fuzzing of every parser, RUNS (200000) executions each
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m benchmarks.fuzz --runs $(RUNS) --out docs/benchmarks
 
 clean: ## remove the virtual environment and what the benchmarks cached
 	rm -rf $(VENV) $(CACHE) build *.egg-info

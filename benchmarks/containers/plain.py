@@ -74,7 +74,7 @@ def legacy_pt(state: State, folder: Path) -> Path:
 
 
 def _example() -> tuple[torch.Tensor, ...]:
-    tokens = torch.tensor([[101, 2023, 2003, 102]])
+    tokens = torch.tensor([[1, 2, 3, 4]])
     return tokens, torch.ones_like(tokens), torch.zeros_like(tokens)
 
 

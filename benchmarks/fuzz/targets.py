@@ -118,7 +118,9 @@ def _container(data: bytes) -> None:
 
 
 def _stream(data: bytes) -> None:
-    compressed.unpack(MemorySource(data, "upload.bin"), "upload")
+    source = MemorySource(data, "upload.bin")
+    if data and containers.container_kind(source) not in {None, "zip", "tar"}:
+        compressed.unpack(source, "upload")
 
 
 def _index(data: bytes) -> None:

@@ -216,11 +216,11 @@ class Collector:
             self._replace(inputs, 1, four_bit_floats(node, codes.view, absmax.view), absmax)
             return
         if node.op == "DynamicQuantizeLSTM":
-            for place, scale_place in ((1, 8), (2, 10)):
-                gates, scale, zero = at(place), at(scale_place), at(scale_place + 1)
-                if gates is not None and scale is not None:
-                    found = quantised_gates(gates.view, scale.view, zero.view if zero is not None else None)
-                    self._replace(inputs, place, found, scale, zero)
+            for place, next_to in ((1, 8), (2, 10)):
+                gates, step, offset = at(place), at(next_to), at(next_to + 1)
+                if gates is not None and step is not None:
+                    found = quantised_gates(gates.view, step.view, offset.view if offset is not None else None)
+                    self._replace(inputs, place, found, step, offset)
             return
         if node.op in _SUMS:
             place, *scales = _SUMS[node.op]

@@ -16,6 +16,7 @@ from fingerprint.checkpoint import Checkpoint, open_checkpoint
 from fingerprint.errors import InputError
 from fingerprint.readers.coreml import open_coreml, recognises
 from fingerprint.source import MemorySource
+from tests.hostile.coreml_cases import model
 
 DATA = Path(__file__).parent / "data" / "coreml"
 EXPECTED = np.load(DATA / "expected.npz")
@@ -98,32 +99,6 @@ def test_quantised_layers_of_the_older_format(bits: int, error: float) -> None:
             step = (STATE[theirs].max(1) - STATE[theirs].min(1)) / (2**bits - 1)
             assert np.all(np.abs(found[name] - STATE[theirs]) <= step[:, None] * 0.51)
         assert np.abs(found["input.1.weight"] - STATE["embed.weight"]).max() < error * 2
-
-
-def model(*, weight: str = "@model_path/weights/weight.bin", offset: int = 64) -> bytes:
-    """A program with one constant in a blob."""
-
-    def field(number: int, data: bytes | int) -> bytes:
-        def varint(value: int) -> bytes:
-            out = b""
-            while value > 127:
-                out, value = out + bytes([value & 127 | 128]), value >> 7
-            return out + bytes([value])
-
-        if isinstance(data, int):
-            return varint(number << 3) + varint(data)
-        return varint(number << 3 | 2) + varint(len(data)) + data
-
-    def entry(key: str, value: bytes) -> bytes:
-        return field(1, key.encode()) + field(2, value)
-
-    size = field(3, field(1, field(1, 4)))
-    kind = field(1, field(1, 11) + field(2, 1) + size)
-    value = field(2, kind) + field(5, field(1, weight.encode()) + field(2, offset))
-    operation = field(1, b"const") + field(3, field(1, b"w")) + field(5, entry("val", value))
-    function = field(3, entry("CoreML5", field(3, operation)))
-    program = field(1, 1) + field(2, entry("main", function))
-    return field(1, 7) + field(2, b"") + field(502, program)
 
 
 def test_blobs_outside_the_folder_are_not_read(tmp_path: Path) -> None:

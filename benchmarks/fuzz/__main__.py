@@ -17,6 +17,9 @@ from pathlib import Path
 
 from benchmarks.fuzz.one import TARGETS, Plan, fuzz
 
+_MENDED = (
+    "npz, PyTorch: a file of less than 18 bytes with the beginning of a ZIP archive's end in it raised `struct.error`",
+)
 _PULSE = re.compile(r"^#\d+\s+\w+\s+cov: (\d+) ft: (\d+) corp: (\d+)", re.MULTILINE)
 
 
@@ -73,7 +76,7 @@ def page(rows: list[Row], options: argparse.Namespace) -> str:
         "the producing libraries to begin from. An input may end in one of the project's own errors and in nothing",
         "else. It is a finding too if it takes ten seconds, or if the process, instrumentation and torch included,",
         "grows beyond 2 GB. Made by `make bench-fuzz`",
-        f"(`RUNS={options.runs}`, at most {options.seconds:g} s of CPU time a target, seed {options.seed}).",
+        f"(`RUNS={options.runs}`, at most {options.seconds:g} s of CPU time a target).",
         "",
         f"- {len(rows)} targets, {total:,} executions, {sum(row.seconds for row in rows):,.0f} s of CPU time.",
         f"- {sum(len(row.findings) for row in rows)} findings in this run.",
@@ -88,6 +91,12 @@ def page(rows: list[Row], options: argparse.Namespace) -> str:
         f"| {row.name} | {TARGETS[row.name].parser} | {row.runs:,} | {row.seconds:.0f} | {row.edges:,} | "
         f"{row.features:,} | {row.corpus:,} | {row.slowest:.2f} | {row.peak:,} | {'; '.join(row.findings) or 'none'} |"
         for row in rows
+    ]
+    lines += [
+        "",
+        "Found so far, mended, and kept as cases of the hostile corpus:",
+        "",
+        *(f"- {one}" for one in _MENDED),
     ]
     return "\n".join(lines) + "\n"
 

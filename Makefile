@@ -7,6 +7,7 @@ STAMP  := $(VENV)/.installed
 ENGINES := $(VENV)/.engines
 CACHE  := .cache
 FAMILY ?= a
+RUNS   ?= 200000
 
 .PHONY: $(shell sed -nE 's/^([a-z0-9-]+):.*[#][#].*/\1/p' $(firstword $(MAKEFILE_LIST)))
 .DEFAULT_GOAL := help
@@ -83,6 +84,19 @@ bench-hostile: $(STAMP) ## memory and time on the hostile corpus
 
 bench-bulk: $(ENGINES) ## 200 checkpoints: alone, in a pool and in Ray, with a worker killed midway
 	$(BIN)/python -m benchmarks.bulk --out docs/benchmarks
+
+bench-containers: $(STAMP) ## real weights in every container and quantised form, by the producing libraries
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(CACHE)/producers \
+		-r benchmarks/containers/requirements.txt
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-binary=:all: \
+		--dest $(CACHE)/sources autoawq==0.2.9 gptqmodel==7.7.0
+	for file in $(CACHE)/sources/*.tar.gz; do tar -xzf $$file -C $(CACHE)/sources; done
+	PYTHONPATH=$(CACHE)/producers $(BIN)/python -m benchmarks.containers --cache $(CACHE) \
+		--sources $(CACHE)/sources --out docs/benchmarks
+
+bench-fuzz: $(STAMP) ## coverage-guided fuzzing of every parser, RUNS (200000) executions each
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m benchmarks.fuzz --runs $(RUNS) --out docs/benchmarks
 
 clean: ## remove the virtual environment and what the benchmarks cached
 	rm -rf $(VENV) $(CACHE) build *.egg-info

@@ -37,6 +37,8 @@ _PIPELINE, _MODULES = "model_index.json", "modules.json"
 """What lies beside the components of a pipeline of diffusers, and beside those of sentence-transformers."""
 _SAVED_MODEL = "saved_model.pb"
 """What TensorFlow puts beside the folder of its variables."""
+_MANIFEST, _PACKAGED = "Manifest.json", ("Data", "com.apple.CoreML")
+"""The manifest of a Core ML package, and the folder in it where its model lies."""
 MAX_CONFIG_DEPTH = 4
 MAX_CONFIG_LIST = 8
 NESTED = ("quantization_config", "quantization", "text_config", "architectures")
@@ -73,6 +75,10 @@ def open_files(place: Folder, catalogue: Catalogue) -> FolderContents:
     names = place.file_names()
     if _SAVED_MODEL in names and "variables" in place.folder_names():
         return open_files(place.sub("variables"), catalogue)
+    if _MANIFEST in names and _PACKAGED[0] in place.folder_names():
+        inner = place.sub(_PACKAGED[0])
+        if _PACKAGED[1] in inner.folder_names():
+            return open_files(inner.sub(_PACKAGED[1]), catalogue)
     if distributed.METADATA in names:
         contents, files = distributed.open_distributed(place, catalogue)
         return FolderContents(distributed.FORMAT, files, contents, ())

@@ -11,6 +11,9 @@ from fingerprint.readers import (
     cards,
     compressed,
     containers,
+    coreml,
+    coreml_program,
+    coreml_values,
     distributed,
     flatbuffers,
     flax,
@@ -106,6 +109,11 @@ LIMITS: Final = (
         "HDF5",
         f"{hdf5.MAX_OBJECTS:,} objects nested {hdf5.MAX_DEPTH} deep, chunks of {_size(hdf5.MAX_CHUNK)}, tensors that "
         f"claim {zips.MAX_RATIO} times the file",
+    ),
+    (
+        "Core ML: models in one another; blocks nested; files of blobs",
+        f"{coreml.MAX_MODELS}; {coreml_program.MAX_NESTING}; {coreml_values.MAX_BLOB_FILES}, tensors that claim "
+        f"{coreml.MAX_SHARING} times the file",
     ),
     (
         "TFLite",

@@ -471,7 +471,9 @@ ABOUT = (
         "`AWQ_4`",
         (_gptq_or_awq,),
     ),
-    AboutLayout("Marlin, 4 bits, symmetric", "`B`, `s`; `qweight`, `scales`", "`MARLIN_4`", (_marlin_of_its_own, _gptq_or_awq)),
+    AboutLayout(
+        "Marlin, 4 bits, symmetric", "`B`, `s`; `qweight`, `scales`", "`MARLIN_4`", (_marlin_of_its_own, _gptq_or_awq)
+    ),
     AboutLayout(
         "bitsandbytes NF4, FP4, scales plain or nested",
         "`weight`, `weight.absmax`, `weight.quant_state.…`",

@@ -29,10 +29,13 @@ from signatures.signature import read_signature
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
 MOST_MEMORY = 500_000_000
 MOST_GIGABYTES = 16.0
 WIDTH, NEURONS, SHARED, VOCABULARY = 2048, 5632, 512, 32000
 _POOL = 1 << 22
+_MOST_GAINS = 1 << 16
 _LIMIT = 3600.0
 
 Shapes = list[tuple[str, tuple[int, ...]]]
@@ -89,6 +92,11 @@ def experts(layers: int = 58, number: int = 256, width: int = 48, neurons: int =
     return shapes
 
 
+def _bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The bits of bf16, rounded towards zero."""
+    return (values.view(np.uint32) >> 16).astype(np.uint16)
+
+
 def write(path: Path, shapes: Shapes, seed: int = 0) -> int:
     """Write a bf16 file of those shapes and return its bytes; the numbers are windows on a pool of random ones."""
     header: dict[str, object] = {}
@@ -101,11 +109,15 @@ def write(path: Path, shapes: Shapes, seed: int = 0) -> int:
     text += b" " * (-len(text) % 8)
     random = np.random.default_rng(seed)
     single = random.normal(0, 0.02, _POOL).astype(np.float32)
-    pool = np.concatenate([(single.view(np.uint32) >> 16).astype(np.uint16)] * 2)
+    pool = np.concatenate([_bfloat16(single)] * 2)
+    gains = _bfloat16(single[:_MOST_GAINS] + np.float32(1.0))
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for _, shape in shapes:
             left = int(np.prod(shape))
+            if len(shape) == 1:  # gains of norms are about one; others would have to be read in two ways
+                file.write(gains[:left].tobytes())
+                continue
             while left:
                 count = min(left, _POOL)
                 start = int(random.integers(1, _POOL))

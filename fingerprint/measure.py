@@ -11,13 +11,14 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from fingerprint.blocks import Scratch, bits_of, cut, widened, without_nonfinite
 from fingerprint.content import LATTICE_TILE, SLICE_SAMPLES, is_analytic, lattice_bits
 from fingerprint.digest import TensorDigester
-from fingerprint.dtypes import Kind, to_float32
+from fingerprint.dtypes import Kind
 from fingerprint.records import TensorStatistics
-from fingerprint.signs import Stream, sample_indices
+from fingerprint.signs import Stream, among, sample_indices
 from fingerprint.sketch import MatrixSketch, MatrixSketcher
-from fingerprint.slices import SliceCollector, StoredSlices, ceiling, ceiling_runs, clean, slice_digests, within
+from fingerprint.slices import SliceCollector, StoredSlices, ceiling, ceiling_runs, clean, slice_digests
 from fingerprint.tensors import Transposed, element_count, read_rows
 from fingerprint.vocabulary import Content
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from fingerprint.parameters import Parameters
+    from fingerprint.blocks import Bits
     from fingerprint.tensors import TensorView
 
 Array = NDArray[Any]
@@ -33,6 +35,10 @@ SliceDigests = tuple[bytes, dict[str, bytes]]
 
 BLOCK_ELEMENTS: Final = 1 << 18
 """Elements per block of the pass: 1 MB in float32, so that a block stays in the cache while it is used."""
+SAMPLED_FROM: Final = 1 << 20
+"""Elements from which the kurtosis of a tensor is that of every ``SAMPLED_STRIDE``-th row, if it has a thousand."""
+SAMPLED_STRIDE: Final = 17
+_SAMPLED_ROWS: Final = 1 << 10
 BLOCK_ROWS: Final = 1 << 15
 """Most rows of a block, however few columns: each takes a row of signs."""
 TRANSPOSED_BLOCK_ELEMENTS: Final = 1 << 24
@@ -110,7 +116,8 @@ def _measure(view: TensorView, parameters: Parameters, *, casts: bool, norms: bo
     narrower = narrower_types(view) if casts and is_float else {}
     cast_digesters = {name: TensorDigester(parameters.digest_block) for name in narrower}
     sketcher = MatrixSketcher(rows, columns, parameters) if wants_sketch else None
-    moments = Moments()
+    large = rows * columns >= SAMPLED_FROM and rows >= _SAMPLED_ROWS
+    moments = Moments(stride=SAMPLED_STRIDE if large else 1)
     probe = _Probe(rows, columns, parameters) if wants_sketch else None
     slice_norms = _SliceNorms(rows, columns) if norms and wants_sketch else None
     roughness = _Roughness()
@@ -119,22 +126,22 @@ def _measure(view: TensorView, parameters: Parameters, *, casts: bool, norms: bo
 
     for start, first, native in row_blocks(view):
         flat = native.reshape(-1)
-        digester.update(flat)
+        bits = bits_of(flat)
+        digester.update(flat, normal=bits is not None and bits.normal)
         if not is_float:
             moments.add_integers(flat)
             continue
-        block = to_float32(native)
         for name, dtype in narrower.items():
             cast_digesters[name].update(_rounded(flat, dtype))
-        block = moments.add(block)
-        if sketcher is not None and probe is not None:
-            sketcher.update(start, within(block, limit), first)
-            probe.add(start, first, block)
-        if slices is not None:
-            slices.add(start, first, native)
+        block = moments.add(widened(native, _scratch), bits, start)
         if slice_norms is not None:
             slice_norms.add(start, first, block, precise=moments.extreme)
-        if not wants_sketch:
+        if slices is not None:
+            slices.add(start, first, native)
+        if sketcher is not None and probe is not None:
+            probe.add(start, first, block)
+            sketcher.update(start, block if moments.reach <= limit else cut(block, limit, _scratch), first)
+        else:
             roughness.add(block.reshape(-1))
 
     statistics = moments.finish(probe.lattice_bits() if probe else 0)
@@ -156,6 +163,9 @@ def _measure(view: TensorView, parameters: Parameters, *, casts: bool, norms: bo
         row_norms=slice_norms.rows if slice_norms is not None else None,
         column_norms=slice_norms.columns if slice_norms is not None else None,
     )
+
+
+_scratch = Scratch()
 
 
 def _ceiling(view: TensorView, parameters: Parameters) -> float:
@@ -300,45 +310,56 @@ def _content_of_sketch(sketch: MatrixSketch, energy: float) -> Content:
 
 @dataclass(slots=True)
 class Moments:
-    """Sums of powers over the finite elements, block by block."""
+    """Sums of powers over the finite elements, block by block; the third and fourth of every ``stride``-th row."""
 
+    stride: int = 1
     count: int = 0
     nonfinite: int = 0
     zeros: int = 0
-    sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
     low: float = math.inf
     high: float = -math.inf
     extreme: bool = False
-    _squares: Float32 = field(default_factory=lambda: np.zeros(0, np.float32))
-    _flags: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+    reach: float = 0.0
+    """Largest magnitude of the block added last."""
+    _sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
+    _sampled: NDArray[np.float64] = field(default_factory=lambda: np.zeros(5))
 
-    def add(self, block: Float32) -> Float32:
-        """Add a float32 block; returns it with NaN and infinities as 0."""
+    def add(self, block: Float32, bits: Bits | None = None, start: int = 0) -> Float32:
+        """Add rows ``start`` onwards, (b, c) float32; returns them with NaN and infinities as 0.
+
+        ``bits`` are the facts about the same elements as they are stored, if these are known.
+        """
         if not block.size:
             return block
+        if bits is None or not bits.finite:
+            block, bits = self._looked_at(block)
+        self.count += block.size
+        self.zeros += bits.zeros
+        self.low, self.high = min(self.low, bits.low), max(self.high, bits.high)
+        self.reach = max(abs(bits.low), abs(bits.high))
+        self.extreme = not _SMALLEST < self.reach < _LARGEST
         flat = block.reshape(-1)
-        low, high = float(flat.min()), float(flat.max())
-        if not math.isfinite(low) or not math.isfinite(high):
-            finite = np.isfinite(flat)
-            self.nonfinite += int(flat.size - np.count_nonzero(finite))
-            flat = np.where(finite, flat, np.float32(0))
-            block = flat.reshape(block.shape)
-            low, high = float(flat.min()), float(flat.max())
-        self.count += flat.size
-        if self._flags.size < flat.size:  # reused: fresh memory would cost as much as the arithmetic
-            self._squares, self._flags = np.empty(flat.size, np.float32), np.empty(flat.size, np.bool_)
-        self.zeros += int(np.count_nonzero(np.equal(flat, 0, out=self._flags[: flat.size])))
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        self.extreme = not _SMALLEST < max(abs(low), abs(high)) < _LARGEST
         if self.extreme:
             wide = flat.astype(np.float64)
-            total, squares = float(wide.sum()), wide * wide
-            self.sums += (total, float(squares.sum()), float(np.dot(squares, wide)), float(np.dot(squares, squares)))
+            self._sums += (float(wide.sum()), float(np.dot(wide, wide)))
         else:
-            short = np.multiply(flat, flat, out=self._squares[: flat.size])
-            total = float(flat.sum())
-            self.sums += (total, float(np.dot(flat, flat)), float(np.dot(short, flat)), float(np.dot(short, short)))
+            sums = block @ np.ones(block.shape[1], np.float32)
+            self._sums += (float(sums.sum(dtype=np.float64)), float(np.dot(flat, flat)))
+        part = flat if self.stride == 1 else block[-start % self.stride :: self.stride].reshape(-1)
+        self._sampled += _powers(part.astype(np.float64) if self.extreme else part)
         return block
+
+    def _looked_at(self, block: Float32) -> tuple[Float32, Bits]:
+        """The block with NaN and infinities as 0, and the facts about it; these zeros are not counted."""
+        bits = bits_of(block.reshape(-1))
+        if bits is not None and bits.finite:
+            return block, bits
+        bad = block.size - int(np.count_nonzero(np.isfinite(block)))
+        self.nonfinite += bad
+        block = without_nonfinite(block)
+        bits = bits_of(block.reshape(-1))
+        assert bits is not None
+        return block, replace(bits, zeros=bits.zeros - bad)
 
     def add_integers(self, flat: Array) -> None:
         """Count an integer, boolean or complex block; nothing else is measured of it."""
@@ -352,25 +373,38 @@ class Moments:
     @property
     def energy(self) -> float:
         """Sum of the squares of the finite elements."""
-        return float(self.sums[1])
+        return float(self._sums[1])
 
     def finish(self, bits: int) -> TensorStatistics:
         """The statistics of everything added; moments that overflow are given as 0."""
         count = max(self.count - self.nonfinite, 1)
-        first, second, third, fourth = (float(value) / count for value in self.sums)
+        first, second = (float(value) / count for value in self._sums)
         variance = max(second - first**2, 0.0)
-        central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
-        kurtosis = central / variance**2 if variance > 0 else 0.0
         largest = max(abs(self.low), abs(self.high)) if self.low <= self.high else 0.0
         return TensorStatistics(
             mean=_finite(first),
             deviation=_finite(math.sqrt(variance)) if math.isfinite(variance) else 0.0,
             largest=_finite(largest),
-            kurtosis=_finite(kurtosis),
-            zeros=(self.zeros - self.nonfinite) / max(self.count, 1),
+            kurtosis=_finite(self._kurtosis()),
+            zeros=self.zeros / max(self.count, 1),
             nonfinite=self.nonfinite,
             lattice_bits=bits,
         )
+
+
+    def _kurtosis(self) -> float:
+        present = max(float(self._sampled[0]) * (1.0 - self.nonfinite / max(self.count, 1)), 1.0)
+        first, second, third, fourth = (float(value) / present for value in self._sampled[1:])
+        variance = max(second - first**2, 0.0)
+        central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
+        return central / variance**2 if variance > 0 else 0.0
+
+
+def _powers(flat: NDArray[np.floating]) -> tuple[float, ...]:
+    """Number of elements, and sums of their first four powers."""
+    squares = flat * flat
+    sums = (flat.sum(), squares.sum(), np.dot(squares, flat), np.dot(squares, squares))
+    return float(flat.size), *(float(one) for one in sums)
 
 
 def _finite(value: float) -> float:
@@ -432,6 +466,7 @@ class _Probe:
         self._square = rows == columns <= _PROBED
         self._row_indices = sample_indices(seed, Stream.PROBE, rows, SLICE_SAMPLES)
         self._column_indices = sample_indices(seed, Stream.PROBE, columns, SLICE_SAMPLES)
+        self._numbers = (self._row_indices.tolist(), self._column_indices.tolist())
         self._rows = np.zeros((self._row_indices.size, min(columns, _PROBED)), np.float32)
         self._columns = np.zeros((self._column_indices.size, min(rows, _PROBED)), np.float32)
         tile_rows, tile_columns = max(rows // LATTICE_TILE, 1), max(columns // LATTICE_TILE, 1)
@@ -446,11 +481,11 @@ class _Probe:
     def add(self, start: int, first: int, block: Float32) -> None:
         """Keep what is wanted of rows ``start`` onwards, columns ``first`` onwards."""
         stop, last = start + len(block), first + block.shape[1]
-        low, high = np.searchsorted(self._row_indices, (start, stop))
+        low, high = among(self._numbers[0], start, stop)
         end = min(last, self._rows.shape[1])
         if low < high and first < end:
             self._rows[low:high, first:end] = block[self._row_indices[low:high] - start, : end - first]
-        left, right = np.searchsorted(self._column_indices, (first, last))
+        left, right = among(self._numbers[1], first, last)
         end = min(stop, self._columns.shape[1])
         if left < right and start < end:
             wanted = self._column_indices[left:right] - first

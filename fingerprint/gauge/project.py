@@ -9,6 +9,7 @@ import numpy as np
 
 from fingerprint.dtypes import to_float32
 from fingerprint.measure import matrix_shape
+from fingerprint.slices import clean
 from fingerprint.tensors import Transposed, read_rows
 
 if TYPE_CHECKING:
@@ -79,5 +80,4 @@ def take_slices(view: TensorView, indices: NDArray[np.int64], *, columns: bool) 
 def _blocks(source: TensorView, rows: int, width: int) -> Iterator[tuple[int, Float32]]:
     step = max(1, _BLOCK_NUMBERS // max(width, 1))
     for start in range(0, rows, step):
-        block = to_float32(read_rows(source, start, min(start + step, rows)))
-        yield start, np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0)
+        yield start, clean(read_rows(source, start, min(start + step, rows)))

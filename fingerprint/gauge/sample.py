@@ -19,7 +19,7 @@ from fingerprint.measure import matrix_shape
 from fingerprint.records import ChannelSample, LayerGram, NeuronSample
 from fingerprint.signs import Stream, sample_indices
 from fingerprint.units import first_of, unit_of
-from fingerprint.vocabulary import Circuit, Content
+from fingerprint.vocabulary import Circuit, Content, Frame
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -44,6 +44,10 @@ MOST_SIZE: Final = 1 << 18
 MOST_VARIANTS: Final = 6
 MOST_VECTORS: Final = 1 << 14
 _BY_NORM: Final = 0.75
+MOST_DEEP: Final = 1 << 19
+"""Neurons that are sampled in one frame where all are wanted: 400 MB of coordinates."""
+MOVING: Final = frozenset({Frame.ANCHORS, Frame.POSITIONS})
+"""The frames of ``sample_gauge``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +77,13 @@ def sample_gauge(
     pool: Executor,
     *,
     suspect: bool,
+    deep: bool = False,
 ) -> Sampled:
     """Sample a checkpoint in all its frames. Reads the matrices of MLPs and attention a second time.
 
     ``contents`` are those of the canonical tensors, ``mlps`` the MLPs by position. Of a suspect more neurons are kept,
-    and where its tensors can be read in several ways each reading gives samples of its own. Raises ``InputError``.
+    and where its tensors can be read in several ways each reading gives samples of its own; ``deep``: all neurons, up
+    to a bound. Raises ``InputError``.
     """
     width = layout.width
     if width is None:
@@ -96,7 +102,8 @@ def sample_gauge(
         return Sampled(missing="no MLP and no attention was recognised")
     count = parameters.gauge_samples
     if suspect:
-        count = max(count, min(MOST_OF_ONE, MOST_NEURONS // max(len(chosen) * len(variants), 1)))
+        room = (MOST_DEEP if deep else MOST_NEURONS) // max(len(chosen) * len(variants), 1)
+        count = max(count, room if deep else min(MOST_OF_ONE, room))
     neurons = list(pool.map(lambda mlp: _sample_mlp(setting, mlp, count), chosen))
     attention = list(pool.map(lambda block: project_attention(setting, block), blocks))
     grams = [gram for mlp, found in zip(chosen, neurons, strict=True) for gram in _mlp_grams(setting, mlp, found)]

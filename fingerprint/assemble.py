@@ -45,6 +45,10 @@ MOST_SAMPLED: Final = 1 << 11
 """Tensors whose slices are kept too: up to 8 KB each."""
 SUSPECT_NEURONS: Final = 1024
 """Neurons of each MLP that are sampled of a suspect: more than of a registered model, so that the samples overlap."""
+FEWER_NEURONS: Final = 512
+"""As many are enough of each MLP of a deep network."""
+ENOUGH_NEURONS: Final = 1 << 14
+"""Neurons of all MLPs together beyond which there are only ``FEWER_NEURONS`` of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +116,14 @@ def measure_checkpoint(
     def measure(position: int) -> TensorMeasurement:
         tensor = layout.tensors[position]
         wants_norms = position in gates or (not named and _may_be_projection(tensor, layout))
-        result = measure_tensor(tensor.view, parameters, casts=casts, norms=wants_norms, sampled=position in sampled)
+        result = measure_tensor(
+            tensor.view,
+            parameters,
+            casts=casts,
+            norms=wants_norms,
+            column_norms=not named,
+            sampled=position in sampled,
+        )
         if progress is not None:
             progress(element_count(tensor.view.shape) * tensor.view.dtype.bits // 8)
         if position not in sketched:
@@ -128,6 +139,8 @@ def measure_checkpoint(
         mlps = [mlps[i] for i in sorted(first_of([unit_of(mlp.layer, mlp.expert) for mlp in mlps], MOST_MLPS))]
         count = neurons or parameters.neuron_samples
         count = min(count, max(parameters.neuron_samples, MOST_NEURONS // max(len(mlps), 1)))
+        if count > FEWER_NEURONS:
+            count = max(FEWER_NEURONS, min(count, ENOUGH_NEURONS // max(len(mlps), 1)))
         samples = list(pool.map(lambda mlp: _sample(layout, measured, mlp, count, parameters), mlps))
         contents = [result.content for result in measured]
         gauge = sample_gauge(layout, contents, mlps, checkpoint.metadata, parameters, pool, suspect=not casts)

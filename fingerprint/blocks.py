@@ -117,3 +117,10 @@ def without_nonfinite(block: Float32) -> Float32:
     if math.isfinite(energy):  # a sum of squares is not, if one of them is not
         return block
     return np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def taken(native: Array, indices: NDArray[np.int64], axis: int) -> Array:
+    """``native`` (2-D) at some places of an axis, moved as integers: numpy is slow with types that are not its own."""
+    if native.dtype.kind not in "fV":
+        return native.take(indices, axis=axis)
+    return native.view(f"u{native.dtype.itemsize}").take(indices, axis=axis).view(native.dtype)

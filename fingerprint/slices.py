@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.blocks import without_nonfinite
+from fingerprint.blocks import taken, without_nonfinite
 from fingerprint.digest import TensorDigester
 from fingerprint.dtypes import to_float32
 from fingerprint.signs import Stream, among, bits, sample_indices
@@ -146,10 +146,10 @@ class SliceCollector:
         stop, last = start + len(block), first + block.shape[1]
         low, high = among(self._numbers[0], start, stop)
         if low < high and (kept := self._of(0, block)) is not None:
-            kept[low:high, first:last] = block[self._indices[0][low:high] - start]
+            kept[low:high, first:last] = taken(block, self._indices[0][low:high] - start, 0)
         left, right = among(self._numbers[1], first, last)
         if left < right and (kept := self._of(1, block)) is not None:
-            kept[left:right, start:stop] = block[:, self._indices[1][left:right] - first].T
+            kept[left:right, start:stop] = taken(block, self._indices[1][left:right] - first, 1).T
 
     def _of(self, dimension: int, block: Array) -> Array | None:
         length = self._sizes[1 - dimension]

@@ -249,7 +249,8 @@ def row_blocks(view: TensorView) -> Iterator[tuple[int, int, Array]]:
         stop = min(start + step, rows)
         held = view.read(start * columns, stop * columns).reshape(-1, columns)
         for row in range(0, len(held), part):
-            yield start + row, 0, held[row : row + part]
+            for first in range(0, columns, BLOCK_ELEMENTS):
+                yield start + row, first, held[row : row + part, first : first + BLOCK_ELEMENTS]
 
 
 def project_slices(view: TensorView, indices: NDArray[np.int64], frame: Float32, *, columns: bool) -> Float32:
@@ -407,7 +408,8 @@ class Moments:
         self.nonfinite += bad
         block = without_nonfinite(block)
         bits = bits_of(block.reshape(-1))
-        assert bits is not None
+        if bits is None:
+            raise TypeError(f"a block of {block.dtype}, not of float32")
         return block, replace(bits, zeros=bits.zeros - bad)
 
     def add_integers(self, flat: Array) -> None:

@@ -125,5 +125,6 @@ def sample_indices(seed: int, stream: Stream, size: int, count: int) -> NDArray[
 
 
 def among(numbers: Sequence[int], start: int, stop: int) -> tuple[int, int]:
-    """Which of the ascending ``numbers`` lie from ``start`` to ``stop``: (first, last); faster than ``searchsorted``."""
+    """Which of the ascending ``numbers`` lie from ``start`` to ``stop``, as (first, last): faster than
+    ``searchsorted``."""
     return bisect_left(numbers, start), bisect_left(numbers, stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from fingerprint.assemble import deepened, measure_checkpoint
 from fingerprint.checkpoint import open_checkpoint
 from fingerprint.gauge import sample as gauge
+from fingerprint.parameters import DEFAULT_PARAMETERS as P
 from fingerprint.units import spread
 from fingerprint.vocabulary import Depth, Frame
 from signatures.registry import Registry
@@ -67,16 +69,16 @@ def test_what_was_registered_has_no_deeper_look(path: Path) -> None:
 def test_neurons_that_are_sampled_are_those_of_a_whole_projection(
     looks: dict[Depth, Measured], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"MOST_NEURONS": 0, "LEAST_OF_ONE": 97, "WHOLE_NUMBERS": 0, "WHOLE_SHARE": 1 << 20}.items():
+    for name, value in {"MOST_NEURONS": 0, "LEAST_OF_ONE": 33, "WHOLE_NUMBERS": 0, "WHOLE_SHARE": 1 << 20}.items():
         monkeypatch.setattr(gauge, name, value)
     monkeypatch.setattr(gauge, "spread", lambda number, count: set())
     with open_checkpoint(path) as checkpoint:
-        few = measure_checkpoint(checkpoint, casts=False, deep=False)
+        few = measure_checkpoint(checkpoint, parameters=replace(P, gauge_samples=16), casts=False, deep=False)
         deeper = deepened(few).fingerprint
     samples, whole = in_frame(few.fingerprint, Frame.ANCHORS), in_frame(looks[Depth.DEEP].fingerprint, Frame.ANCHORS)
     assert samples
     for some, every in zip(samples, whole, strict=True):
-        assert some.indices.size == 97 < some.size
+        assert some.indices.size == 33 < some.size
         for ours, theirs in ((some.gate, every.gate), (some.up, every.up), (some.down, every.down)):
             assert ours is not None
             assert theirs is not None

@@ -46,9 +46,6 @@ class Depth(StrEnum):
     DEEP = "deep"
 
 
-AVAILABLE_DEPTHS: Final = (Depth.AUTO, Depth.QUICK, Depth.FULL)
-
-
 class Executor(StrEnum):
     """Who works on a list."""
 
@@ -172,9 +169,8 @@ def depth(command: Command) -> Command:
         type=click.Choice([one.value for one in Depth]),
         default=Depth.AUTO.value,
         show_default=True,
-        callback=_available_depth,
-        help="How much is read: quick a bounded sample, full everything, auto of large checkpoints first the one and, "
-        "if that explains nothing and they lie here, the other. deep is not available yet.",
+        help="How much is looked at: quick a bounded sample; full every byte; deep, beyond that, all neurons, and "
+        "layers without their embeddings; auto the next of these as long as the one before explains nothing.",
     )(command)
 
 
@@ -254,14 +250,6 @@ def _set_verbose(ctx: click.Context, _parameter: click.Parameter, value: int) ->
 def _set_colour(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
     if value:
         console(ctx).wants_colour = False
-
-
-def _available_depth(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
-    if Depth(value) not in AVAILABLE_DEPTHS:
-        raise click.BadParameter(
-            f"{value!r} is not available in this version; use {' or '.join(AVAILABLE_DEPTHS)}", ctx, parameter
-        )
-    return value
 
 
 def model_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -184,6 +184,7 @@ def _sampled(
     native = np.stack(list(together(stored.read, indices.tolist())))
     moments = Moments()
     values = moments.add(to_float32(native))
+    moments.sample(0, native)
     statistics = moments.finish(lattice_bits(_tiles(values, parameters), across=False))
     content = _content(values, indices, moments, square=size == length)
     if content is not Content.WEIGHTS:

@@ -167,9 +167,15 @@ def compare_all(suspect: Suspect, registered: Sequence[Fingerprint]) -> list[Com
                 break
             comparisons = _compared(suspect, registered, own_frames=False)
         # What explains half of the suspect leaves nothing to look for in its layers' own frames.
-        if not any(one.log10_p <= _EXPLAINS and one.suspect_coverage >= HALF for one in comparisons):
+        if _in_own_frames(suspect.fingerprint) and not any(
+            one.log10_p <= _EXPLAINS and one.suspect_coverage >= HALF for one in comparisons
+        ):
             comparisons[:_IN_OWN_FRAMES] = _compared(suspect, registered[:_IN_OWN_FRAMES], own_frames=True)
     return comparisons
+
+
+def _in_own_frames(suspect: Fingerprint) -> bool:
+    return any(sample.frame == Frame.SELF for sample in suspect.neurons)
 
 
 def _compared(suspect: Suspect, registered: Sequence[Fingerprint], *, own_frames: bool) -> list[Comparison]:
@@ -367,6 +373,8 @@ def _power(suspect: Fingerprint, *, second_look: bool) -> Power:
     if not second_look:
         missing.append("digests of transposed matrices: only a signature is at hand")
         missing.append("rows of neurons that the signature does not sample")
+    if suspect.neurons and not _in_own_frames(suspect):
+        missing.append("layers in their own frames, which need no embeddings: at deep depth")
     moving = {sample.frame for sample in suspect.neurons} - {Frame.FIXED}
     if moving:
         tested += ["gauge", "even"]

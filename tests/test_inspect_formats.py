@@ -160,7 +160,7 @@ CASES = [
     Case("tensorflow", "tensorflow/network_checkpoint", layers=0, roles=("other", "convolution", "buffer"), count=14),
     Case("tensorflow", "tensorflow/network_saved_model", layers=0, roles=("other", "convolution", "buffer"), count=14),
     Case("tfjs", "tensorflow/network_tfjs/plain/model.json", layers=0, roles=("other", "convolution"), count=14),
-    Case("coreml", "coreml/network.mlmodel", types=frozenset({"F32"}), layers=2, roles=("other", "convolution"), count=14),
+    Case("coreml", "coreml/network.mlmodel", layers=2, roles=("other", "convolution"), count=14),
     Case("safetensors in zip", "model.zip", write_archive),
     Case(
         "safetensors", "adapter", write_adapter,

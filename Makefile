@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 CACHE  := .cache
 FAMILY ?= a
 
-.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-resources bench-hostile clean
+.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-resources bench-hostile bench-undoing clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -59,6 +59,9 @@ bench-resources: $(STAMP) ## time and memory of full scans, beside a checksum of
 
 bench-hostile: $(STAMP) ## memory and time on the hostile corpus
 	$(BIN)/python -m benchmarks.hostile --out docs/benchmarks
+
+bench-undoing: $(STAMP) ## deep comparisons of rewritten relatives, and of independent seeds
+	$(BIN)/python -m benchmarks.undoing --zoo $(CACHE)/zoo
 
 clean: ## remove the virtual environment and what the benchmarks cached
 	rm -rf $(VENV) $(CACHE) build *.egg-info

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from fingerprint.undoing.undo import Undoing
+
 SCAN_SCHEMA: Final = "fp.scan/1"
 COMPARE_SCHEMA: Final = "fp.compare/1"
 
@@ -168,7 +170,7 @@ class RegistrySummary:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The result of scanning one suspect. ``error`` is one line, or None."""
+    """The result of scanning one suspect. ``error`` is one line, or None; ``undoing`` comes of a deep comparison."""
 
     suspect: SuspectSummary
     verdict: Verdict
@@ -179,6 +181,7 @@ class Report:
     notes: tuple[str, ...]
     registry: RegistrySummary
     seconds: float
+    undoing: Undoing | None = None
 
     @property
     def strongest_accusation(self) -> Confidence | None:
@@ -188,4 +191,7 @@ class Report:
 
     def to_json(self, schema: str = SCAN_SCHEMA) -> dict[str, Any]:
         """The object of the JSON contract; only finite numbers."""
-        return {"schema": schema, **asdict(self)}
+        found = {"schema": schema, **asdict(self)}
+        if self.undoing is None:
+            del found["undoing"]
+        return found

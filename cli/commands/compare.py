@@ -17,6 +17,15 @@ from signatures.report import COMPARE_SCHEMA, Confidence
 @options.fail_on
 @options.globs
 @options.depth
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Read both whole and undo what keeps the function (permutation, scales, signs, rotation) explicitly; report "
+    "what is left, tensors held out of the fit apart.",
+)
+@click.option(
+    "--transform", metavar="FILE", type=options.PATH, help="With --deep: write what was undone to FILE (.npz)."
+)
 @options.output
 @options.messages
 @click.pass_context
@@ -27,6 +36,8 @@ def command(
     registered: str,
     suspect: str,
     fail_on: str,
+    deep: bool,
+    transform: str | None,
     format: str,  # noqa: A002 - the option's word
     output: str | None,
     **chosen: Any,
@@ -41,13 +52,23 @@ def command(
     from cli.progress import reading
     from cli.render.report import report_view
     from cli.render.write import keeping, write_all
+    from fingerprint.errors import UsageError
     from signatures.scan import ScanOptions, compare_paths
 
     console = options.console(ctx)
     route(console)
     refuse_overwriting(output, (registered, suspect))
+    if transform is not None and not deep:
+        raise UsageError("--transform belongs to --deep")
+    refuse_overwriting(transform, (registered, suspect))
     with reading(console, registered, suspect) as progress:
-        report = compare_paths(registered, suspect, options=ScanOptions(**chosen), progress=progress)
+        asked = ScanOptions(**chosen)
+        if deep:
+            from signatures.deep import compare_deep
+
+            report = compare_deep(registered, suspect, options=asked, progress=progress, transform=transform)
+        else:
+            report = compare_paths(registered, suspect, options=asked, progress=progress)
     statuses = [of_report(report, Confidence(fail_on))]
     with keeping(statuses, console):
         write_all(report_view(COMPARE_SCHEMA, against=registered), [report], format, output, console)

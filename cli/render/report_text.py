@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from cli.render.layer_text import layer_lines, layer_mixture_lines
 from cli.render.layout import INDENT, fields, table
+from cli.render.undoing_text import undoing_lines
 from cli.text import clipped_middle, counted, duration, file_size, magnitude, odds, percent, printable, probability
 from fingerprint.vocabulary import Depth
 from signatures.report import Confidence, Link, Relation, Verdict
@@ -84,6 +85,7 @@ def report_text(report: Report, look: Look, against: str | None = None) -> str:
         lines += fields([("Why", _why_not(report, against))], look)
         lines += fields([("Would be found", report.power.detectable)], look)
     lines += _mixture_lines(report.mixture, look)
+    lines += undoing_lines(report.undoing, look)
     lines += fields([*(("Not tested", one) for one in report.power.not_tested), *_notes(report)], look)
     lines += fields([("Scanned", _scanned(report, against))], look)
     return "\n".join(_one_empty_line(lines)) + "\n"

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cli.console import Console
+    from signatures.keyed import Key
     from signatures.signature import Signature
 
 
-def signature_of(path: str, console: Console, depth: str) -> Signature:
+def signature_of(path: str, console: Console, depth: str, key: Key | None = None) -> Signature:
     """The signature of a checkpoint at ``depth``, or of a signature file, whatever its depth; what was noticed while
-    reading becomes warnings.
+    reading becomes warnings. With a ``key`` there is a second sketch under it.
 
     Raises ``InputError``, ``SignatureError``, ``UsageError``.
     """
@@ -20,10 +21,15 @@ def signature_of(path: str, console: Console, depth: str) -> Signature:
     from fingerprint.checkpoint import open_checkpoint
     from fingerprint.quick import quick_look
     from fingerprint.vocabulary import Depth
+    from signatures.budget import DEFAULT_LIMIT
+    from signatures.keyed import KEYED_BYTES, keyed_fingerprint, keyed_section, with_section
     from signatures.signature import decode, is_signature, read_signature, signed_bytes
 
     if is_signature(path):
-        return read_signature(path)
+        signature = read_signature(path)
+        if key is not None:
+            keyed_fingerprint(signature, key, path)  # refuses one without a sketch under this key
+        return signature
     with open_checkpoint(path) as checkpoint, reading(console, path) as progress:
         measure = quick_look if depth == Depth.QUICK else measure_checkpoint
         measured = measure(checkpoint, progress=progress).fingerprint
@@ -31,6 +37,9 @@ def signature_of(path: str, console: Console, depth: str) -> Signature:
         console.warning(f"{path}: {message}")
     if not measured.complete:
         console.warning(f"{path}: parts are absent; the signature is that of the rest")
-    data = signed_bytes(measured)
+    data = signed_bytes(measured, limit=DEFAULT_LIMIT if key is None else DEFAULT_LIMIT - 2 * KEYED_BYTES)
     del measured  # that of a very large model takes a hundred megabytes
-    return decode(data)
+    if key is None:
+        return decode(data)
+    with open_checkpoint(path) as checkpoint, reading(console, path) as progress:
+        return with_section(decode(data), keyed_section(checkpoint, key, progress))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from cli.console import Console
 from signatures.report import Confidence
+
+if TYPE_CHECKING:
+    from signatures.keyed import Key
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -152,6 +155,26 @@ def registered_depth(command: Command) -> Command:
         help="How much is read: full everything; quick a bounded sample, by which copies are found but no rewritten "
         "or rearranged ones.",
     )(command)
+
+
+def key(command: Command) -> Command:
+    """``--key``."""
+    return click.option(
+        "--key",
+        metavar="FILE",
+        type=PATH,
+        help="Secret key (32 random bytes or more): a second sketch under it is kept, or compared, that no forger can "
+        "have aimed at.",
+    )(command)
+
+
+def secret_key(path: str | None) -> Key | None:
+    """The key in a file. Raises ``UsageError``, ``InputError``."""
+    if path is None:
+        return None
+    from signatures.keyed import read_key
+
+    return read_key(path)
 
 
 def console(ctx: click.Context) -> Console:

@@ -145,6 +145,23 @@ class Power:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyedCheck:
+    """One registered model under its owner's secret key.
+
+    ``key`` is the key's identity; ``log10_p`` that of the strongest ``test`` under the key, corrected for all models
+    that were checked; ``matched``: whether the public tests match it.
+    """
+
+    model: str
+    signature: str
+    key: str
+    confirmed: bool
+    log10_p: float
+    test: str
+    matched: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SuspectSummary:
     """What was scanned; ``complete`` is false if tensors were absent, unreadable or left out."""
 
@@ -170,7 +187,10 @@ class RegistrySummary:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The result of scanning one suspect. ``error`` is one line, or None; ``undoing`` comes of a deep comparison."""
+    """The result of scanning one suspect. ``error`` is one line, or None; ``undoing`` comes of a deep comparison.
+
+    ``keyed`` is there where a secret key was used.
+    """
 
     suspect: SuspectSummary
     verdict: Verdict
@@ -182,6 +202,7 @@ class Report:
     registry: RegistrySummary
     seconds: float
     undoing: Undoing | None = None
+    keyed: tuple[KeyedCheck, ...] | None = None
 
     @property
     def strongest_accusation(self) -> Confidence | None:
@@ -192,6 +213,7 @@ class Report:
     def to_json(self, schema: str = SCAN_SCHEMA) -> dict[str, Any]:
         """The object of the JSON contract; only finite numbers."""
         found = {"schema": schema, **asdict(self)}
-        if self.undoing is None:
-            del found["undoing"]
+        for optional in ("undoing", "keyed"):
+            if found[optional] is None:
+                del found[optional]
         return found

@@ -26,6 +26,7 @@ from signatures.report import COMPARE_SCHEMA, Confidence
 @click.option(
     "--transform", metavar="FILE", type=options.PATH, help="With --deep: write what was undone to FILE (.npz)."
 )
+@options.key
 @options.output
 @options.messages
 @click.pass_context
@@ -38,6 +39,7 @@ def command(
     fail_on: str,
     deep: bool,
     transform: str | None,
+    key: str | None,
     format: str,  # noqa: A002 - the option's word
     output: str | None,
     **chosen: Any,
@@ -61,6 +63,7 @@ def command(
     if transform is not None and not deep:
         raise UsageError("--transform belongs to --deep")
     refuse_overwriting(transform, (registered, suspect))
+    secret = options.secret_key(key)
     with reading(console, registered, suspect) as progress:
         asked = ScanOptions(**chosen)
         if deep:
@@ -69,6 +72,10 @@ def command(
             report = compare_deep(registered, suspect, options=asked, progress=progress, transform=transform)
         else:
             report = compare_paths(registered, suspect, options=asked, progress=progress)
+        if secret is not None:
+            from signatures.keyed_check import check_comparison
+
+            report = check_comparison(report, registered, suspect, secret, progress)
     statuses = [of_report(report, Confidence(fail_on))]
     with keeping(statuses, console):
         write_all(report_view(COMPARE_SCHEMA, against=registered), [report], format, output, console)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--note", metavar="TEXT", help="Anything else that reports of matches should help to find.")
 @click.option("--replace", is_flag=True, help="If the name has other weights already, let it stand for these.")
 @options.registered_depth
+@options.key
 @options.registry
 @options.output
 @options.messages
@@ -46,6 +47,7 @@ def command(
     note: str | None,
     replace: bool,
     depth: str,
+    key: str | None,
     registry: str | None,
     format: str,  # noqa: A002 - likewise
     output: str | None,
@@ -71,7 +73,7 @@ def command(
     with open_for_writing(registry) as opened:
         if base is not None and not _has(opened, base):
             console.warning(f"the base {base} is not registered: siblings cannot be told from copies until it is")
-        signature = signature_of(path, console, depth)
+        signature = signature_of(path, console, depth, options.secret_key(key))
         before = {record.id: record for record in opened.models()}
         record = opened.register(
             signature,

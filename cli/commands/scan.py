@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from cli.console import Console
     from cli.render.write import Writer
+    from signatures.keyed import Key
     from signatures.registry import Registry
     from signatures.scan import ScanOptions
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 @click.option(
     "-0", "--null", is_flag=True, help="Paths on standard input end with NUL (find -print0), not with a line break."
 )
+@options.key
 @options.output
 @options.messages
 @click.pass_context
@@ -58,6 +60,7 @@ def command(
     fail_on: str,
     top_k: int,
     null: bool,
+    key: str | None,
     format: str,  # noqa: A002 - the option's word
     output: str | None,
     **chosen: Any,
@@ -82,12 +85,13 @@ def command(
     route(console)
     refuse_overwriting(output, paths)
     wanted = ScanOptions(top_k=top_k, **chosen)
+    secret = options.secret_key(key)
     statuses: list[Exit] = []
     with keeping(statuses, console), open_if_any(registry) as opened:
         if opened is not None:
             _require_models(opened, wanted.base)
         with writing(report_view(), format, output, console) as writer:
-            for report in _reports(opened, paths, wanted, console, null=null):
+            for report in _reports(opened, paths, wanted, secret, console, null=null):
                 statuses.append(of_report(report, Confidence(fail_on)))
                 if report.error is not None:
                     console.error(report.error)
@@ -105,12 +109,18 @@ def _require_models(registry: Registry, names: tuple[str, ...]) -> None:
 
 
 def _reports(
-    registry: Registry | None, paths: tuple[str, ...], wanted: ScanOptions, console: Console, *, null: bool
+    registry: Registry | None,
+    paths: tuple[str, ...],
+    wanted: ScanOptions,
+    key: Key | None,
+    console: Console,
+    *,
+    null: bool,
 ) -> Iterator[Report]:
     from cli.paths import expanded
 
     for path in expanded(paths, null=null):
-        yield _scan_one(registry, path, wanted, console)
+        yield _scan_one(registry, path, wanted, key, console)
 
 
 def _hand_out(report: Report, writer: Writer[Report], statuses: list[Exit], *, last: bool) -> None:
@@ -125,17 +135,19 @@ def _hand_out(report: Report, writer: Writer[Report], statuses: list[Exit], *, l
         raise
 
 
-def _scan_one(registry: Registry | None, path: str, wanted: ScanOptions, console: Console) -> Report:
+def _scan_one(registry: Registry | None, path: str, wanted: ScanOptions, key: Key | None, console: Console) -> Report:
     """The report of one suspect, also for what no reader expected."""
     from cli.progress import reading
     from fingerprint.errors import RegistryError, WeightprintError
+    from signatures.keyed_check import check_scan
     from signatures.scan import scan_path
 
     try:
         if registry is None or not registry.models():
             return _not_compared(path, registry, console)
         with reading(console, path) as progress:
-            return scan_path(registry, path, options=wanted, progress=progress)
+            report = scan_path(registry, path, options=wanted, progress=progress)
+            return report if key is None else check_scan(registry, report, path, key, progress)
     except RegistryError:
         raise
     except WeightprintError as error:

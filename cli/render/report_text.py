@@ -86,6 +86,7 @@ def report_text(report: Report, look: Look, against: str | None = None) -> str:
         lines += fields([("Would be found", report.power.detectable)], look)
     lines += _mixture_lines(report.mixture, look)
     lines += undoing_lines(report.undoing, look)
+    lines += fields(_keyed(report), look)
     lines += fields([*(("Not tested", one) for one in report.power.not_tested), *_notes(report)], look)
     lines += fields([("Scanned", _scanned(report, against))], look)
     return "\n".join(_one_empty_line(lines)) + "\n"
@@ -268,6 +269,25 @@ def _why_not(report: Report, against: str | None) -> str:
 
 def _registered(models: int) -> str:
     return "the one registered model" if models == 1 else f"any of the {models:,} registered models"
+
+
+def _keyed(report: Report) -> list[tuple[str, str]]:
+    """What the secret key says of each model, those that matched first; of the others only what it finds."""
+    found = []
+    for check in report.keyed or ():
+        said = f"{_short(check.model)} under key {check.key}: "
+        if check.confirmed:
+            said += f"confirmed, p = {probability(check.log10_p)} ({check.test})"
+            said += "" if check.matched else "; the public tests did not find it: the suspect may be made to evade them"
+        elif check.matched:
+            said += (
+                f"NOT confirmed (p = {probability(check.log10_p)}): the match may be forged against the public "
+                "signature, or rest on parts that the keyed sketch does not sample"
+            )
+        else:
+            continue
+        found.append(("Secret key", said))
+    return found
 
 
 def _notes(report: Report) -> list[tuple[str, str]]:

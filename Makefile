@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 CACHE  := .cache
 FAMILY ?= a
 
-.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-resources bench-hostile bench-undoing clean
+.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-resources bench-hostile bench-undoing bench-adversarial bench-disclosure clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -61,7 +61,13 @@ bench-hostile: $(STAMP) ## memory and time on the hostile corpus
 	$(BIN)/python -m benchmarks.hostile --out docs/benchmarks
 
 bench-undoing: $(STAMP) ## deep comparisons of rewritten relatives, and of independent seeds
-	$(BIN)/python -m benchmarks.undoing --zoo $(CACHE)/zoo
+	$(BIN)/python -m benchmarks.undoing --quick --zoo $(CACHE)/zoo
+
+bench-adversarial: $(STAMP) ## forged registrations, framed innocents, evasion: what is reported, what it costs
+	$(BIN)/python -m benchmarks.adversarial --zoo $(CACHE)/zoo
+
+bench-disclosure: $(STAMP) ## how much of the weights a signature gives away
+	$(BIN)/python -m benchmarks.disclosure --zoo $(CACHE)/zoo
 
 clean: ## remove the virtual environment and what the benchmarks cached
 	rm -rf $(VENV) $(CACHE) build *.egg-info

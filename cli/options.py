@@ -168,6 +168,18 @@ def key(command: Command) -> Command:
     )(command)
 
 
+def disclose(command: Command) -> Command:
+    """``--disclose``."""
+    return click.option(
+        "--disclose",
+        type=click.Choice(["all", "less"]),
+        default="all",
+        show_default=True,
+        help="What the signature tells of the weights: less leaves out samples of neurons, attention and layers, by "
+        "which rewritten copies are found (docs/privacy.md).",
+    )(command)
+
+
 def secret_key(path: str | None) -> Key | None:
     """The key in a file. Raises ``UsageError``, ``InputError``."""
     if path is None:

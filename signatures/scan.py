@@ -14,6 +14,7 @@ from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.comparing.matching import layer_map
 from fingerprint.errors import InputError, SignatureError, UsageError
 from fingerprint.vocabulary import Content, Depth, Frame
+from signatures.disclosure import with_tests_lost
 from signatures.mixture import gather
 from signatures.records import anonymous_model
 from signatures.relation import WHOLE, describe, matches_by_component
@@ -139,7 +140,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
         for (model, _), comparison in zip(known, comparisons, strict=True)
         if (finding := assess(model, comparison, len(models))) is not None
     ]
-    return build_report(
+    report = build_report(
         suspect.fingerprint,
         findings,
         path=path,
@@ -149,6 +150,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
         registry=RegistrySummary(len(models), registry.digest),
         seconds=time.perf_counter() - started,
     )
+    return with_tests_lost(report, [(model.name, ours) for model, ours in known])
 
 
 def compare_all(suspect: Suspect, registered: Sequence[Fingerprint]) -> list[Comparison]:
@@ -428,9 +430,10 @@ def compare_paths(
 
         def compare(depth: Depth) -> Report:
             second = theirs.at(depth)
-            (comparison,) = compare_all(second, [ours.at(depth).fingerprint])
+            first = ours.at(depth).fingerprint
+            (comparison,) = compare_all(second, [first])
             finding = assess(anonymous_model(str(registered)), comparison, 1)
-            return build_report(
+            report = build_report(
                 second.fingerprint,
                 [finding] if finding is not None else [],
                 path=str(suspect),
@@ -438,6 +441,7 @@ def compare_paths(
                 registry=RegistrySummary(1, ""),
                 seconds=0.0,
             )
+            return with_tests_lost(report, [(str(registered), first)])
 
         report = _at_first_that_explains(theirs.depths(options.depth), compare)
     return replace(report, seconds=time.perf_counter() - started)

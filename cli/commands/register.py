@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--replace", is_flag=True, help="If the name has other weights already, let it stand for these.")
 @options.registered_depth
 @options.key
+@options.disclose
 @options.registry
 @options.output
 @options.messages
@@ -48,6 +49,7 @@ def command(
     replace: bool,
     depth: str,
     key: str | None,
+    disclose: str,
     registry: str | None,
     format: str,  # noqa: A002 - likewise
     output: str | None,
@@ -73,7 +75,7 @@ def command(
     with open_for_writing(registry) as opened:
         if base is not None and not _has(opened, base):
             console.warning(f"the base {base} is not registered: siblings cannot be told from copies until it is")
-        signature = signature_of(path, console, depth, options.secret_key(key))
+        signature = signature_of(path, console, depth, options.secret_key(key), less=disclose == "less")
         before = {record.id: record for record in opened.models()}
         record = opened.register(
             signature,

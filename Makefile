@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 CACHE  := .cache
 FAMILY ?= a
 
-.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-resources bench-hostile bench-undoing bench-adversarial bench-disclosure clean
+.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-resources bench-hostile bench-undoing bench-adversarial bench-disclosure bench-peers clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -68,6 +68,10 @@ bench-adversarial: $(STAMP) ## forged registrations, framed innocents, evasion: 
 
 bench-disclosure: $(STAMP) ## how much of the weights a signature gives away
 	$(BIN)/python -m benchmarks.disclosure --zoo $(CACHE)/zoo
+
+bench-peers: $(STAMP) ## modelDNA (and, if CISCO names its command, Cisco's kit) beside this program
+	test -x $(CACHE)/peers/modeldna/bin/modeldna || (python3 -m venv $(CACHE)/peers/modeldna && $(CACHE)/peers/modeldna/bin/pip install modeldna==0.1.0)
+	$(BIN)/python -m benchmarks.peers --zoo $(CACHE)/zoo --tool modeldna=$(CACHE)/peers/modeldna/bin/modeldna --tool cisco=$(or $(CISCO),none)
 
 clean: ## remove the virtual environment and what the benchmarks cached
 	rm -rf $(VENV) $(CACHE) build *.egg-info

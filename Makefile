@@ -98,5 +98,18 @@ bench-fuzz: $(STAMP) ## coverage-guided fuzzing of every parser, RUNS (200000) e
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m benchmarks.fuzz --runs $(RUNS) --out docs/benchmarks
 
+bench-undoing: $(STAMP) ## deep comparisons of rewritten relatives, and of independent seeds
+	$(BIN)/python -m benchmarks.undoing --quick --zoo $(CACHE)/zoo
+
+bench-adversarial: $(STAMP) ## forged registrations, framed innocents, evasion: what is reported, what it costs
+	$(BIN)/python -m benchmarks.adversarial --zoo $(CACHE)/zoo
+
+bench-disclosure: $(STAMP) ## how much of the weights a signature gives away
+	$(BIN)/python -m benchmarks.disclosure --zoo $(CACHE)/zoo
+
+bench-peers: $(STAMP) ## modelDNA (and, if CISCO names its command, Cisco's kit) beside this program
+	test -x $(CACHE)/peers/modeldna/bin/modeldna || (python3 -m venv $(CACHE)/peers/modeldna && $(CACHE)/peers/modeldna/bin/pip install modeldna==0.1.0)
+	$(BIN)/python -m benchmarks.peers --zoo $(CACHE)/zoo --tool modeldna=$(CACHE)/peers/modeldna/bin/modeldna --tool cisco=$(or $(CISCO),none)
+
 clean: ## remove the virtual environment and what the benchmarks cached
 	rm -rf $(VENV) $(CACHE) build *.egg-info

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cli.console import Console
     from fingerprint.checkpoint import Checkpoint
+    from signatures.keyed import Key
     from signatures.signature import Signature
 
 
-def signature_of(path: str, console: Console, depth: str | None) -> Signature:
-    """The signature of a checkpoint at ``depth``, or of a signature file, whatever its depth; what was noticed while
-    reading becomes warnings. Without ``depth`` everything is read, unless much would have to be fetched.
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """How to measure what is to be registered.
+
+    Without ``depth`` everything is read, unless much would have to be fetched. With a ``key`` there is a second sketch
+    under it; ``less`` discloses less.
+    """
+
+    depth: str | None = None
+    key: Key | None = None
+    less: bool = False
+
+
+def signature_of(path: str, console: Console, how: Measuring) -> Signature:
+    """The signature of a checkpoint, or of a signature file, whatever its depth; what was noticed while reading becomes
+    warnings.
 
     Raises ``InputError``, ``SignatureError``, ``UsageError``.
     """
@@ -21,16 +36,25 @@ def signature_of(path: str, console: Console, depth: str | None) -> Signature:
     from cli.text import file_size
     from fingerprint.assemble import measure_checkpoint
     from fingerprint.checkpoint import open_checkpoint
+    from fingerprint.errors import UsageError
     from fingerprint.quick import quick_look
     from fingerprint.vocabulary import Depth
+    from signatures.budget import DEFAULT_LIMIT
+    from signatures.disclosure import disclose_less
+    from signatures.keyed import KEYED_BYTES, keyed_fingerprint, keyed_section, with_section
     from signatures.signature import decode, is_signature, read_signature, signed_bytes
 
     if is_signature(path):
-        return read_signature(path)
+        signature = read_signature(path)
+        if how.key is not None:
+            keyed_fingerprint(signature, how.key, path)  # refuses one without a sketch under this key
+        if how.less:
+            raise UsageError(f"{path}: --disclose less is for weights; a signature is registered as it is")
+        return signature
     with open_checkpoint(options.located(path)) as checkpoint, reading(console, path) as progress:
-        if depth is None:
+        if how.depth is None:
             _require_meant(checkpoint)
-        measure = quick_look if depth == Depth.QUICK else measure_checkpoint
+        measure = quick_look if how.depth == Depth.QUICK else measure_checkpoint
         measured = measure(checkpoint, progress=progress).fingerprint
     if checkpoint.transfer is not None:
         fetched = checkpoint.transfer
@@ -39,9 +63,14 @@ def signature_of(path: str, console: Console, depth: str | None) -> Signature:
         console.warning(f"{path}: {message}")
     if not measured.complete:
         console.warning(f"{path}: parts are absent; the signature is that of the rest")
-    data = signed_bytes(measured)
+    if how.less:
+        measured = disclose_less(measured)
+    data = signed_bytes(measured, limit=DEFAULT_LIMIT if how.key is None else DEFAULT_LIMIT - 2 * KEYED_BYTES)
     del measured  # that of a very large model takes a hundred megabytes
-    return decode(data)
+    if how.key is None:
+        return decode(data)
+    with open_checkpoint(options.located(path)) as checkpoint, reading(console, path) as progress:
+        return with_section(decode(data), keyed_section(checkpoint, how.key, progress))
 
 
 def _require_meant(checkpoint: Checkpoint) -> None:

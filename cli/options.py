@@ -16,6 +16,8 @@ from signatures.report import Confidence
 if TYPE_CHECKING:
     import os
 
+    from signatures.keyed import Key
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 REGISTRY_VARIABLE: Final = "FP_REGISTRY"
@@ -229,6 +231,38 @@ def fetch_as(chosen: Mapping[str, bool]) -> None:
 def _set_remote(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
         ctx.meta.setdefault(_REMOTE, {})[str(parameter.name)] = True
+
+
+def key(command: Command) -> Command:
+    """``--key``."""
+    return click.option(
+        "--key",
+        metavar="FILE",
+        type=PATH,
+        help="Secret key (32 random bytes or more): a second sketch under it is kept, or compared, that no forger can "
+        "have aimed at.",
+    )(command)
+
+
+def disclose(command: Command) -> Command:
+    """``--disclose``."""
+    return click.option(
+        "--disclose",
+        type=click.Choice(["all", "less"]),
+        default="all",
+        show_default=True,
+        help="What the signature tells of the weights: less leaves out samples of neurons, attention and layers, by "
+        "which rewritten copies are found (docs/privacy.md).",
+    )(command)
+
+
+def secret_key(path: str | None) -> Key | None:
+    """The key in a file. Raises ``UsageError``, ``InputError``."""
+    if path is None:
+        return None
+    from signatures.keyed import read_key
+
+    return read_key(path)
 
 
 def console(ctx: click.Context) -> Console:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from cli.bulk import Answer, Bulk
     from cli.console import Console
+    from cli.measure import Measuring
     from cli.tasks import Measured
     from cli.worklist import Entry
     from signatures.bulk.journal import Journal
@@ -37,7 +38,7 @@ def register_list(
     console: Console,
     *,
     null: bool,
-    depth: str | None,
+    how: Measuring,
     replace: bool,
     registry: str | None,
     format: str,  # noqa: A002 - the option's word
@@ -54,7 +55,7 @@ def register_list(
     with keeping(statuses, console), open_for_writing(registry) as opened:
         writer = _Writer(opened, console, replace=replace)
         with writing(REGISTRATION_VIEW, format, output, console) as results:
-            for done in _registered(entries, writer, bulk, console, depth, total):
+            for done in _registered(entries, writer, bulk, console, how, total):
                 statuses.append(Exit.OK if done.error is None else Exit.ERROR)
                 if done.error is not None:
                     console.error(done.error)
@@ -87,7 +88,7 @@ def _entries(
 
 
 def _registered(
-    entries: Iterable[Entry], writer: _Writer, bulk: Bulk, console: Console, depth: str | None, total: int | None
+    entries: Iterable[Entry], writer: _Writer, bulk: Bulk, console: Console, how: Measuring, total: int | None
 ) -> Iterator[Registered]:
     from cli.bulk import worked
     from cli.tasks import MeasureTask
@@ -95,14 +96,15 @@ def _registered(
     def settings() -> dict[str, Any]:
         from importlib.metadata import version
 
-        return {"task": "register", "program": version("weightprint"), "depth": depth, "registry": writer.place}
+        measured = {"depth": how.depth, "key": None if how.key is None else how.key.identity, "less": how.less}
+        return {"task": "register", "program": version("weightprint"), **measured, "registry": writer.place}
 
     with bulk.journal(settings) as journal:
 
         def known(entry: Entry) -> Measured | None:
             return None if journal is None else writer.remembered(entry, journal)
 
-        here, task = _Here(depth, console), MeasureTask(os.getcwd(), depth, console.verbosity, options.fetching())
+        here, task = _Here(how, console), MeasureTask(os.getcwd(), how, console.verbosity, options.fetching())
         with bulk.workers(here, lambda: task) as workers:
             window = _AHEAD * workers.slots
             for entry, measured in worked(workers, entries, console, total=total, window=window, known=known):
@@ -113,14 +115,14 @@ def _registered(
 class _Here:
     """The task of a list where this process does the work: warnings and bars go to the console at once."""
 
-    depth: str | None
+    how: Measuring
     console: Console
 
     def do(self, item: Entry) -> Answer[Measured]:
         """See ``Task.do``."""
         from cli.tasks import measured_by
 
-        return measured_by(item, self.depth, self.console)
+        return measured_by(item, self.how, self.console)
 
     def lost(self, item: Entry, reason: str) -> Answer[Measured]:
         """See ``Task.lost``."""

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from cli.console import Console
+    from cli.measure import Measuring
     from cli.worklist import Entry
+    from signatures.keyed import Key
     from signatures.registry import Registry
     from signatures.report import Report
     from signatures.scan import ScanOptions
@@ -31,6 +33,7 @@ class ScanTask:
     cwd: str
     registry: str | None
     options: ScanOptions
+    key: Key | None
     verbosity: int
     fetching: Mapping[str, bool]
 
@@ -40,7 +43,7 @@ class ScanTask:
 
         console = _console(self)
         opened = None if self.registry is None else _opened(self.registry)
-        report = scan_one(opened, item, self.options, console)
+        report = scan_one(opened, item, self.options, self.key, console)
         return Answer(report, tuple(console.told))
 
     def lost(self, item: str, reason: str) -> Answer[Report]:
@@ -63,27 +66,27 @@ class MeasureTask:
     """Measures the model at an entry's path, seen from the folder ``cwd``."""
 
     cwd: str
-    depth: str | None
+    how: Measuring
     verbosity: int
     fetching: Mapping[str, bool]
 
     def do(self, item: Entry) -> Answer[Measured]:
         """See ``Task.do``."""
         console = _console(self)
-        return measured_by(item, self.depth, console)
+        return measured_by(item, self.how, console)
 
     def lost(self, item: Entry, reason: str) -> Answer[Measured]:
         """See ``Task.lost``."""
         return Answer(Measured(error=f"{item.path}: not registered: {reason}"))
 
 
-def measured_by(item: Entry, depth: str | None, console: Console) -> Answer[Measured]:
+def measured_by(item: Entry, how: Measuring, console: Console) -> Answer[Measured]:
     """Measure a model; whatever goes wrong with it is part of the answer, and so is what a ``Gathered`` was told."""
     from cli.measure import signature_of
     from signatures.signature import encode
 
     try:
-        found = Measured(encode(signature_of(item.path, console, depth)))
+        found = Measured(encode(signature_of(item.path, console, how)))
     except WeightprintError as error:
         console.trace(error)
         found = Measured(error=_naming(item.path, str(error)))

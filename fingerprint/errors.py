@@ -11,7 +11,8 @@
     ├── SignatureError                 signature files
     │   ├── MalformedSignatureError    damaged, truncated or forged structure
     │   ├── SignatureVersionError      a major version that this program does not know
-    │   └── IncompatibleParametersError  made with other parameters of the method
+    │   ├── IncompatibleParametersError  made with other parameters of the method
+    │   └── WrongKeyError              a keyed sketch was made with another secret key
     ├── RegistryError                  the registry on disk
     │   ├── RegistryBrokenError        its files contradict each other
     │   ├── RegistryBusyError          another process holds it for too long
@@ -93,6 +94,10 @@ class SignatureVersionError(SignatureError):
 
 class IncompatibleParametersError(SignatureError):
     """Two fingerprints were made with different parameters of the method and cannot be compared."""
+
+
+class WrongKeyError(SignatureError):
+    """The secret key is not the one that a keyed sketch was made with."""
 
 
 class RegistryError(WeightprintError):

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
+from fingerprint.claims import ClaimKind  # noqa: TC001 - reports are put together from JSON by these
+from fingerprint.undoing.result import Undoing  # noqa: TC001 - likewise
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from fingerprint.claims import ClaimKind
 
 SCAN_SCHEMA: Final = "fp.scan/1"
 COMPARE_SCHEMA: Final = "fp.compare/1"
@@ -179,6 +180,23 @@ class Power:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyedCheck:
+    """One registered model under its owner's secret key.
+
+    ``key`` is the key's identity; ``log10_p`` that of the strongest ``test`` under the key, corrected for all models
+    that were checked; ``matched``: whether the public tests match it.
+    """
+
+    model: str
+    signature: str
+    key: str
+    confirmed: bool
+    log10_p: float
+    test: str
+    matched: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SuspectSummary:
     """What was scanned; ``complete`` is false if tensors were absent, unreadable or left out."""
 
@@ -259,7 +277,7 @@ class Report:
 
     ``claims`` is what the suspect says about itself beside what its weights say, and no part of the evidence; None if
     it could not be read. ``parts`` are the components of the suspect and what explains each; none where its names tell
-    no components apart.
+    no components apart. ``undoing`` comes of a deep comparison; ``keyed`` is there where a secret key was used.
     """
 
     suspect: SuspectSummary
@@ -273,6 +291,8 @@ class Report:
     seconds: float
     claims: ClaimsReport | None = None
     parts: tuple[Part, ...] = ()
+    undoing: Undoing | None = None
+    keyed: tuple[KeyedCheck, ...] | None = None
 
     @property
     def strongest_accusation(self) -> Confidence | None:
@@ -282,4 +302,8 @@ class Report:
 
     def to_json(self, schema: str = SCAN_SCHEMA) -> dict[str, Any]:
         """The object of the JSON contract; only finite numbers."""
-        return {"schema": schema, **asdict(self)}
+        found = {"schema": schema, **asdict(self)}
+        for optional in ("undoing", "keyed"):
+            if found[optional] is None:
+                del found[optional]
+        return found

@@ -17,6 +17,7 @@ from fingerprint.errors import InputError, SignatureError, UsageError
 from fingerprint.readers.findings import FindingCode
 from fingerprint.vocabulary import Content, Depth, Frame
 from signatures.claims import check_claims, may_name
+from signatures.disclosure import with_tests_lost
 from signatures.mixture import gather
 from signatures.parts import parts_of
 from signatures.records import anonymous_model
@@ -144,7 +145,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
         for (model, _), comparison in zip(known, comparisons, strict=True)
         if (finding := assess(model, comparison, models)) is not None
     ]
-    return build_report(
+    report = build_report(
         suspect.fingerprint,
         findings,
         path=path,
@@ -155,6 +156,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
         seconds=time.perf_counter() - started,
         named=registry.resembling,
     )
+    return with_tests_lost(report, [(model.name, ours) for model, ours in known])
 
 
 def compare_all(suspect: Suspect, registered: Sequence[Fingerprint]) -> list[Comparison]:
@@ -458,10 +460,11 @@ def compare_paths(
 
         def compare(depth: Depth) -> Report:
             second = theirs.at(depth)
-            (comparison,) = compare_all(second, [ours.at(depth).fingerprint])
+            first = ours.at(depth).fingerprint
+            (comparison,) = compare_all(second, [first])
             model = anonymous_model(str(registered))
             finding = assess(model, comparison, 1)
-            return build_report(
+            report = build_report(
                 second.fingerprint,
                 [finding] if finding is not None else [],
                 path=str(suspect),
@@ -470,6 +473,7 @@ def compare_paths(
                 seconds=0.0,
                 named=lambda name: [model] if may_name(name, model) else [],
             )
+            return with_tests_lost(report, [(str(registered), first)])
 
         depths = theirs.depths(options.depth)
         if ours.depths(options.depth) == (Depth.QUICK,):  # it lies elsewhere, and is large

@@ -425,11 +425,12 @@ class TestRegister:
     def test_workers_measure_what_one_process_measures(self, zoo: Zoo) -> None:
         import pickle
 
+        from cli.measure import Measuring
         from cli.tasks import MeasureTask
         from cli.worklist import Entry
         from signatures.signature import decode
 
-        task = pickle.loads(pickle.dumps(MeasureTask(os.getcwd(), "full", 0, {})))
+        task = pickle.loads(pickle.dumps(MeasureTask(os.getcwd(), Measuring("full"), 0, {})))
         good, bad = (task.do(Entry(path, "a/b")) for path in (zoo.base, zoo.broken))
         assert decode(good.value.data).identity == decode(task.do(Entry(zoo.base, "a/b")).value.data).identity
         assert zoo.broken in bad.value.error

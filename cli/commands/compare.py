@@ -18,6 +18,16 @@ from signatures.report import COMPARE_SCHEMA, Confidence
 @options.globs
 @options.depth
 @options.remote
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Read both whole and undo what keeps the function (permutation, scales, signs, rotation) explicitly; report "
+    "what is left, tensors held out of the fit apart.",
+)
+@click.option(
+    "--transform", metavar="FILE", type=options.PATH, help="With --deep: write what was undone to FILE (.npz)."
+)
+@options.key
 @options.output
 @options.messages
 @click.pass_context
@@ -28,6 +38,9 @@ def command(
     registered: str,
     suspect: str,
     fail_on: str,
+    deep: bool,
+    transform: str | None,
+    key: str | None,
     format: str,  # noqa: A002 - the option's word
     output: str | None,
     **chosen: Any,
@@ -42,14 +55,29 @@ def command(
     from cli.progress import reading
     from cli.render.report import report_view
     from cli.render.write import keeping, write_all
+    from fingerprint.errors import UsageError
     from signatures.scan import ScanOptions, compare_paths
 
     console = options.console(ctx)
     route(console)
     refuse_overwriting(output, (registered, suspect))
+    if transform is not None and not deep:
+        raise UsageError("--transform belongs to --deep")
+    refuse_overwriting(transform, (registered, suspect))
+    secret = options.secret_key(key)
     with reading(console, registered, suspect) as progress:
         ours, theirs = options.located(registered), options.located(suspect)
-        report = compare_paths(ours, theirs, options=ScanOptions(**chosen), progress=progress)
+        asked = ScanOptions(**chosen)
+        if deep:
+            from signatures.deep import compare_deep
+
+            report = compare_deep(ours, theirs, options=asked, progress=progress, transform=transform)
+        else:
+            report = compare_paths(ours, theirs, options=asked, progress=progress)
+        if secret is not None:
+            from signatures.keyed_check import check_comparison
+
+            report = check_comparison(report, ours, theirs, secret, progress)
     statuses = [of_report(report, Confidence(fail_on))]
     with keeping(statuses, console):
         write_all(report_view(COMPARE_SCHEMA, against=registered), [report], format, output, console)

@@ -12,6 +12,7 @@ from cli.paths import STANDARD
 
 if TYPE_CHECKING:
     from cli.console import Console
+    from cli.measure import Measuring
     from signatures.records import ModelRecord
     from signatures.registry import Registry
 
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 @click.option(
     "-0", "--null", is_flag=True, help="Paths on standard input end with NUL (find -print0), not with a line break."
 )
+@options.key
+@options.disclose
 @options.registry
 @options.output
 @options.messages
@@ -63,6 +66,9 @@ def command(
     jobs: int | None,
     resume: str | None,
     null: bool,
+    depth: str | None,
+    key: str | None,
+    disclose: str,
     output: str | None,
     **chosen: Any,
 ) -> Exit:
@@ -76,6 +82,7 @@ def command(
     registered in that order, whoever is measured first, and an error of one does not stop the rest.
     """
     from cli.bulk import Bulk
+    from cli.measure import Measuring
     from cli.messages import route
     from cli.output import refuse_overwriting
     from cli.worklist import has_places
@@ -90,14 +97,15 @@ def command(
         raise click.UsageError("give either PATHs or a table with --list", ctx)
     if table is None and name is None:
         raise click.UsageError("Missing option '--name'.", ctx)
+    how = Measuring(depth, options.secret_key(key), less=disclose == "less")
     several = len(paths) > 1 or STANDARD in paths
     if several and name is not None and not has_places(name):
         raise click.UsageError("several models need several names: --name 'acme/{stem}', or --list", ctx)
     if several or table is not None or resume is not None or not bulk.alone:
         from cli.registering import register_list
 
-        return register_list(paths, name, table, bulk, console, null=null, output=output, **chosen)
-    return _register_one(paths[0], name or "", console, output=output, **chosen)
+        return register_list(paths, name, table, bulk, console, null=null, how=how, output=output, **chosen)
+    return _register_one(paths[0], name or "", console, how=how, output=output, **chosen)
 
 
 def _register_one(
@@ -105,7 +113,7 @@ def _register_one(
     name: str,
     console: Console,
     *,
-    depth: str | None,
+    how: Measuring,
     base: str | None,
     registry: str | None,
     format: str,  # noqa: A002 - the option's word
@@ -125,7 +133,7 @@ def _register_one(
     with open_for_writing(registry) as opened:
         if base is not None and _found(opened, base) is None:
             console.warning(f"the base {base} is not registered: siblings cannot be told from copies until it is")
-        signature = signature_of(path, console, depth)
+        signature = signature_of(path, console, how)
         holder = _found(opened, name)
         record = opened.register(signature, name=name, base=base, **said)
         done = Registered(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cli.console import Console
     from cli.render.write import Writer
     from cli.tasks import ScanTask
+    from signatures.keyed import Key
     from signatures.registry import Registry
     from signatures.scan import ScanOptions
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 @click.option(
     "-0", "--null", is_flag=True, help="Paths on standard input end with NUL (find -print0), not with a line break."
 )
+@options.key
 @options.output
 @options.messages
 @click.pass_context
@@ -67,6 +69,7 @@ def command(
     executor: str | None,
     jobs: int | None,
     resume: str | None,
+    key: str | None,
     format: str,  # noqa: A002 - the option's word
     output: str | None,
     **chosen: Any,
@@ -95,12 +98,13 @@ def command(
     refuse_overwriting(resume, (*paths, *([output] if output else [])))
     bulk = Bulk(executor, jobs, resume)
     wanted = ScanOptions(top_k=top_k, **chosen)
+    secret = options.secret_key(key)
     statuses: list[Exit] = []
     with keeping(statuses, console), open_if_any(registry) as opened:
         if opened is not None:
             _require_models(opened, wanted.base)
         with writing(report_view(), format, output, console) as writer:
-            for report in _reports(opened, paths, wanted, console, bulk, null=null):
+            for report in _reports(opened, paths, wanted, secret, console, bulk, null=null):
                 statuses.append(of_report(report, Confidence(fail_on)))
                 if report.error is not None:
                     console.error(report.error)
@@ -118,7 +122,14 @@ def _require_models(registry: Registry, names: tuple[str, ...]) -> None:
 
 
 def _reports(
-    registry: Registry | None, paths: tuple[str, ...], wanted: ScanOptions, console: Console, bulk: Bulk, *, null: bool
+    registry: Registry | None,
+    paths: tuple[str, ...],
+    wanted: ScanOptions,
+    key: Key | None,
+    console: Console,
+    bulk: Bulk,
+    *,
+    null: bool,
 ) -> Iterator[Report]:
     """The reports in the order of the paths, by whom ``bulk`` says."""
     from cli.bulk import worked
@@ -126,10 +137,10 @@ def _reports(
 
     if bulk.alone and bulk.resume is None:
         for path in expanded(paths, null=null):
-            yield scan_one(registry, path, wanted, console)
+            yield scan_one(registry, path, wanted, key, console)
         return
     _require_shared(bulk)
-    with bulk.journal(lambda: _settings(registry, wanted)) as journal:
+    with bulk.journal(lambda: _settings(registry, wanted, key)) as journal:
 
         def known(path: str) -> Report | None:
             return None if journal is None else _from_journal(journal.result(path))
@@ -138,8 +149,8 @@ def _reports(
             if journal is not None and report.error is None:  # an error is tried again by the next run
                 journal.add(path, report.to_json())
 
-        here = _Here(registry, wanted, console)
-        with bulk.workers(here, lambda: _task(registry, wanted, console)) as workers:
+        here = _Here(registry, wanted, key, console)
+        with bulk.workers(here, lambda: _task(registry, wanted, key, console)) as workers:
             total = None if STANDARD in paths else len(paths)
             for _, report in worked(workers, expanded(paths, null=null), console, total=total, known=known, done=done):
                 yield report
@@ -163,27 +174,28 @@ class _Here:
 
     registry: Registry | None
     wanted: ScanOptions
+    key: Key | None
     console: Console
 
     def do(self, item: str) -> Answer[Report]:
         """See ``Task.do``."""
-        return Answer(scan_one(self.registry, item, self.wanted, self.console))
+        return Answer(scan_one(self.registry, item, self.wanted, self.key, self.console))
 
     def lost(self, item: str, reason: str) -> Answer[Report]:
         """See ``Task.lost``."""
         return Answer(failed(item, reason))
 
 
-def _task(registry: Registry | None, wanted: ScanOptions, console: Console) -> ScanTask:
+def _task(registry: Registry | None, wanted: ScanOptions, key: Key | None, console: Console) -> ScanTask:
     import os
 
     from cli.tasks import ScanTask
 
     folder = None if registry is None else os.path.abspath(registry.folder)
-    return ScanTask(os.getcwd(), folder, wanted, console.verbosity, options.fetching())
+    return ScanTask(os.getcwd(), folder, wanted, key, console.verbosity, options.fetching())
 
 
-def _settings(registry: Registry | None, wanted: ScanOptions) -> dict[str, Any]:
+def _settings(registry: Registry | None, wanted: ScanOptions, key: Key | None) -> dict[str, Any]:
     """What reports depend on besides the suspect: the registered models with their names, options, the program."""
     import hashlib
     from dataclasses import asdict
@@ -193,7 +205,8 @@ def _settings(registry: Registry | None, wanted: ScanOptions) -> dict[str, Any]:
     for record in () if registry is None else registry.models():
         entries = [(entry.name, entry.base) for entry in record.registrations]
         names.update(f"{record.id} {record.identity} {entries}\n".encode())
-    return {"task": "scan", "program": version("weightprint"), "models": names.hexdigest(), **asdict(wanted)}
+    about = {"task": "scan", "program": version("weightprint"), "models": names.hexdigest()}
+    return {**about, "key": None if key is None else key.identity, **asdict(wanted)}
 
 
 def _from_journal(values: Any) -> Report | None:
@@ -220,17 +233,20 @@ def _hand_out(report: Report, writer: Writer[Report], statuses: list[Exit], *, l
         raise
 
 
-def scan_one(registry: Registry | None, path: str, wanted: ScanOptions, console: Console) -> Report:
+def scan_one(registry: Registry | None, path: str, wanted: ScanOptions, key: Key | None, console: Console) -> Report:
     """The report of one suspect, also for what no reader expected."""
     from cli.progress import reading
     from fingerprint.errors import RegistryError, WeightprintError
+    from signatures.keyed_check import check_scan
     from signatures.scan import scan_path
 
     try:
         if registry is None or not registry.count():
             return _not_compared(path, registry, console)
         with reading(console, path) as progress:
-            return scan_path(registry, options.located(path), options=wanted, progress=progress)
+            place = options.located(path)
+            report = scan_path(registry, place, options=wanted, progress=progress)
+            return report if key is None else check_scan(registry, report, place, key, progress)
     except RegistryError:
         raise
     except WeightprintError as error:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from cli.render.layer_text import layer_lines, layer_mixture_lines
 from cli.render.layout import INDENT, fields, table
 from cli.render.part_text import part_lines, parts_of_match
+from cli.render.undoing_text import undoing_lines
 from cli.text import clipped_middle, counted, duration, file_size, magnitude, odds, percent, printable, probability
 from fingerprint.vocabulary import Depth
 from signatures.report import Confidence, Link, Relation, Verdict
@@ -87,6 +88,8 @@ def report_text(report: Report, look: Look, against: str | None = None) -> str:
         lines += fields([("Would be found", report.power.detectable)], look)
     lines += _mixture_lines(report.mixture, look)
     lines += _claim_lines(report, look)
+    lines += undoing_lines(report.undoing, look)
+    lines += fields(_keyed(report), look)
     lines += fields([*(("Not tested", one) for one in report.power.not_tested), *_notes(report)], look)
     lines += fields([("Scanned", _scanned(report, against))], look)
     return "\n".join(_one_empty_line(lines)) + "\n"
@@ -285,6 +288,25 @@ def _why_not(report: Report, against: str | None) -> str:
 
 def _registered(models: int) -> str:
     return "the one registered model" if models == 1 else f"any of the {models:,} registered models"
+
+
+def _keyed(report: Report) -> list[tuple[str, str]]:
+    """What the secret key says of each model, those that matched first; of the others only what it finds."""
+    found = []
+    for check in report.keyed or ():
+        said = f"{_short(check.model)} under key {check.key}: "
+        if check.confirmed:
+            said += f"confirmed, p = {probability(check.log10_p)} ({check.test})"
+            said += "" if check.matched else "; the public tests did not find it: the suspect may be made to evade them"
+        elif check.matched:
+            said += (
+                f"NOT confirmed (p = {probability(check.log10_p)}): the match may be forged against the public "
+                "signature, or rest on parts that the keyed sketch does not sample"
+            )
+        else:
+            continue
+        found.append(("Secret key", said))
+    return found
 
 
 def _notes(report: Report) -> list[tuple[str, str]]:

@@ -1,0 +1,1 @@
+"""What forging a registration, framing an innocent and evading the tests cost, and what is reported of each."""

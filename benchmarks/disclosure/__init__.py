@@ -1,0 +1,1 @@
+"""How much of the weights can be reconstructed from a signature."""

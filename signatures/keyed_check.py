@@ -1,0 +1,121 @@
+"""Whether a secret key confirms what the public tests said, and whether it finds what they did not."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from threadpoolctl import threadpool_limits
+
+from fingerprint.checkpoint import open_checkpoint
+from fingerprint.comparing.comparison import compare_fingerprints
+from fingerprint.comparing.evidence import Test, bonferroni
+from fingerprint.errors import UsageError
+from signatures.keyed import key_identity, keyed_fingerprint, measure_keyed
+from signatures.records import anonymous_model
+from signatures.report import KeyedCheck
+from signatures.signature import is_signature, read_signature
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+
+    from fingerprint.records import Fingerprint
+    from signatures.keyed import Key
+    from signatures.registry import Registry
+    from signatures.report import Report
+
+CONFIRMED: Final = -6.0
+"""log10 p from which the key confirms, corrected for all models that were checked: that of ``likely``."""
+_WEIGHTS_NEEDED: Final = "a key needs the weights of the suspect, and this is a signature"
+
+
+def check_scan(
+    registry: Registry,
+    report: Report,
+    path: str | os.PathLike[str],
+    key: Key,
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """The report of a scan with ``keyed``: one check for each registered model with a sketch under this key.
+
+    Models without one, or under another key, are not checked, which a note says if they matched. Reads the suspect
+    and every registered signature once more. Raises ``UsageError`` if the suspect is a signature, ``InputError``,
+    ``RegistryError``.
+    """
+    if report.error is not None:
+        return report
+    if is_signature(path):
+        raise UsageError(f"{path}: {_WEIGHTS_NEEDED}")
+    started = time.perf_counter()
+    keyed: list[tuple[str, str, Fingerprint]] = []
+    for model in registry.models():
+        signature = registry.load_signature(model)
+        if key_identity(signature) == key.identity:
+            keyed.append((model.name, model.identity, keyed_fingerprint(signature, key, model.name)))
+    checks = _checks(keyed, path, key, report, progress)
+    known = {check.signature for check in checks}
+    unchecked = [match.model for match in report.matches if match.signature not in known]
+    notes = [f"not checked with key {key.identity}: {', '.join(unchecked)}"] if unchecked else []
+    if not keyed:
+        notes.append(f"no registered model has a sketch under key {key.identity}")
+    seconds = report.seconds + time.perf_counter() - started
+    return replace(report, keyed=checks, notes=(*report.notes, *notes), seconds=seconds)
+
+
+def check_comparison(
+    report: Report,
+    registered: str | os.PathLike[str],
+    suspect: str | os.PathLike[str],
+    key: Key,
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """The same for a comparison: ``registered`` is a signature with a sketch under this key, or a checkpoint.
+
+    Raises ``WrongKeyError`` besides.
+    """
+    if is_signature(suspect):
+        raise UsageError(f"{suspect}: {_WEIGHTS_NEEDED}")
+    started = time.perf_counter()
+    if is_signature(registered):
+        ours = keyed_fingerprint(read_signature(registered), key, str(registered))
+    else:
+        with open_checkpoint(registered) as checkpoint:
+            ours = measure_keyed(checkpoint, key, progress)
+    model = anonymous_model(str(registered))
+    checks = _checks([(model.name, model.identity, ours)], suspect, key, report, progress)
+    return replace(report, keyed=checks, seconds=report.seconds + time.perf_counter() - started)
+
+
+def _checks(
+    registered: Sequence[tuple[str, str, Fingerprint]],
+    path: str | os.PathLike[str],
+    key: Key,
+    report: Report,
+    progress: Callable[[int], None] | None,
+) -> tuple[KeyedCheck, ...]:
+    if not registered:
+        return ()
+    with open_checkpoint(path) as checkpoint:
+        theirs = measure_keyed(checkpoint, key, progress)
+    public = {match.signature for match in report.matches}
+    found = []
+    for name, identity, ours in registered:
+        with threadpool_limits(1, "blas"):
+            comparison = compare_fingerprints(ours, theirs, own_frames=False)
+        alone = [one for one in comparison.evidence if one.test is not Test.SKETCH]
+        best = min(alone, key=lambda one: one.log10_p, default=None)
+        log10_p = 0.0 if best is None else bonferroni(best.log10_p, len(registered))
+        found.append(
+            KeyedCheck(
+                model=name,
+                signature=identity,
+                key=key.identity,
+                confirmed=log10_p <= CONFIRMED,
+                log10_p=log10_p,
+                test="" if best is None else best.test.value,
+                matched=identity in public or (not identity and bool(report.matches)),
+            )
+        )
+    return tuple(sorted(found, key=lambda one: (not one.matched, one.log10_p)))

@@ -1,0 +1,183 @@
+"""A second sketch under a secret key: sealed, carried along, confirmed by the right key and by no other."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from fingerprint.checkpoint import open_checkpoint
+from fingerprint.errors import UsageError, WrongKeyError
+from fingerprint.parameters import DEFAULT_PARAMETERS
+from fingerprint.signs import Stream, sample_indices
+from signatures.budget import DEFAULT_LIMIT
+from signatures.container import MAX_FILE_BYTES
+from signatures.keyed import (
+    KEYED_BYTES,
+    key_identity,
+    keyed_fingerprint,
+    keyed_section,
+    make_key,
+    read_key,
+    seal,
+    unseal,
+    with_section,
+)
+from signatures.signature import decode, encode, read_signature
+from tests.reader80 import read
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli_support import Program
+
+pytest_plugins = ["tests.cli_fixtures"]
+
+FIRST, SECOND = (make_key(np.random.default_rng(seed).bytes(32)) for seed in (1, 2))
+
+
+def weights(seed: int, layers: int = 2, width: int = 96, neurons: int = 160) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+
+    def matrix(*shape: int) -> np.ndarray:
+        return (random.standard_normal(shape) * 0.05).astype(np.float32)
+
+    made = {"model.embed_tokens.weight": matrix(600, width)}
+    for layer in range(layers):
+        name = f"model.layers.{layer}"
+        made[f"{name}.input_layernorm.weight"] = (1 + matrix(width)).astype(np.float32)
+        made[f"{name}.post_attention_layernorm.weight"] = (1 + matrix(width)).astype(np.float32)
+        for part in "qkvo":
+            made[f"{name}.self_attn.{part}_proj.weight"] = matrix(width, width)
+        made[f"{name}.mlp.gate_proj.weight"] = matrix(neurons, width)
+        made[f"{name}.mlp.up_proj.weight"] = matrix(neurons, width)
+        made[f"{name}.mlp.down_proj.weight"] = matrix(width, neurons)
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("keyed")
+    for name, seed in (("a", 1), ("b", 2)):
+        save_file(weights(seed), place / f"{name}.safetensors")
+    tuned = {name: w + np.float32(0.01) * w.std() for name, w in weights(1).items()}
+    save_file(tuned, place / "tuned.safetensors")
+    for name, key in (("first.key", FIRST), ("second.key", SECOND)):
+        (place / name).write_bytes(key.material)
+    return place
+
+
+@pytest.fixture(scope="module")
+def section(folder):
+    with open_checkpoint(folder / "a.safetensors") as checkpoint:
+        return keyed_section(checkpoint, FIRST)
+
+
+def test_sealing_hides_the_content_and_notices_the_wrong_key_and_any_change():
+    content = b"samples " * 100
+    sealed = seal(content, FIRST)
+    assert seal(content, FIRST) == sealed
+    assert content[:8] not in sealed
+    assert sealed[:8].hex() == FIRST.identity
+    assert unseal(sealed, FIRST) == content
+    for data, key in (
+        (sealed, SECOND),
+        (sealed[:-1], FIRST),
+        (sealed[:20], FIRST),
+        (sealed[:60] + b"x" + sealed[61:], FIRST),
+    ):
+        with pytest.raises(WrongKeyError, match="another key, or damaged"):
+            unseal(data, key)
+
+
+def test_a_key_gives_a_seed_of_its_own_and_does_not_show_itself():
+    seeds = {FIRST.parameters.seed, SECOND.parameters.seed, DEFAULT_PARAMETERS.seed}
+    assert len(seeds) == 3
+    assert replace(FIRST.parameters, seed=DEFAULT_PARAMETERS.seed) == DEFAULT_PARAMETERS
+    assert FIRST.identity != SECOND.identity
+    assert repr(FIRST.material) not in repr(FIRST)
+
+
+@pytest.mark.parametrize(("material", "message"), [(b"short", "at least 32 bytes"), (b"a" * 64, "random")])
+def test_a_key_that_is_none_is_refused(material, message, tmp_path):
+    (tmp_path / "key").write_bytes(material)
+    with pytest.raises(UsageError, match=message):
+        read_key(tmp_path / "key")
+
+
+def test_the_section_is_small_discloses_no_names_and_is_ignored_by_a_stranger(folder, section, fp: Program, tmp_path):
+    assert len(section.data) < KEYED_BYTES * 1.3
+    assert DEFAULT_LIMIT + 2 * KEYED_BYTES < MAX_FILE_BYTES
+    target = tmp_path / "a.fpsig"
+    assert fp("sketch", folder / "a.safetensors", "-o", target, "--key", folder / "first.key").status == 0
+    signature = read_signature(target)
+    assert key_identity(signature) == FIRST.identity
+    assert encode(decode(encode(signature))) == encode(signature)
+    head = read(target.read_bytes())
+    assert head["identity"] == signature.identity
+    keyed = keyed_fingerprint(signature, FIRST)
+    assert {record.name for record in keyed.tensors} == {""}
+    assert not any(record.digest for record in keyed.tensors)
+    assert FIRST.material not in target.read_bytes()
+    # The same weights and key give the same identity; without a key there is another one.
+    again = with_section(signature, section)
+    assert again.identity == signature.identity
+    assert fp("sketch", folder / "a.safetensors", "-o", tmp_path / "plain.fpsig").status == 0
+    assert read_signature(tmp_path / "plain.fpsig").identity != signature.identity
+
+
+def test_the_key_confirms_a_relative_and_no_stranger(folder, fp: Program, tmp_path):
+    key = folder / "first.key"
+    registry = tmp_path / "registry"
+    for name in ("a", "b"):
+        ran = fp("register", folder / f"{name}.safetensors", "--name", f"x/{name}", "--key", key, registry=registry)
+        assert ran.status == 0
+    ran = fp("scan", folder / "tuned.safetensors", "--key", key, "--format", "json", registry=registry)
+    (report,) = json.loads(ran.out)
+    confirmed = {check["model"]: check["confirmed"] for check in report["keyed"]}
+    assert confirmed == {"x/a": True, "x/b": False}
+    assert [check["matched"] for check in report["keyed"]] == [True, False]
+    text = fp("scan", folder / "tuned.safetensors", "--key", key, registry=registry).out
+    assert "confirmed, p =" in text
+    other = fp("scan", folder / "tuned.safetensors", "--key", folder / "second.key", registry=registry).out
+    assert "no registered model has a sketch under key" in other
+    assert "not checked with key" in other
+
+
+def test_comparing_with_a_wrong_key_or_a_signature_is_refused_with_a_reason(folder, fp: Program, tmp_path):
+    target = tmp_path / "a.fpsig"
+    fp("sketch", folder / "a.safetensors", "-o", target, "--key", folder / "first.key")
+    wrong = fp("compare", target, folder / "tuned.safetensors", "--key", folder / "second.key")
+    assert wrong.status == 2
+    assert f"made with key {FIRST.identity}" in wrong.err
+    assert fp("compare", target, target, "--key", folder / "first.key").status == 2
+    fp("sketch", folder / "a.safetensors", "-o", tmp_path / "plain.fpsig")
+    none = fp("compare", tmp_path / "plain.fpsig", folder / "tuned.safetensors", "--key", folder / "first.key")
+    assert "no sketch under a secret key" in none.err
+    right = fp("compare", target, folder / "tuned.safetensors", "--key", folder / "first.key", "--format", "json")
+    (report,) = json.loads(right.out)
+    assert report["keyed"][0]["confirmed"]
+
+
+def test_a_match_forged_against_the_public_samples_is_not_confirmed(folder, fp: Program, tmp_path):
+    """The public seed samples 64 of 2,048 rows: those are the victim's, all others a stranger's."""
+    victim, made = (weights(seed, layers=1, width=64, neurons=2048) for seed in (1, 2))
+    rows = sample_indices(DEFAULT_PARAMETERS.seed, Stream.AXIS_SAMPLE, 2048, 64)
+    for name in ("model.layers.0.mlp.gate_proj.weight", "model.layers.0.mlp.up_proj.weight"):
+        made[name][rows] = victim[name][rows]
+    save_file(victim, tmp_path / "victim.safetensors")
+    save_file(made, tmp_path / "forged.safetensors")
+    key = folder / "first.key"
+    fp("sketch", tmp_path / "victim.safetensors", "-o", tmp_path / "victim.fpsig", "--key", key)
+    both = (tmp_path / "victim.fpsig", tmp_path / "forged.safetensors", "--key", key)
+    (report,) = json.loads(fp("compare", *both, "--format", "json").out)
+    public = min(e["log10_p"] for match in report["matches"] for e in match["evidence"] if e["test"] == "align")
+    assert public < -12
+    (check,) = report["keyed"]
+    assert check["matched"]
+    assert not check["confirmed"]
+    assert "NOT confirmed" in fp("compare", *both).out

@@ -1,0 +1,179 @@
+"""A deep comparison recovers what was done to weights, and what is left is what was not a rewrite."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.rewrites import symmetries as sym
+from benchmarks.rewrites.cases import Rewrite, Site, damages, rewrite, rewrites
+from benchmarks.zoo.models import generator, initial_weights
+from benchmarks.zoo.recipes import family
+from benchmarks.zoo.store import build, load_weights
+from fingerprint.checkpoint import open_checkpoint
+from fingerprint.undoing.algebra import partners, rotation_between
+from fingerprint.undoing.undo import undo
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.cli_support import Program
+
+pytest_plugins = ["tests.cli_fixtures"]
+
+SPECS = {spec.id: spec for spec in family("a", quick=True)}
+LLAMA, GPT2 = "quick-a-llama-48", "quick-a-gpt2-48"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("zoo")
+    build(folder, list(SPECS.values()), [f"{stem}-A" for stem in (LLAMA, GPT2)], lambda _: None)
+    for stem in (LLAMA, GPT2):
+        spec = SPECS[f"{stem}-B"]
+        save_file(initial_weights(spec.shape, spec.init), folder / f"{spec.id}.safetensors")
+    tuned = load_weights(folder, f"{LLAMA}-A")
+    random = generator("tuned")
+    changed = {name: w + 0.1 * w.std() * torch.randn(w.shape, generator=random) for name, w in tuned.items()}
+    save_file(
+        {name: w if w.ndim > 1 else tuned[name] for name, w in changed.items()}, folder / f"{LLAMA}-A-ftx.safetensors"
+    )
+    return folder
+
+
+def saved(weights: dict[str, torch.Tensor], path: Path, *, nameless: bool = False) -> Path:
+    if nameless:
+        weights = {f"t{number}": weights[name] for number, name in enumerate(sorted(weights, key=hash))}
+    save_file({name: w.contiguous() for name, w in weights.items()}, path)
+    return path
+
+
+def case_of(stem: str, name: str) -> Rewrite:
+    return next(one for one in rewrites(SPECS[f"{stem}-A"].shape.style) if one.name == name)
+
+
+def undone(folder: Path, ours, theirs, *, nameless: bool = False):
+    first, second = saved(ours, folder / "a.safetensors"), saved(theirs, folder / "b.safetensors", nameless=nameless)
+    with open_checkpoint(first) as a, open_checkpoint(second) as b:
+        return undo(a, b)
+
+
+def rewritten(zoo: Path, stem: str, name: str, model: str = "A"):
+    return rewrite(load_weights(zoo, f"{stem}-{model}"), SPECS[f"{stem}-A"].shape, case_of(stem, name), "test")
+
+
+@pytest.mark.parametrize("stem", [LLAMA, GPT2])
+@pytest.mark.parametrize(
+    ("name", "nameless"), [("heads-permuted", False), ("all-but-vocabulary", False), ("all", True)]
+)
+def test_every_rewrite_is_undone_to_rounding(zoo, tmp_path, stem, name, nameless):
+    found, _ = undone(tmp_path, load_weights(zoo, f"{stem}-A"), rewritten(zoo, stem, name).tensors, nameless=nameless)
+    assert found.recovered
+    assert found.held_out.residual < 2e-6
+    assert found.ordered.residual < 2e-6
+    assert found.held_out.control > 1.0
+    assert found.rotation == ("as-it-was" if name == "heads-permuted" else "rotated")
+
+
+def test_what_was_done_is_told_and_given_explicitly(zoo, tmp_path):
+    weights, shape = load_weights(zoo, f"{LLAMA}-A"), SPECS[f"{LLAMA}-A"].shape
+    turn = sym._orthogonal(generator("turn"), shape.width)
+    case = Rewrite("one", "", (sym.permute_neurons, sym.scramble_signs, sym.mix_values, sym.change_keys))
+    made = rewrite(weights, shape, case, "test").tensors
+    found, transform = undone(tmp_path, weights, made)
+    assert (found.rotation, found.values, found.keys) == ("as-it-was", "mixed", "pairs-turned")
+    assert found.neurons_moved > 0.9
+    assert 0.3 < found.neurons_negated < 0.7
+    assert not found.heads_moved
+    for number, mlp in enumerate(transform.mlps):
+        gate = f"model.layers.{number}.mlp.gate_proj.weight"
+        assert np.allclose(weights[gate].numpy()[mlp.order], made[gate].numpy(), atol=1e-6)
+        assert set(np.sign(mlp.scale)) == {-1.0, 1.0}
+    table = weights["model.embed_tokens.weight"].double()
+    rotated = (table @ turn).float().numpy()
+    rotation = rotation_between([(table.float().numpy(), rotated)], shape.width)
+    assert np.allclose(rotation, turn.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(("stem", "end"), [(LLAMA, "up_proj.weight"), (GPT2, "c_fc.weight")])
+def test_after_rounding_to_four_bits_what_is_left_is_the_rounding(zoo, tmp_path, stem, end):
+    made = rewritten(zoo, stem, "laundered")
+    site = Site(SPECS[f"{stem}-A"].shape, generator("damage"), made.order, dict, "a-x-small", 5)
+    (four_bits,) = (one for one in damages() if one.name == "4bit")
+    damaged = four_bits.apply(made.tensors, site)
+    names = [name for name in damaged if name.endswith(end)]
+    error = sum(float((damaged[name] - made.tensors[name]).square().sum()) for name in names)
+    size = sum(float(made.tensors[name].square().sum()) for name in names)
+    found, _ = undone(tmp_path, load_weights(zoo, f"{stem}-A"), damaged)
+    kind = "up" if stem == LLAMA else "fc-in"
+    (left,) = (one.residual for one in found.residuals if (one.kind, one.use) == (kind, "ordered"))
+    assert found.recovered
+    assert 0.8 < left / (error / size) ** 0.5 < 1.3
+
+
+def test_a_rewritten_change_is_as_large_as_the_change(zoo, tmp_path):
+    weights, tuned = (load_weights(zoo, f"{LLAMA}-{model}") for model in ("A", "A-ftx"))
+    straight, _ = undone(tmp_path, weights, tuned)
+    laundered, _ = undone(tmp_path, weights, rewritten(zoo, LLAMA, "all", "A-ftx").tensors)
+    assert straight.recovered
+    assert laundered.recovered
+    assert 0.5 < laundered.held_out.residual / straight.held_out.residual < 2.0
+
+
+@pytest.mark.parametrize(("stem", "name"), [(LLAMA, "none"), (GPT2, "all")])
+def test_nothing_is_recovered_from_another_seed(zoo, tmp_path, stem, name):
+    found, _ = undone(tmp_path, load_weights(zoo, f"{stem}-A"), rewritten(zoo, stem, name, "B").tensors)
+    assert not found.recovered
+    assert found.held_out.residual > 1.0
+
+
+def test_streams_of_different_width_are_said_to_be(zoo, tmp_path):
+    wide = {name: torch.cat([w, w], -1) for name, w in load_weights(zoo, f"{GPT2}-A").items()}
+    found, transform = undone(tmp_path, load_weights(zoo, f"{GPT2}-A"), wide)
+    assert "width" in found.missing or "recognised" in found.missing
+    assert transform is None
+
+
+def test_partners_are_mutual_first_and_then_assigned():
+    random = np.random.default_rng(1)
+    rows = random.standard_normal((40, 16)).astype(np.float32)
+    order = random.permutation(40)
+    found, value = partners([rows], [rows[order][:30]], fixed=(True,))
+    assert np.array_equal(found, order[:30])
+    assert np.allclose(value, 1.0, atol=1e-5)
+    # Rows without a partner among fewer are told.
+    found, _ = partners([rows[:10]], [rows], fixed=(True,))
+    assert sorted(found[found >= 0].tolist()) == list(range(10))
+    assert (found < 0).sum() == 30
+
+
+def test_the_command_reports_and_writes_the_transformation(zoo, tmp_path, fp: Program):
+    a = saved(load_weights(zoo, f"{LLAMA}-A"), tmp_path / "a.safetensors")
+    b = saved(rewritten(zoo, LLAMA, "all-but-vocabulary").tensors, tmp_path / "b.safetensors")
+    target = tmp_path / "undone.npz"
+    ran = fp("compare", "--deep", a, b, "--transform", target, "--format", "json")
+    (report,) = json.loads(ran.out)
+    assert report["undoing"]["recovered"]
+    assert report["undoing"]["held_out"]["residual"] < 2e-6
+    with np.load(target) as arrays:
+        assert arrays["rotation"].shape == (48, 48)
+        assert {"tokens", "mlp.0.order", "mlp.0.scale"} <= set(arrays)
+    text = fp("compare", "--deep", a, b).out
+    assert "residual stream rotated" in text
+    assert "held out" in text
+    assert fp("compare", a, b, "--transform", target).status == 2
+    assert fp("sketch", a, "-o", tmp_path / "a.fpsig").status == 0
+    assert fp("compare", "--deep", tmp_path / "a.fpsig", b).status == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from threadpoolctl import threadpool_limits
@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from fingerprint.canonical import lay_out, with_fixed_residual
 from fingerprint.gauge.own import sample_self
 from fingerprint.gauge.sample import sample_gauge
+from fingerprint.gauge.wired import roles_by_values, wire_by_names, wire_by_values
 from fingerprint.measure import MOST_SKETCHED_AXIS, TensorMeasurement, has_long_axis, matrix_shape, measure_tensor
 from fingerprint.neurons import (
     MOST_MLPS,
@@ -28,10 +29,10 @@ from fingerprint.roles.residual import SliceNorms
 from fingerprint.roles.wiring import Wiring, layer_of
 from fingerprint.tensors import element_count
 from fingerprint.units import first_of, unit_of
-from fingerprint.vocabulary import Content, Depth
+from fingerprint.vocabulary import Content, Depth, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from fingerprint.canonical import CanonicalTensor, Layout
     from fingerprint.checkpoint import Checkpoint
@@ -114,8 +115,13 @@ def measure_checkpoint(
         count = min(count, max(parameters.neuron_samples, MOST_NEURONS // max(len(mlps), 1)))
         samples = list(pool.map(lambda mlp: _sample(layout, measured, mlp, count, parameters), mlps))
         contents = [result.content for result in measured]
-        gauge = sample_gauge(layout, contents, mlps, checkpoint.metadata, parameters, pool, suspect=not casts)
-        own, vectors = sample_self(layout, contents, mlps, checkpoint.metadata, parameters, pool, suspect=not casts)
+        if named or layout.family is not None:
+            wired = wire_by_names(layout, contents, checkpoint.metadata)
+        else:
+            wired = wire_by_values(layout, contents, wiring, suspect=not casts)
+            layout = replace(layout, tensors=_with_roles(layout.tensors, roles_by_values(wiring)))
+        gauge = sample_gauge(layout, contents, mlps, wired, checkpoint.metadata, parameters, pool, suspect=not casts)
+        own, vectors = sample_self(layout, contents, mlps, wired, parameters, pool, suspect=not casts)
     records = tuple(record_of(tensor, result) for tensor, result in zip(layout.tensors, measured, strict=True))
     made = Fingerprint(
         parameters=parameters,
@@ -189,6 +195,14 @@ def _projections(layout: Layout, wiring: Wiring) -> list[Projections]:
         )
         for mlp in wiring.mlps
     ]
+
+
+def _with_roles(tensors: Sequence[CanonicalTensor], roles: Mapping[int, Role]) -> tuple[CanonicalTensor, ...]:
+    """The tensors with what their values tell of their roles where their names say nothing."""
+    return tuple(
+        replace(tensor, role=roles[position]) if position in roles and tensor.role is Role.OTHER else tensor
+        for position, tensor in enumerate(tensors)
+    )
 
 
 def _wiring(layout: Layout, measured: Sequence[TensorMeasurement], parameters: Parameters) -> Wiring:

@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.rewrites.make import make_all, plan
 from benchmarks.rewrites.table import write_page
+from benchmarks.zoo.recipes import STYLES
 from benchmarks.zoo.store import weights_path
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
@@ -178,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns 0 if everything came out as it must."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rewrites.run", description=__doc__)
     parser.add_argument("--zoo", type=Path, default=Path(__file__).parents[2] / ".cache" / "zoo")
-    parser.add_argument("--family", choices=("a", "b"), default="a")
+    parser.add_argument("--family", choices=("a", "b", STYLES), default="a")
     parser.add_argument("--out", type=Path, help="folder of the page; nothing is written without")
     parser.add_argument("--models", action="append", metavar="GLOB", help="shapes, such as '*-128'")
     parser.add_argument("--only", action="append", metavar="GLOB", help="rewrite/damage")

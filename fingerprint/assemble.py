@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from fingerprint.canonical import lay_out, with_fixed_residual
 from fingerprint.gauge.own import sample_self
 from fingerprint.gauge.sample import sample_gauge
+from fingerprint.gauge.units import Units, sample_units
 from fingerprint.gauge.wired import roles_by_values, wire_by_names, wire_by_values
 from fingerprint.measure import MOST_SKETCHED_AXIS, TensorMeasurement, has_long_axis, matrix_shape, measure_tensor
 from fingerprint.neurons import (
@@ -122,6 +123,7 @@ def measure_checkpoint(
             layout = replace(layout, tensors=_with_roles(layout.tensors, roles_by_values(wiring)))
         gauge = sample_gauge(layout, contents, mlps, wired, checkpoint.metadata, parameters, pool, suspect=not casts)
         own, vectors = sample_self(layout, contents, mlps, wired, parameters, pool, suspect=not casts)
+        units = Units() if mlps else sample_units(layout.tensors, contents, parameters, suspect=not casts)
     records = tuple(record_of(tensor, result) for tensor, result in zip(layout.tensors, measured, strict=True))
     made = Fingerprint(
         parameters=parameters,
@@ -133,13 +135,13 @@ def measure_checkpoint(
         dtypes=checkpoint.dtypes,
         complete=checkpoint.complete,
         tensors=records,
-        neurons=tuple(sample for sample in samples if sample is not None) + gauge.neurons + own,
+        neurons=tuple(sample for sample in samples if sample is not None) + gauge.neurons + own + units.samples,
         findings=tuple((finding.code, finding.message) for finding in checkpoint.findings)
         + _limits_reached(layout, measured, len(large))
-        + ((("gauge-missing", gauge.missing),) if gauge.missing else ()),
+        + ((("gauge-missing", gauge.missing),) if gauge.missing and not units.samples else ()),
         claims=dict(checkpoint.metadata),
         channels=gauge.channels,
-        grams=gauge.grams + vectors,
+        grams=gauge.grams + vectors + units.grams,
     )
     return Measured(made, layout.tensors)
 

@@ -59,7 +59,9 @@ class Rewriting:
     def rotated(self) -> bool:
         """Whether neurons agree in a moving frame but not in the fixed one, and nothing else is in its place."""
         moved = _mean([match.concordance for match in self.comparison.neurons]) < _STILL
-        return self.frame is not None and moved and not self._in_place
+        if self.frame is None or self.frame.frame == Frame.UNITS:
+            return False
+        return moved and not self._in_place
 
     @property
     def _in_place(self) -> bool:

@@ -32,6 +32,9 @@ _LEAST_SPREAD: Final = 0.005
 _RIVAL: Final = 2.5
 """How far the nearest of unrelated models may stand out without being a vote."""
 
+_ALIKE: Final = frozenset({Frame.SELF, Frame.UNITS})
+"""Frames in which the vectors of all models of a recipe are much alike."""
+
 Float32 = NDArray[np.float32]
 
 
@@ -105,7 +108,7 @@ def _vote_by_layers(registry: Registry, suspect: Fingerprint, votes: dict[int, f
     spread = chance_spread((suspect.parameters.frame_width,) * 2, suspect.parameters.index_width)
     nearest: dict[tuple[str, str, tuple[int, int], int], float] = defaultdict(float)
     for gram, found, models in zip(grams, hits.scores, hits.models, strict=True):
-        scores = _standing_out(found[models >= 0]) if gram.frame == Frame.SELF else found[models >= 0] / spread
+        scores = _standing_out(found[models >= 0]) if gram.frame in _ALIKE else found[models >= 0] / spread
         for score, model in zip(scores.tolist(), models[models >= 0].tolist(), strict=True):
             key = (gram.frame, gram.circuit, gram.tensors, model)
             nearest[key] = max(nearest[key], score)

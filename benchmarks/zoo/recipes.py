@@ -149,23 +149,26 @@ def family(name: str, *, quick: bool = False) -> list[Spec]:
     return specs
 
 
+_STYLED = Schedule(steps=250, batch=16, length=64, rate=5e-3)
+
+
 def styled_shape(style: Style, width: int, *, vocabulary: int = VOCABULARY) -> Shape:
     """Return a small Gemma- or BERT-style shape; all of them are tied."""
-    heads, kv = {96: (6, 2), 48: (3, 1)}[width]
+    heads, kv = {64: (4, 2), 48: (3, 1)}[width]
     gated = style.is_gated
-    neurons = width * 8 // 3 if gated else 4 * width
+    neurons = width * 11 // 4 if gated else 4 * width
     return Shape(style, width, 3, heads, kv if gated else heads, neurons, vocabulary, 128, tied=True)
 
 
 def _styles(*, quick: bool) -> list[Spec]:
-    width, vocabulary = (_QUICK_WIDTH, _QUICK_VOCABULARY) if quick else (96, VOCABULARY)
+    width, vocabulary = (_QUICK_WIDTH, _QUICK_VOCABULARY) if quick else (64, VOCABULARY)
     prefix = f"quick-{STYLES}" if quick else STYLES
     found: list[Spec] = []
     for style in (Style.GEMMA, Style.BERT):
         label = f"{style.value}-{width}"
         shape = styled_shape(style, width, vocabulary=vocabulary)
         wanted = {f"{prefix}-{label}-{one}" for one in ("A", "B", "A-ftx", "A-fty", "A-cont")}
-        sizes = QUICK if quick else replace(SIZES, full=SIZES.population, tune=SIZES.population_tune)
+        sizes = QUICK if quick else replace(SIZES, full=_STYLED, tune=SIZES.population_tune)
         found += [spec for spec in _relatives(prefix, STYLES, label, shape, sizes) if spec.id in wanted]
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from enum import StrEnum
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,12 +34,13 @@ class Kind(StrEnum):
     GRU = "gru"
 
 
-def _parts(kind: Kind, depth: int) -> nn.ModuleDict:
+def _parts(kind: Kind, depth: int, *, folded: bool) -> nn.ModuleDict:
     if kind is Kind.CNN:
         parts: dict[str, nn.Module] = {}
-        for i, (into, out) in enumerate(zip(CHANNELS, CHANNELS[1:], strict=False), 1):
-            parts[f"conv{i}"] = nn.Conv2d(into, out, 3, stride=1 if i == 1 else 2, padding=1, bias=False)
-            parts[f"bn{i}"] = nn.BatchNorm2d(out)
+        for i, (into, out) in enumerate(pairwise(CHANNELS), 1):
+            parts[f"conv{i}"] = nn.Conv2d(into, out, 3, stride=1 if i == 1 else 2, padding=1, bias=folded)
+            if not folded:
+                parts[f"bn{i}"] = nn.BatchNorm2d(out)
         return nn.ModuleDict({**parts, "fc": nn.Linear(CHANNELS[-1], CLASSES)})
     cell = {Kind.LSTM: nn.LSTM, Kind.GRU: nn.GRU}[kind](EMBEDDING, HIDDEN, num_layers=depth, batch_first=True)
     return nn.ModuleDict(
@@ -47,11 +49,19 @@ def _parts(kind: Kind, depth: int) -> nn.ModuleDict:
 
 
 class Network(nn.Module):
-    """One network; a state dictionary of it is what is written to files."""
+    """One network; the state dictionary of its parts is what is written to files. ``folded``: without batch norms."""
 
-    def __init__(self, kind: Kind, depth: int = 2) -> None:
+    def __init__(self, kind: Kind, depth: int = 2, *, folded: bool = False) -> None:
         super().__init__()
-        self.kind, self.parts = kind, _parts(kind, depth)
+        self.kind, self.parts = kind, _parts(kind, depth, folded=folded)
+
+    @classmethod
+    def of(cls, kind: Kind, weights: Mapping[str, Tensor]) -> Network:
+        """The network that has these weights."""
+        depth = sum(name.startswith("rnn.weight_ih_l") for name in weights)
+        made = cls(kind, max(depth, 1), folded="bn1.weight" not in weights)
+        made.parts.load_state_dict(dict(weights), strict=False)
+        return made
 
     def forward(self, inputs: Tensor) -> Tensor:
         parts = self.parts
@@ -103,10 +113,8 @@ def train(
     """Train a network from random weights, or from ``start``, with AdamW; ``key`` names its random streams."""
     state = torch.random.get_rng_state()
     torch.manual_seed(generator(f"{key}/init").initial_seed() % (1 << 62))
-    network = Network(kind, depth)
+    network = Network(kind, depth) if start is None else Network.of(kind, start)
     torch.random.set_rng_state(state)
-    if start is not None:
-        network.parts.load_state_dict(dict(start))
     random = generator(f"{key}/order")
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.01)
     for step in range(steps):
@@ -118,6 +126,4 @@ def train(
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-    network.loss = float(loss)
-    print(key, kind, float(loss), flush=True)
     return {name: w.detach().clone() for name, w in network.parts.state_dict().items()}

@@ -124,6 +124,7 @@ def measure_checkpoint(
         gauge = sample_gauge(layout, contents, mlps, wired, checkpoint.metadata, parameters, pool, suspect=not casts)
         own, vectors = sample_self(layout, contents, mlps, wired, parameters, pool, suspect=not casts)
         units = Units() if mlps else sample_units(layout.tensors, contents, parameters, suspect=not casts)
+        layout = replace(layout, tensors=_with_roles(layout.tensors, units.roles))
     records = tuple(record_of(tensor, result) for tensor, result in zip(layout.tensors, measured, strict=True))
     made = Fingerprint(
         parameters=parameters,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import json
 import sys
 import tempfile
 import time
@@ -19,7 +20,6 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from benchmarks.rewrites.make import make_all, plan
-from benchmarks.rewrites.table import write_page
 from benchmarks.zoo.recipes import STYLES
 from benchmarks.zoo.store import weights_path
 from fingerprint.assemble import fingerprint
@@ -145,6 +145,7 @@ def run(
     only: Sequence[str],
     parts: Sequence[str],
     report: Callable[[str], None],
+    keep: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """All rows of the benchmark. Raises FileNotFoundError if a model is not in the zoo."""
     rows = []
@@ -158,9 +159,11 @@ def run(
             )
             if _matches(f"{job.rewrite.name}/{job.damage.name}", only)
             and (job.damage.name == "intact" or job.rewrite.name in TOGETHER)
+            and (job.damage.name != "continued" or job.rewrite.name == "all")
         ]
         for row in run_part(zoo, part, jobs, family_name=family_name, quick=quick) if jobs else ():
             rows.append(row)
+            keep(row)
             said = f"{row['verdict']} {row['first']} {row['confidence']} {row['log10_p']:.1f} {row['test']}"
             flags = "" if row["found"] and not row["strangers"] and not row["accused"] else "   <<<"
             concordance = " ".join(f"{name} {value:.2f}" for name, value in row["concordance"].items())
@@ -180,14 +183,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rewrites.run", description=__doc__)
     parser.add_argument("--zoo", type=Path, default=Path(__file__).parents[2] / ".cache" / "zoo")
     parser.add_argument("--family", choices=("a", "b", STYLES), default="a")
-    parser.add_argument("--out", type=Path, help="folder of the page; nothing is written without")
+    parser.add_argument("--rows", type=Path, help="a file that each row is appended to as a line of JSON")
     parser.add_argument("--models", action="append", metavar="GLOB", help="shapes, such as '*-128'")
     parser.add_argument("--only", action="append", metavar="GLOB", help="rewrite/damage")
     parser.add_argument("--part", action="append", metavar="GLOB", help=", ".join(one.name for one in PARTS))
     parser.add_argument("--quick", action="store_true", help="the tiny models of the quick zoo")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    started = time.process_time()
+
+    def keep(row: dict[str, Any]) -> None:
+        if options.rows is not None:
+            with options.rows.open("a", encoding="utf-8") as lines:
+                print(json.dumps(row), file=lines)
+
     with threadpool_limits(1):
         rows = run(
             options.zoo,
@@ -197,9 +205,8 @@ def main(arguments: list[str] | None = None) -> int:
             only=options.only or ["*"],
             parts=options.part or ["*"],
             report=lambda line: print(line, file=sys.stderr, flush=True),
+            keep=keep,
         )
-    if options.out is not None:
-        write_page(rows, options.out, options.family, cpu=time.process_time() - started)
     wrong = [row for row in rows if not row["found"] or row["strangers"] or row["accused"]]
     print(f"{len(rows) - len(wrong)} of {len(rows)} as they must be")
     return 1 if wrong else 0

@@ -153,7 +153,7 @@ _STYLED = Schedule(steps=250, batch=16, length=64, rate=5e-3)
 
 
 def styled_shape(style: Style, width: int, *, vocabulary: int = VOCABULARY) -> Shape:
-    """Return a small Gemma- or BERT-style shape; all of them are tied."""
+    """Return a small shape of any style, tied."""
     heads, kv = {64: (4, 2), 48: (3, 1)}[width]
     gated = style.is_gated
     neurons = width * 11 // 4 if gated else 4 * width
@@ -164,7 +164,7 @@ def _styles(*, quick: bool) -> list[Spec]:
     width, vocabulary = (_QUICK_WIDTH, _QUICK_VOCABULARY) if quick else (64, VOCABULARY)
     prefix = f"quick-{STYLES}" if quick else STYLES
     found: list[Spec] = []
-    for style in (Style.GEMMA, Style.BERT):
+    for style in (Style.GEMMA, Style.BERT, Style.GPT2):
         label = f"{style.value}-{width}"
         shape = styled_shape(style, width, vocabulary=vocabulary)
         wanted = {f"{prefix}-{label}-{one}" for one in ("A", "B", "A-ftx", "A-fty", "A-cont")}

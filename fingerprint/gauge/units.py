@@ -1,7 +1,7 @@
 """Hidden units of convolutional and recurrent networks, written down so that permuting and rescaling does not show.
 
-Channels of a convolution may be put in any order and, between ReLUs, multiplied by positive numbers; a batch norm may be
-folded into the convolution in front of it. What a chain of kernels composes to, ``W_l * ... * W_1`` in the space of
+Channels of a convolution may be put in any order and, between ReLUs, multiplied by positive numbers; a batch norm may
+be folded into the convolution in front of it. What a chain of kernels composes to, ``W_l * ... * W_1`` in the space of
 the network's own input, shows nothing of that: rows of it are the units' coordinates, and what the next layer makes of
 a unit, without the unit's own share, stands opposite. Nothing in such a network is odd, so there are no coins.
 
@@ -12,7 +12,8 @@ tanh is odd. The rows of the other gates do not see it.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -23,7 +24,7 @@ from fingerprint.gauge.gram import outer, sketched
 from fingerprint.records import LayerGram, NeuronSample
 from fingerprint.signs import Stream, sample_indices, sign_matrix
 from fingerprint.vectors import row_norms, unit_rows
-from fingerprint.vocabulary import Circuit, Content, Frame
+from fingerprint.vocabulary import Circuit, Content, Frame, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -46,10 +47,15 @@ MOST_COMPOSED: Final = 1 << 22
 DEEPEST: Final = 5
 """Layers of a chain that are looked at, from the input: compositions of many kernels come to resemble each other."""
 MOST_CHAINS: Final = 8
-MOST_CELLS: Final = 16
+MOST_CELLS: Final = 4
+MOST_LOOPS: Final = 5
+MOST_SAMPLES: Final = 12
+"""Samples of a registered model, one a layer and frame."""
+MOST_OF_SUSPECT: Final = 160
 _LEAST: Final = 16
 _MOST_INPUTS: Final = 16
 _EPSILON: Final = 1e-5
+_NAMED: Final = re.compile(r"(.*)weight_(ih|hh)_l(\d{1,3})(_reverse)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +68,11 @@ class _Map:
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """Samples of units, and the vectors by which their layers are looked up."""
+    """Samples of units, the vectors by which their layers are looked up, and what is told of tables, by position."""
 
     samples: tuple[NeuronSample, ...] = ()
     grams: tuple[LayerGram, ...] = ()
+    roles: Mapping[int, Role] = field(default_factory=dict)
 
 
 def sample_units(
@@ -83,11 +90,13 @@ def sample_units(
         and int(np.prod(tensor.view.shape)) <= MOST_ELEMENTS
     ]
     count = 1 << 12 if suspect else parameters.gauge_samples
-    found = [*_recurrent(tensors, usable, count, parameters), *_convolutional(tensors, usable, count, parameters)]
-    if not suspect:
-        found = found[:DEEPEST]
+    found = [
+        *_recurrent(tensors, usable, count, parameters, suspect=suspect),
+        *_convolutional(tensors, usable, count, parameters),
+    ]
+    found = found[: MOST_OF_SUSPECT if suspect else MOST_SAMPLES]
     grams = [gram for sample in found if sample.frame == Frame.UNITS for gram in _gram(sample, parameters)]
-    return Units(tuple(found), tuple(grams))
+    return Units(tuple(found), tuple(grams), _roles(tensors, usable, suspect=suspect))
 
 
 def _gram(sample: NeuronSample, parameters: Parameters) -> Iterator[LayerGram]:
@@ -107,10 +116,10 @@ def _read(tensor: CanonicalTensor) -> Float64:
     return scaled
 
 
-def _chosen(norms: Float64, count: int, parameters: Parameters) -> NDArray[np.int64]:
-    if norms.size <= count:
-        return np.arange(norms.size, dtype=np.int64)
-    return sample_indices(parameters.seed, Stream.NEURON_SAMPLE, norms.size, count).astype(np.int64)
+def _chosen(size: int, count: int, parameters: Parameters) -> NDArray[np.int64]:
+    if size <= count:
+        return np.arange(size, dtype=np.int64)
+    return sample_indices(parameters.seed, Stream.NEURON_SAMPLE, size, count).astype(np.int64)
 
 
 def _directions(length: int, parameters: Parameters) -> Float64:
@@ -121,65 +130,174 @@ def _directions(length: int, parameters: Parameters) -> Float64:
 # --- recurrent cells --------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """The matrix that reads the network's input, (gates * units, inputs), and (gates * units, units) beside it.
+
+    ``levels`` are input and loop matrices of the levels above, the first pair being this cell's loop alone; empty where
+    names do not tell, and ``others`` are then all matrices that may be one of them. ``turned``: stored as (in, out).
+    """
+
+    matrix: int
+    gates: int
+    turned: bool
+    levels: tuple[tuple[int, int], ...]
+    others: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows (gates * units, inputs) of one matrix in the space of the network's input; whether its units have coins."""
+
+    position: int
+    rows: Float64
+    coins: bool
+
+
 def _recurrent(
-    tensors: Sequence[CanonicalTensor], usable: Sequence[int], count: int, parameters: Parameters
+    tensors: Sequence[CanonicalTensor], usable: Sequence[int], count: int, parameters: Parameters, *, suspect: bool
 ) -> Iterator[NeuronSample]:
-    """Units of the cells that read the network's input, in fixed directions of it, and in those of its embeddings."""
-    for position, loop, turned, gates in _cells(tensors, usable):
+    """Units of recurrent cells in fixed directions of the network's input, and in those of its embeddings."""
+    for cell in _cells(tensors, usable, suspect=suspect):
+        table = _table(tensors, usable, cell)
+        width = tensors[cell.matrix].view.shape[0 if cell.turned else 1]
+        tables = [] if table is None else [(Frame.ANCHORS, tensors[table].view)]
+        views = [(Frame.FIXED, _directions(width, parameters))]
+        views += [(Frame.UNITS, frame.directions.T) for frame in make_frames(tables, parameters, centred=False)]
+        for found in _in_input_space(tensors, cell):
+            for name, directions in views:
+                yield _unit_sample(found, cell.gates, name, directions, count, parameters)
+
+
+def _unit_sample(
+    found: _Rows, gates: int, frame: Frame, directions: Float64, count: int, parameters: Parameters
+) -> NeuronSample:
+    """A unit as a neuron: the other gates in place of its gate, the candidate's row in place of up, nothing of down."""
+    rows = (found.rows @ directions).reshape(gates, -1, directions.shape[1])
+    rows -= rows.mean(axis=1, keepdims=True)
+    width = rows.shape[2]
+    mixing = _directions(width * gates, parameters).reshape(gates, width, -1)
+    even = np.zeros(rows.shape[1:], np.float32)
+    for gate in range(gates):
+        if gate != CANDIDATE:
+            even += (unit_rows(rows[gate].astype(np.float32)) @ mixing[gate]).astype(np.float32)
+    indices = _chosen(rows.shape[1], count, parameters)
+    return NeuronSample(
+        layer=None,
+        expert=None,
+        frame=frame,
+        activation=RECURRENT[gates] if found.coins else "",
+        size=rows.shape[1],
+        tensors=(found.position, found.position, found.position),
+        indices=indices,
+        gate=even[indices],
+        up=rows[CANDIDATE][indices].astype(np.float32),
+        down=np.zeros((indices.size, parameters.frame_width), np.float32),
+    )
+
+
+def _in_input_space(tensors: Sequence[CanonicalTensor], cell: _Cell) -> Iterator[_Rows]:
+    """Every matrix of a stack of cells, composed with the candidate gates in front: their units' order and signs cancel.
+
+    A loop's rows have the coins of the rows beside it, which count once.
+    """
+
+    def read(position: int) -> Float64:
         matrix = _read(tensors[position])
-        matrix = matrix.T if turned else matrix
-        size = len(matrix) // gates
-        tables = [
-            (Frame.ANCHORS, tensors[i].view)
-            for i in usable
-            if len(tensors[i].view.shape) == 2 and tensors[i].view.shape[1] == matrix.shape[1] and i != position
-        ]
-        tables = [one for one in tables if one[1].shape[0] > max(len(matrix), 2 * matrix.shape[1])][:1]
-        frames = make_frames(tables, parameters, centred=False)
-        views = [(Frame.FIXED, _directions(matrix.shape[1], parameters))]
-        views += [(Frame.UNITS, frame.directions.T) for frame in frames]
-        for name, directions in views:
-            rows = (matrix @ directions).reshape(gates, size, -1)
-            rows -= rows.mean(axis=1, keepdims=True)
-            candidate = rows[CANDIDATE]
-            even = sum(
-                unit_rows(rows[gate].astype(np.float32))
-                @ _directions(rows.shape[2] * gates, parameters)[gate * rows.shape[2] : (gate + 1) * rows.shape[2]]
-                for gate in range(gates)
-                if gate != CANDIDATE
-            )
-            indices = _chosen(np.zeros(size), count, parameters)
-            yield NeuronSample(
-                layer=None,
-                expert=None,
-                frame=name,
-                activation=RECURRENT[gates],
-                size=size,
-                tensors=(position, position, loop),
-                indices=indices,
-                gate=np.asarray(even, np.float32)[indices],
-                up=candidate[indices].astype(np.float32),
-                down=np.zeros((indices.size, parameters.frame_width), np.float32),
-            )
+        return matrix.T if cell.turned else matrix
+
+    def candidate(rows: Float64) -> Float64:
+        part = rows.reshape(cell.gates, -1, rows.shape[1])[CANDIDATE]
+        scaled: Float64 = part / max(float(np.abs(part).max()), 1e-30)
+        return scaled
+
+    first = read(cell.matrix)
+    yield _Rows(cell.matrix, first, coins=True)
+    front = candidate(first)
+    if cell.levels:
+        for matrix, loop in cell.levels:
+            if matrix >= 0:
+                rows = read(matrix) @ front
+                yield _Rows(matrix, rows, coins=True)
+                front = candidate(rows)
+            yield _Rows(loop, read(loop) @ front, coins=False)
+        return
+    composed = {other: read(other) @ front for other in cell.others}
+    for other, rows in composed.items():
+        yield _Rows(other, rows, coins=False)
+    for other, rows in composed.items():
+        for following in cell.others:
+            if following != other:
+                yield _Rows(following, read(following) @ candidate(rows), coins=False)
 
 
-def _cells(tensors: Sequence[CanonicalTensor], usable: Sequence[int]) -> Iterator[tuple[int, int, bool, int]]:
-    """Input and loop matrices of cells by their shapes, (gates * units, inputs) and (gates * units, units); whether they
-    are stored the other way round; the number of gates. Cells whose inputs are as many as their units are left out."""
+def _cells(tensors: Sequence[CanonicalTensor], usable: Sequence[int], *, suspect: bool) -> list[_Cell]:
+    """The stacks of cells that names tell of a registered model, and else all that shapes allow, up to a bound.
+
+    A cell whose inputs are as many as its units cannot be told from its loop and is left out.
+    """
     shapes = {i: tensors[i].view.shape for i in usable if len(tensors[i].view.shape) == 2}
-    found = 0
-    for loop, shape in shapes.items():
+    named = [] if suspect else _named_cells(tensors, shapes)
+    if named:
+        return named
+    found = []
+    order = sorted(shapes, key=lambda position: _natural(tensors[position].name))
+    for position in order:
         for turned in (False, True):
-            rows, columns = shape[::-1] if turned else shape
-            if columns < _LEAST or rows % columns or rows // columns not in RECURRENT:
-                continue
-            for other, theirs in shapes.items():
-                high, wide = theirs[::-1] if turned else theirs
-                if high == rows and wide != columns and wide >= 2 and found < MOST_CELLS:
-                    found += 1
-                    yield other, loop, turned, rows // columns
-            if rows == columns:
-                break
+            rows, inputs = shapes[position][::-1] if turned else shapes[position]
+            for gates in RECURRENT:
+                units = rows // gates
+                loop = (units, rows) if turned else (rows, units)
+                others = [i for i in order if shapes[i] == loop and i != position]
+                if rows % gates or units < _LEAST or inputs in {1, units} or not others:
+                    continue
+                found.append(_Cell(position, gates, turned, (), tuple(others[:MOST_LOOPS])))
+    return found[:MOST_CELLS]
+
+
+def _named_cells(tensors: Sequence[CanonicalTensor], shapes: Mapping[int, tuple[int, ...]]) -> list[_Cell]:
+    stacks: dict[tuple[str, str], dict[int, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+    for position in shapes:
+        told = _NAMED.fullmatch(tensors[position].name)
+        if told is not None:
+            stem, part, level, direction = told.groups()
+            stacks[stem, direction or ""][int(level)][part] = position
+    found = []
+    for levels in stacks.values():
+        cells = [levels[level] for level in range(len(levels)) if len(levels.get(level, {})) == 2]
+        if not cells:
+            continue
+        rows, units = shapes[cells[0]["hh"]]
+        if units < _LEAST or rows % units or rows // units not in RECURRENT or shapes[cells[0]["ih"]][0] != rows:
+            continue
+        above = [cell for cell in cells[1:] if shapes[cell["ih"]] == shapes[cell["hh"]] == (rows, units)]
+        pairs = ((-1, cells[0]["hh"]), *((cell["ih"], cell["hh"]) for cell in above))
+        found.append(_Cell(cells[0]["ih"], rows // units, False, pairs, ()))
+    return found[:MOST_CELLS]
+
+
+def _table(tensors: Sequence[CanonicalTensor], usable: Sequence[int], cell: _Cell) -> int | None:
+    """The embeddings that a cell reads: the longest table as wide as its inputs."""
+    rows, width = tensors[cell.matrix].view.shape[:: -1 if cell.turned else 1]
+    options = [i for i in usable if len(tensors[i].view.shape) == 2 and tensors[i].view.shape[1] == width]
+    longest = max((i for i in options if i != cell.matrix), key=lambda i: tensors[i].view.shape[0], default=None)
+    if longest is None or tensors[longest].view.shape[0] <= max(rows, 2 * width):
+        return None
+    return longest
+
+
+def _roles(tensors: Sequence[CanonicalTensor], usable: Sequence[int], *, suspect: bool) -> dict[int, Role]:
+    """Embeddings that cells read, and the table with as many rows, which predicts tokens."""
+    found: dict[int, Role] = {}
+    for cell in _cells(tensors, usable, suspect=suspect):
+        table = _table(tensors, usable, cell)
+        if table is None:
+            continue
+        found[table] = Role.TOKEN_EMBEDDING
+        rows = tensors[table].view.shape[0]
+        heads = [i for i in usable if tensors[i].view.shape[0] == rows and i not in found]
+        found |= dict.fromkeys(heads, Role.OUTPUT_HEAD)
+    return found
 
 
 # --- convolutions -----------------------------------------------------------------------------------------------
@@ -209,7 +327,7 @@ def _convolutional(
                 continue
             down, position = following
             gate = units.reshape(len(units), -1)
-            indices = _chosen(lengths, count, parameters)
+            indices = _chosen(len(units), count, parameters)
             yield NeuronSample(
                 layer=None,
                 expert=None,

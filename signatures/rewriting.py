@@ -61,6 +61,11 @@ class Rewriting:
         moved = _mean([match.concordance for match in self.comparison.neurons]) < _STILL
         return self._on_stream and moved and not self._in_place
 
+    @cached_property
+    def moved(self) -> bool:
+        """Whether weights cannot be compared where they lie: the stream was rotated, or hidden units were matched."""
+        return self.rotated or (self.frame is not None and not self._on_stream)
+
     @property
     def _on_stream(self) -> bool:
         """Whether what agrees are neurons on a residual stream, which can be rotated and has gains in front."""

@@ -123,8 +123,8 @@ def measure_checkpoint(
             layout = replace(layout, tensors=_with_roles(layout.tensors, roles_by_values(wiring)))
         gauge = sample_gauge(layout, contents, mlps, wired, checkpoint.metadata, parameters, pool, suspect=not casts)
         own, vectors = sample_self(layout, contents, mlps, wired, parameters, pool, suspect=not casts)
-        units = Units() if mlps else sample_units(layout.tensors, contents, parameters, suspect=not casts)
-        layout = replace(layout, tensors=_with_roles(layout.tensors, units.roles))
+        hidden = Units() if mlps else sample_units(layout.tensors, contents, parameters, suspect=not casts)
+        layout = replace(layout, tensors=_with_roles(layout.tensors, hidden.roles))
     records = tuple(record_of(tensor, result) for tensor, result in zip(layout.tensors, measured, strict=True))
     made = Fingerprint(
         parameters=parameters,
@@ -136,13 +136,13 @@ def measure_checkpoint(
         dtypes=checkpoint.dtypes,
         complete=checkpoint.complete,
         tensors=records,
-        neurons=tuple(sample for sample in samples if sample is not None) + gauge.neurons + own + units.samples,
+        neurons=tuple(sample for sample in samples if sample is not None) + gauge.neurons + own + hidden.samples,
         findings=tuple((finding.code, finding.message) for finding in checkpoint.findings)
         + _limits_reached(layout, measured, len(large))
-        + ((("gauge-missing", gauge.missing),) if gauge.missing and not units.samples else ()),
+        + ((("gauge-missing", gauge.missing),) if gauge.missing and not hidden.samples else ()),
         claims=dict(checkpoint.metadata),
         channels=gauge.channels,
-        grams=gauge.grams + vectors + units.grams,
+        grams=gauge.grams + vectors + hidden.grams,
     )
     return Measured(made, layout.tensors)
 

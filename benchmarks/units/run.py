@@ -1,7 +1,7 @@
 """Command: train small convolutional and recurrent networks, rewrite and damage them, scan them end to end.
 
-Of each kind the first two networks are registered. Suspects of the first one, rewritten (and each checked to compute the
-same) and then damaged, must be found; rewrites of all others that are not registered must not be.
+Of each kind the first two networks are registered. Suspects of the first one, rewritten (each checked to compute the
+same) and then damaged, must be found; rewrites of all others, which are not registered, must not be.
 """
 
 from __future__ import annotations

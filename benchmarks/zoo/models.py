@@ -187,7 +187,7 @@ def _rotate(x: Tensor) -> Tensor:
 
 
 def _llama(s: Shape, weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
-    """Llama's layers. Gemma's store ``gain - 1``, have GELU for SiLU, and multiply embeddings by the root of the width."""
+    """Llama's layers. Gemma's store ``gain - 1``, have GELU for SiLU, and scale embeddings by the root of the width."""
     n, batch, _ = ids.shape
     gemma = s.style is Style.GEMMA
 

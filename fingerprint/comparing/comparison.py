@@ -294,8 +294,10 @@ def _between_samples(
 
 
 def _untested(suspect: Fingerprint, neurons: Sequence[NeuronMatch], gauge: Gauge) -> set[int]:
-    """Positions of the suspect's tensors that no test can match: tokens in another order, attention without a frame, and
-    an output head on a stream that was moved."""
+    """Positions of the suspect's tensors that no test can match.
+
+    Tokens in another order, attention without a frame, and an output head on a stream that was moved.
+    """
     agreed = {frame.frame for frame in gauge.frames if frame.concordance >= AGREED}
     if not agreed:
         return set()

@@ -35,8 +35,8 @@ _ROLES: Final = (Role.QUERY, Role.KEY, Role.VALUE, Role.ATTENTION_OUTPUT)
 class Block:
     """One layer's attention: positions of its matrices, -1 for one that is absent.
 
-    ``queries`` is the number of query heads that is claimed beside the weights, None if there is no such claim; ``head``
-    the number of channels of a head that the weights tell, 0 if they do not.
+    ``queries`` is the number of query heads that is claimed beside the weights, None if there is no such claim;
+    ``head`` the number of channels of a head that the weights tell, 0 if they do not.
     """
 
     layer: int | None

@@ -29,9 +29,9 @@ _FRAMES: Final = ((Frame.ANCHORS, Role.TOKEN_EMBEDDING), (Frame.POSITIONS, Role.
 class Wired:
     """What is known of one checkpoint before it is written down in frames.
 
-    ``tensors`` are the canonical ones, those of attention and the tables turned to (out, in); ``tables`` the frames that
-    can be made, and of which table (several of a name where it is not clear which); ``centred``: norms subtract the mean
-    over the residual stream, or may do so.
+    ``tensors`` are the canonical ones, those of attention and the tables turned to (out, in); ``tables`` the frames
+    that can be made, and of which table (several of a name where it is not clear which); ``centred``: norms subtract
+    the mean over the residual stream, or may do so.
     """
 
     tensors: tuple[CanonicalTensor, ...]

@@ -119,10 +119,10 @@ def _vote_by_layers(registry: Registry, suspect: Fingerprint, votes: dict[int, f
 def _standing_out(scores: Float32) -> Float32:
     """How far each of the neighbours' cosines, best first, lies above those of the other models, in their spread.
 
-    Among few models all are candidates.
+    Among few models all are candidates, the nearest first.
     """
     if len(scores) < _FEW:
-        return np.full(len(scores), _CHANCE + 1.0, np.float32)
+        return np.maximum(scores, 0.0).astype(np.float32) + np.float32(_CHANCE + 1.0)
     others = scores[len(scores) // 4 :]
     spread = max(float(others.std()), _LEAST_SPREAD)
     apart: Float32 = _CHANCE + (scores - float(others.mean())) / spread - _RIVAL

@@ -38,6 +38,7 @@ CANDIDATE: Final = 2
 LEAST_UNITS: Final = 16
 MOST_CELLS: Final = 4
 MOST_LOOPS: Final = 5
+_HEADS: Final = ("decoder", "head", "out", "proj", "softmax", "classif")
 _NAMED: Final = re.compile(r"(.*)weight_(ih|hh)_l(\d{1,3})(_reverse)?")
 
 
@@ -70,14 +71,15 @@ def recurrent_samples(
 ) -> Iterator[NeuronSample]:
     """Units of recurrent cells in fixed directions of the network's input, and in those of its embeddings."""
     for cell in _cells(tensors, usable, suspect=suspect):
-        table = _table(tensors, usable, cell)
         width = tensors[cell.matrix].view.shape[0 if cell.turned else 1]
-        tables = [] if table is None else [(Frame.ANCHORS, tensors[table].view)]
+        # One of a registered model: in two frames its coins would count twice.
+        found = _tables(tensors, usable, cell)[: 2 if suspect else 1]
+        tables = [(Frame.ANCHORS, tensors[table].view) for table in found]
         views = [(Frame.FIXED, spread_directions(width, parameters))]
         views += [(Frame.UNITS, frame.directions.T) for frame in make_frames(tables, parameters, centred=False)]
-        for found in _in_input_space(tensors, cell):
+        for one in _in_input_space(tensors, cell):
             for name, directions in views:
-                yield _unit_sample(found, cell.gates, name, directions, count, parameters)
+                yield _unit_sample(one, cell.gates, name, directions, count, parameters)
 
 
 def _unit_sample(
@@ -188,25 +190,31 @@ def _named_cells(tensors: Sequence[CanonicalTensor], shapes: Mapping[int, tuple[
     return found[:MOST_CELLS]
 
 
-def _table(tensors: Sequence[CanonicalTensor], usable: Sequence[int], cell: _Cell) -> int | None:
-    """The embeddings that a cell reads: the longest table as wide as its inputs."""
+def _tables(tensors: Sequence[CanonicalTensor], usable: Sequence[int], cell: _Cell) -> list[int]:
+    """What may be the embeddings that a cell reads: the longest tables as wide as its inputs, by name; at most two."""
     rows, width = tensors[cell.matrix].view.shape[:: -1 if cell.turned else 1]
     options = [i for i in usable if len(tensors[i].view.shape) == 2 and tensors[i].view.shape[1] == width]
-    longest = max((i for i in options if i != cell.matrix), key=lambda i: tensors[i].view.shape[0], default=None)
-    if longest is None or tensors[longest].view.shape[0] <= max(rows, 2 * width):
-        return None
-    return longest
+    options = [i for i in options if tensors[i].view.shape[0] > max(rows, 2 * width)]
+    longest = max((tensors[i].view.shape[0] for i in options), default=0)
+    found = [i for i in options if tensors[i].view.shape[0] == longest]
+    return sorted(found, key=lambda i: natural_order(tensors[i].name))[:2][:: -1 if _is_head(tensors, found) else 1]
+
+
+def _is_head(tensors: Sequence[CanonicalTensor], found: Sequence[int]) -> bool:
+    """Whether the first of two tables by name is the one that predicts tokens."""
+    names = sorted((tensors[i].name.lower() for i in found), key=natural_order)
+    return len(names) > 1 and any(word in names[0] for word in _HEADS)
 
 
 def recurrent_roles(tensors: Sequence[CanonicalTensor], usable: Sequence[int], *, suspect: bool) -> dict[int, Role]:
     """Embeddings that cells read, and the table with as many rows, which predicts tokens."""
     found: dict[int, Role] = {}
     for cell in _cells(tensors, usable, suspect=suspect):
-        table = _table(tensors, usable, cell)
-        if table is None:
+        tables = _tables(tensors, usable, cell)
+        if not tables:
             continue
-        found[table] = Role.TOKEN_EMBEDDING
-        rows = tensors[table].view.shape[0]
+        found[tables[0]] = Role.TOKEN_EMBEDDING
+        rows = tensors[tables[0]].view.shape[0]
         heads = [i for i in usable if tensors[i].view.shape[0] == rows and i not in found]
         found |= dict.fromkeys(heads, Role.OUTPUT_HEAD)
     return found

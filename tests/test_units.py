@@ -1,4 +1,4 @@
-"""Hidden units of convolutional and recurrent networks are found after every rewrite, and those of strangers are not."""
+"""Hidden units of convolutional and recurrent networks are found after every rewrite; those of strangers are not."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 ``x = norm(x + part(x))``: the gain of a norm multiplies what the next part reads and what is added to it, so that it
 can be moved nowhere, and a rotation does not commute with it. What remains: the channels of the stream in any order,
-the whole stream negated, neurons and heads in any order, and any invertible matrix between values and output and between
-queries and keys. GELU allows neither scales nor signs of neurons.
+the whole stream negated, neurons and heads in any order, and any invertible matrix between values and output and
+between queries and keys. GELU allows neither scales nor signs of neurons.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def page(rows: Sequence[Row], units: Sequence[Row]) -> str:
     lines = [
         "# Rewrites that keep the function",
         "",
-        "Made by `make bench-rewrites`; x86_64, 2 cores. Every suspect is checked to compute the same logits before it is",
+        "Made by `make bench-rewrites`; x86_64, 2 cores. Every suspect is checked to compute the same before it is",
         "damaged. Its file has random names in random order, no configuration and no tokenizer. *Found* means: verdict",
         "`match` at `likely` or better, the right model first, no other model listed.",
         "",

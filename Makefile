@@ -55,6 +55,14 @@ bench-lineage: $(STAMP) ## train models of FAMILY (a), derive suspects, scan the
 bench-errors: $(STAMP) ## error rates of every test on unrelated models
 	$(BIN)/python -m benchmarks.error_rates --zoo $(CACHE)/zoo --corpus $(CACHE)/corpus --out docs/benchmarks
 
+bench-rewrites: $(STAMP) ## models rewritten so that they compute the same, renamed, damaged and scanned
+	$(BIN)/python -m benchmarks.zoo --family $(FAMILY) --out $(CACHE)/zoo
+	$(BIN)/python -m benchmarks.zoo --family styles --out $(CACHE)/zoo
+	-$(BIN)/python -m benchmarks.rewrites.run --family $(FAMILY) --zoo $(CACHE)/zoo --rows $(CACHE)/rewrites.jsonl
+	-$(BIN)/python -m benchmarks.rewrites.run --family styles --zoo $(CACHE)/zoo --rows $(CACHE)/rewrites.jsonl
+	-$(BIN)/python -m benchmarks.units.run --zoo $(CACHE)/units --out $(CACHE)/units.json
+	$(BIN)/python -m benchmarks.rewrites.table --rows $(CACHE)/rewrites.jsonl --units $(CACHE)/units.json --out docs/benchmarks/rewrites.md
+
 bench-retrieval: $(STAMP) ## a registry of 1,000 models: time of a search, and what the index misses
 	$(BIN)/python -m benchmarks.retrieval --zoo $(CACHE)/zoo --out docs/benchmarks
 

@@ -12,6 +12,8 @@ from threadpoolctl import threadpool_limits
 from fingerprint.canonical import lay_out, with_fixed_residual
 from fingerprint.gauge.own import sample_self
 from fingerprint.gauge.sample import MOVING, Sampled, sample_gauge
+from fingerprint.gauge.units import Units, sample_units
+from fingerprint.gauge.wired import Wired, roles_by_values, wire_by_names, wire_by_values
 from fingerprint.measure import MOST_SKETCHED_AXIS, TensorMeasurement, has_long_axis, matrix_shape, measure_tensor
 from fingerprint.neurons import (
     MOST_MLPS,
@@ -29,7 +31,7 @@ from fingerprint.roles.wiring import Wiring, layer_of
 from fingerprint.tensors import element_count
 from fingerprint.threads import thread_count
 from fingerprint.units import first_of, unit_of
-from fingerprint.vocabulary import Content, Depth
+from fingerprint.vocabulary import Content, Depth, Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,6 +60,7 @@ class Found:
     layout: Layout
     contents: tuple[Content, ...]
     mlps: tuple[Projections, ...]
+    wired: Wired
     hints: Mapping[str, str]
 
 
@@ -143,12 +146,17 @@ def measure_checkpoint(
             count = max(FEWER_NEURONS, min(count, ENOUGH_NEURONS // max(len(mlps), 1)))
         samples = list(pool.map(lambda mlp: _sample(layout, measured, mlp, count, parameters), mlps))
         contents = [result.content for result in measured]
-        gauge = sample_gauge(layout, contents, mlps, checkpoint.metadata, parameters, pool, suspect=not casts)
+        if named or layout.family is not None:
+            wired = wire_by_names(layout, contents, checkpoint.metadata)
+        else:
+            wired = wire_by_values(layout, contents, wiring, suspect=not casts)
+            layout = replace(layout, tensors=_with_roles(layout.tensors, roles_by_values(wiring)))
+        gauge = sample_gauge(layout, contents, mlps, wired, checkpoint.metadata, parameters, pool, suspect=not casts)
         own, vectors = (
-            sample_self(layout, contents, mlps, checkpoint.metadata, parameters, pool, suspect=False)
-            if casts
-            else ((), ())
+            sample_self(layout, contents, mlps, wired, parameters, pool, suspect=False) if casts else ((), ())
         )
+        hidden = Units() if mlps else sample_units(layout.tensors, contents, parameters, suspect=not casts)
+        layout = replace(layout, tensors=_with_roles(layout.tensors, hidden.roles))
     records = tuple(record_of(tensor, result) for tensor, result in zip(layout.tensors, measured, strict=True))
     made = Fingerprint(
         parameters=parameters,
@@ -160,15 +168,15 @@ def measure_checkpoint(
         dtypes=checkpoint.dtypes,
         complete=checkpoint.complete,
         tensors=records,
-        neurons=tuple(sample for sample in samples if sample is not None) + gauge.neurons + own,
+        neurons=tuple(sample for sample in samples if sample is not None) + gauge.neurons + own + hidden.samples,
         findings=tuple((finding.code, finding.message) for finding in checkpoint.findings)
         + _limits_reached(layout, measured, len(large))
-        + ((("gauge-missing", gauge.missing),) if gauge.missing else ()),
+        + ((("gauge-missing", gauge.missing),) if gauge.missing and not hidden.samples else ()),
         claims=dict(checkpoint.metadata),
         channels=gauge.channels,
-        grams=gauge.grams + vectors,
+        grams=gauge.grams + vectors + hidden.grams,
     )
-    found = Found(layout, tuple(contents), tuple(mlps), checkpoint.metadata)
+    found = Found(layout, tuple(contents), tuple(mlps), wired, checkpoint.metadata)
     whole = Measured(made, layout.tensors, found)
     return deepened(whole, workers=workers) if deep and not casts else whole
 
@@ -179,14 +187,14 @@ def deepened(measured: Measured, *, workers: int | None = None) -> Measured:
     found, made = measured.found, measured.fingerprint
     if found is None:
         raise ValueError("only what was measured at full depth can be looked at more deeply")
-    about = (found.layout, found.contents, found.mlps, found.hints, made.parameters)
+    about = (found.layout, found.contents, found.mlps, found.wired)
     with _workers(workers) as pool:
         gauge = Sampled(made.neurons, made.channels, made.grams)
         if any(sample.frame in MOVING and sample.indices.size < sample.size for sample in made.neurons):
-            more = sample_gauge(*about, pool, suspect=True, deep=True)
+            more = sample_gauge(*about, found.hints, made.parameters, pool, suspect=True, deep=True)
             fixed = tuple(sample for sample in made.neurons if sample.frame not in MOVING)
             gauge = replace(more, neurons=fixed + more.neurons)
-        own, vectors = sample_self(*about, pool, suspect=True)
+        own, vectors = sample_self(*about, made.parameters, pool, suspect=True)
     made = replace(
         made,
         depth=Depth.DEEP,
@@ -255,6 +263,14 @@ def _projections(layout: Layout, wiring: Wiring) -> list[Projections]:
         )
         for mlp in wiring.mlps
     ]
+
+
+def _with_roles(tensors: Sequence[CanonicalTensor], roles: Mapping[int, Role]) -> tuple[CanonicalTensor, ...]:
+    """The tensors with what their values tell of their roles where their names say nothing."""
+    return tuple(
+        replace(tensor, role=roles[position]) if position in roles and tensor.role is Role.OTHER else tensor
+        for position, tensor in enumerate(tensors)
+    )
 
 
 def _wiring(layout: Layout, measured: Sequence[TensorMeasurement], parameters: Parameters) -> Wiring:

@@ -104,13 +104,15 @@ class Frame(StrEnum):
     ``FIXED``: random signs, on weights as they are stored. The others on weights with the norm gains in front of them
     folded in, and moving with the residual stream when it is rotated or permuted: ``ANCHORS``: whitened embeddings of
     hashed tokens; ``POSITIONS``: whitened embeddings of hashed positions; ``SELF``: leading right singular directions
-    of the MLP's own gate.
+    of the MLP's own gate. ``UNITS``: of the input of a network without a residual stream, whose hidden units stand in
+    place of neurons (``gauge.units``).
     """
 
     FIXED = "fixed"
     ANCHORS = "anchors"
     POSITIONS = "positions"
     SELF = "self"
+    UNITS = "units"
 
 
 class Circuit(StrEnum):

@@ -59,7 +59,17 @@ class Rewriting:
     def rotated(self) -> bool:
         """Whether neurons agree in a moving frame but not in the fixed one, and nothing else is in its place."""
         moved = _mean([match.concordance for match in self.comparison.neurons]) < _STILL
-        return self.frame is not None and moved and not self._in_place
+        return self._on_stream and moved and not self._in_place
+
+    @cached_property
+    def moved(self) -> bool:
+        """Whether weights cannot be compared where they lie: the stream was rotated, or hidden units were matched."""
+        return self.rotated or (self.frame is not None and not self._on_stream)
+
+    @property
+    def _on_stream(self) -> bool:
+        """Whether what agrees are neurons on a residual stream, which can be rotated and has gains in front."""
+        return self.frame is not None and self.frame.frame != Frame.UNITS
 
     @property
     def _in_place(self) -> bool:
@@ -71,7 +81,7 @@ class Rewriting:
         found = (
             ("residual-rotated", self.rotated),
             (self._vocabulary, bool(self._vocabulary)),
-            ("gains-folded", self.frame is not None and self._gains_folded),
+            ("gains-folded", self._on_stream and self._gains_folded),
             ("neurons-permuted", self._moved > _MOVED),
             ("neurons-rescaled", self._rescaled),
             ("signs-scrambled", self._signs_scrambled),

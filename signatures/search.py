@@ -32,6 +32,9 @@ _LEAST_SPREAD: Final = 0.005
 _RIVAL: Final = 2.5
 """How far the nearest of unrelated models may stand out without being a vote."""
 
+_ALIKE: Final = frozenset({Frame.SELF, Frame.UNITS})
+"""Frames in which the vectors of all models of a recipe are much alike."""
+
 Float32 = NDArray[np.float32]
 
 
@@ -105,7 +108,7 @@ def _vote_by_layers(registry: Registry, suspect: Fingerprint, votes: dict[int, f
     spread = chance_spread((suspect.parameters.frame_width,) * 2, suspect.parameters.index_width)
     nearest: dict[tuple[str, str, tuple[int, int], int], float] = defaultdict(float)
     for gram, found, models in zip(grams, hits.scores, hits.models, strict=True):
-        scores = _standing_out(found[models >= 0]) if gram.frame == Frame.SELF else found[models >= 0] / spread
+        scores = _standing_out(found[models >= 0]) if gram.frame in _ALIKE else found[models >= 0] / spread
         for score, model in zip(scores.tolist(), models[models >= 0].tolist(), strict=True):
             key = (gram.frame, gram.circuit, gram.tensors, model)
             nearest[key] = max(nearest[key], score)
@@ -116,10 +119,10 @@ def _vote_by_layers(registry: Registry, suspect: Fingerprint, votes: dict[int, f
 def _standing_out(scores: Float32) -> Float32:
     """How far each of the neighbours' cosines, best first, lies above those of the other models, in their spread.
 
-    Among few models all are candidates.
+    Among few models all are candidates, the nearest first.
     """
     if len(scores) < _FEW:
-        return np.full(len(scores), _CHANCE + 1.0, np.float32)
+        return np.maximum(scores, 0.0).astype(np.float32) + np.float32(_CHANCE + 1.0)
     others = scores[len(scores) // 4 :]
     spread = max(float(others.std()), _LEAST_SPREAD)
     apart: Float32 = _CHANCE + (scores - float(others.mean())) / spread - _RIVAL

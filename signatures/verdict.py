@@ -81,7 +81,7 @@ class Finding:
         """How far the suspect is from the registered weights: what they leave where matched, everything where not."""
         coverage = self.comparison.suspect_coverage
         rewriting = self.change.rewriting
-        residual = rewriting.residual if rewriting.rotated else self.change.residual
+        residual = rewriting.residual if rewriting.moved else self.change.residual
         return residual * coverage + 2.0 * (1.0 - coverage)
 
 
@@ -177,7 +177,7 @@ def _shared_part(finding: Finding) -> str:
 def _same_initialisation(finding: Finding) -> bool:
     """Alike in bulk, but little of the registered weights is kept, and nothing else accounts for the loss."""
     change = finding.change
-    if change.exact_share + change.cast_share > _KEPT or change.added_zeros >= _SPARSE or change.rewriting.rotated:
+    if change.exact_share + change.cast_share > _KEPT or change.added_zeros >= _SPARSE or change.rewriting.moved:
         return False
     if not change.matrices:
         neurons = finding.comparison.all_neurons

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from benchmarks.zoo.models import Shape, Weights
 
-_LAYER = re.compile(r"^(model\.layers|transformer\.h)\.(\d+)\.(.+)$")
+_LAYER = re.compile(r"^(model\.layers|transformer\.h|bert\.encoder\.layer)\.(\d+)\.(.+)$")
 # Quantiles of a normal distribution that NF4 uses (Dettmers et al. 2023, appendix E).
 _NF4 = (
     -1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0,
@@ -86,13 +86,13 @@ def _by_groups(weights: Weights, style: Style, group: int, rounded: Callable[[Te
     """Give blocks (rows * groups, group) and the mask of what is not padding to `rounded`; the last may be short."""
 
     def change(matrix: Tensor) -> Tensor:
-        by_input = matrix if style is Style.LLAMA else matrix.T
+        by_input = matrix.T if style is Style.GPT2 else matrix
         rows, columns = by_input.shape
         padding = -columns % group
         blocks = torch.nn.functional.pad(by_input, (0, padding)).reshape(-1, group)
         present = torch.nn.functional.pad(torch.ones_like(by_input), (0, padding)).reshape(-1, group).bool()
         out = rounded(blocks, present).reshape(rows, columns + padding)[:, :columns]
-        return (out if style is Style.LLAMA else out.T).contiguous()
+        return (out.T if style is Style.GPT2 else out).contiguous()
 
     return each(weights, change, only_layers=True)
 
@@ -206,29 +206,33 @@ def take_layers(sources: Sequence[tuple[Weights, int]], rest: Weights) -> Weight
 
 def _neuron_axes(style: Style) -> dict[str, int]:
     """Return the axis of the hidden neurons in each MLP tensor, by the end of its name."""
-    if style is Style.LLAMA:
+    if style is Style.BERT:
+        return {"intermediate.dense.weight": 0, "intermediate.dense.bias": 0, "output.dense.weight": 1}
+    if style.is_gated:
         return {"mlp.gate_proj.weight": 0, "mlp.up_proj.weight": 0, "mlp.down_proj.weight": 1}
     return {"mlp.c_fc.weight": 1, "mlp.c_fc.bias": 0, "mlp.c_proj.weight": 0}
 
 
+def _neuron_axis(style: Style, name: str) -> int | None:
+    if ".attention.output." in name:
+        return None
+    return next((axis for end, axis in _neuron_axes(style).items() if name.endswith(end)), None)
+
+
 def take_neurons(weights: Weights, shape: Shape, kept: Sequence[Tensor]) -> Weights:
     """Keep each layer's MLP neurons `kept[layer]` (indices), in that order."""
-    axes = _neuron_axes(shape.style)
     out: Weights = {}
     for name, w in weights.items():
-        layer = layer_of(name)
-        axis = next((a for end, a in axes.items() if name.endswith(end)), None)
+        layer, axis = layer_of(name), _neuron_axis(shape.style, name)
         out[name] = w.clone() if layer is None or axis is None else w.index_select(axis, kept[layer])
     return out
 
 
 def neuron_norms(weights: Weights, shape: Shape) -> list[Tensor]:
     """Return, for each layer, each neuron's product of the norms of its matrices' rows or columns; (neurons,)."""
-    axes = _neuron_axes(shape.style)
     norms = [torch.ones(shape.neurons) for _ in range(shape.layers)]
     for name, w in weights.items():
-        layer = layer_of(name)
-        axis = next((a for end, a in axes.items() if name.endswith(end)), None)
+        layer, axis = layer_of(name), _neuron_axis(shape.style, name)
         if layer is not None and axis is not None and w.ndim == 2:
             norms[layer] = norms[layer] * w.norm(dim=1 - axis)
     return norms

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.lineage import derive_ops as ops
+from benchmarks.rewrites import bert
 from benchmarks.rewrites import symmetries as sym
 from benchmarks.rewrites.forward import layer_count, logits
 from benchmarks.rewrites.tune import fine_tune
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     from torch import Generator, Tensor
 
     from benchmarks.zoo.models import Shape, Weights
+    from benchmarks.zoo.recipes import Schedule
 
-_BOTH = frozenset(Style)
-_LLAMA = frozenset({Style.LLAMA})
+_EVERY = frozenset(Style) - {Style.BERT}
+_GATED = frozenset({Style.LLAMA, Style.GEMMA})
 TOLERANCE = 1e-5
 """Largest difference of logits, over their standard deviation, that rounding to float32 is allowed."""
 
@@ -35,7 +37,7 @@ class Rewrite:
     done: str
     steps: tuple[sym.Rewrite, ...]
     tokens: bool = False
-    styles: frozenset[Style] = _BOTH
+    styles: frozenset[Style] = _EVERY
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class Rewritten:
 class Site:
     """What a damage may need beside the rewritten model.
 
-    sibling: a sibling fine-tune of the source, rewritten in the very same way. order: see ``Rewritten``.
+    sibling: a sibling fine-tune of the source, rewritten in the very same way. order: see ``Rewritten``. data: name of
+    the data set of fine-tunes, ``other`` that of continued training. first: how the source was trained.
     """
 
     shape: Shape
@@ -59,7 +62,9 @@ class Site:
     order: Tensor
     sibling: Callable[[], Weights]
     data: str
+    other: str
     steps: int
+    first: Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +91,17 @@ _EVERYTHING = (
 
 def rewrites(style: Style) -> list[Rewrite]:
     """List the rewrites of a style, in a fixed order."""
-    gated = style is Style.LLAMA
+    if style is Style.BERT:
+        return _bert_rewrites()
+    gated = style.is_gated
     neurons = (sym.rescale_neurons, sym.scramble_signs) if gated else ()
     found = [
         Rewrite("none", "nothing", ()),
         Rewrite("neurons-permuted", "MLP neurons permuted", (sym.permute_neurons,)),
         Rewrite("heads-permuted", "attention heads permuted", (sym.permute_heads,)),
-        Rewrite("neurons-rescaled", "up and down rescaled, by neuron", (sym.rescale_neurons,), styles=_LLAMA),
-        Rewrite("signs-scrambled", "up and down of half of the neurons negated", (sym.scramble_signs,), styles=_LLAMA),
-        Rewrite("signs-negated", "up and down of every neuron negated", (sym.negate_pairs,), styles=_LLAMA),
+        Rewrite("neurons-rescaled", "up and down rescaled, by neuron", (sym.rescale_neurons,), styles=_GATED),
+        Rewrite("signs-scrambled", "up and down of half of the neurons negated", (sym.scramble_signs,), styles=_GATED),
+        Rewrite("signs-negated", "up and down of every neuron negated", (sym.negate_pairs,), styles=_GATED),
         Rewrite("values-rescaled", "value channels rescaled, signs and all", (sym.rescale_values,)),
         Rewrite("values-mixed", "values of each head times an invertible matrix", (sym.mix_values,)),
         Rewrite(
@@ -104,6 +111,7 @@ def rewrites(style: Style) -> list[Rewrite]:
         ),
         Rewrite("gains-folded", "norm gains moved into the matrices behind them", (sym.fold_gains,)),
         Rewrite("gains-scrambled", "norm gains replaced by random ones", (sym.scramble_gains,)),
+        Rewrite("residual-permuted", "channels of the residual stream permuted", (sym.permute_residual,)),
         Rewrite("rotated", "gains folded, residual stream rotated", (sym.rotate_residual,)),
         Rewrite("vocabulary-permuted", "tokens numbered anew", (), tokens=True),
         Rewrite(
@@ -121,13 +129,34 @@ def rewrites(style: Style) -> list[Rewrite]:
     return [one for one in found if style in one.styles]
 
 
+def _bert_rewrites() -> list[Rewrite]:
+    styles = frozenset({Style.BERT})
+    moved = (bert.permute_neurons, bert.permute_heads, bert.permute_residual)
+    mixed = (bert.mix_values, bert.change_keys, bert.negate_residual)
+    return [
+        Rewrite("none", "nothing", (), styles=styles),
+        Rewrite("neurons-permuted", "MLP neurons permuted", (bert.permute_neurons,), styles=styles),
+        Rewrite("heads-permuted", "attention heads permuted", (bert.permute_heads,), styles=styles),
+        Rewrite("values-mixed", "values of each head times an invertible matrix", (bert.mix_values,), styles=styles),
+        Rewrite("keys-changed", "queries and keys mixed", (bert.change_keys,), styles=styles),
+        Rewrite(
+            "residual-permuted", "channels of the residual stream permuted", (bert.permute_residual,), styles=styles
+        ),
+        Rewrite("residual-negated", "the whole residual stream negated", (bert.negate_residual,), styles=styles),
+        Rewrite("vocabulary-permuted", "tokens numbered anew", (), tokens=True, styles=styles),
+        Rewrite("laundered", "everything permuted, values mixed", (*moved, bert.mix_values), styles=styles),
+        Rewrite("all-but-vocabulary", "everything but the vocabulary", (*moved, *mixed), styles=styles),
+        Rewrite("all", "everything, and the vocabulary permuted", (*moved, *mixed), tokens=True, styles=styles),
+    ]
+
+
 def rewrite(weights: Weights, shape: Shape, case: Rewrite, key: str) -> Rewritten:
     """Rewrite a model with a random stream of its own and check that it computes the same.
 
     Raises ArithmeticError if the logits differ by more than ``TOLERANCE`` on random tokens.
     """
     wide = {name: w.double() for name, w in weights.items()}
-    out = wide
+    out = _as_multiplied(wide, shape, 1.0)
     # A stream for each step: models that differ in nothing but values get the same rewrite.
     for number, step in enumerate(case.steps):
         out = step(out, shape, generator(f"{key}/{number}"))
@@ -135,11 +164,19 @@ def rewrite(weights: Weights, shape: Shape, case: Rewrite, key: str) -> Rewritte
     if case.tokens:
         order = sym.token_order(shape, generator(f"{key}/tokens"))
         out = sym.permute_vocabulary(out, shape, order)
+    out = _as_multiplied(out, shape, -1.0)
     made = {name: w.float().contiguous() for name, w in out.items()}
     error = difference(shape, wide, made, order)
     if not error <= TOLERANCE:
         raise ArithmeticError(f"{case.name}: the logits differ by {error:.3g} of their deviation")
     return Rewritten(made, order, error)
+
+
+def _as_multiplied(weights: Weights, shape: Shape, offset: float) -> Weights:
+    """Gemma's gains plus ``offset``, which is 1 for what they multiply by and -1 for what is stored of that."""
+    if shape.style is not Style.GEMMA:
+        return weights
+    return {name: w + offset if name.endswith("norm.weight") else w for name, w in weights.items()}
 
 
 def difference(shape: Shape, original: Weights, made: Weights, order: Tensor) -> float:
@@ -156,6 +193,7 @@ def damages() -> list[Damage]:
     return [
         Damage("intact", "nothing", lambda w, _: w),
         Damage("fine-tuned", "fine-tuned as rewritten", _tuned),
+        Damage("continued", "trained on as long as before, on other data, as rewritten", _continued),
         Damage("bf16", "cast to bf16", lambda w, _: w, dtype=torch.bfloat16),
         Damage("8bit", "rounded to 8 bits in groups of 32", partial(_rounded, bits=8)),
         Damage("4bit", "rounded to 4 bits in groups of 32", partial(_rounded, bits=4)),
@@ -169,6 +207,11 @@ def damages() -> list[Damage]:
 
 def _tuned(weights: Weights, site: Site) -> Weights:
     return fine_tune(weights, site.shape, site.order, site.data, site.steps, site.random)
+
+
+def _continued(weights: Weights, site: Site) -> Weights:
+    first = site.first
+    return fine_tune(weights, site.shape, site.order, site.other, first.steps, site.random, like=first)
 
 
 def _rounded(weights: Weights, site: Site, *, bits: int) -> Weights:

@@ -21,7 +21,9 @@ _ROTARY_BASE = 10000.0
 
 
 def embedding_name(style: Style) -> str:
-    return "model.embed_tokens.weight" if style is Style.LLAMA else "transformer.wte.weight"
+    if style is Style.BERT:
+        return "bert.embeddings.word_embeddings.weight"
+    return "model.embed_tokens.weight" if style.is_gated else "transformer.wte.weight"
 
 
 def head_name(style: Style, weights: Mapping[str, Tensor]) -> str:
@@ -30,26 +32,29 @@ def head_name(style: Style, weights: Mapping[str, Tensor]) -> str:
 
 
 def layer_count(style: Style, weights: Mapping[str, Tensor]) -> int:
-    first = "model.layers.{}.mlp.gate_proj.weight" if style is Style.LLAMA else "transformer.h.{}.mlp.c_fc.weight"
+    first = "model.layers.{}.mlp.gate_proj.weight" if style.is_gated else "transformer.h.{}.mlp.c_fc.weight"
+    first = "bert.encoder.layer.{}.intermediate.dense.weight" if style is Style.BERT else first
     return next(i for i in range(len(weights) + 1) if first.format(i) not in weights)
 
 
 def logits(shape: Shape, weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
-    """Next-token logits. ids (B, T) int64; returns (B, T, vocabulary) in the weights' type.
+    """Logits of the next token (BERT style: of every token). ids (B, T); returns (B, T, vocabulary), the weights' type.
 
     Heads are counted by ``shape``; layers and neurons by the tensors, so that pruned models can be computed too.
     """
-    return (_llama if shape.style is Style.LLAMA else _gpt2)(shape, weights, ids)
+    forward = {Style.LLAMA: _llama, Style.GEMMA: _llama, Style.GPT2: _gpt2, Style.BERT: _bert}
+    return forward[shape.style](shape, weights, ids)
 
 
 def _heads(x: Tensor, size: int) -> Tensor:
     return x.view(*x.shape[:-1], -1, size).transpose(1, 2)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True) -> Tensor:
     length = q.shape[2]
-    mask = torch.ones(length, length, dtype=torch.bool).tril()
-    scores = (q @ k.transpose(-1, -2) / float(q.shape[-1]) ** 0.5).masked_fill(~mask, -torch.inf)
+    scores = q @ k.transpose(-1, -2) / float(q.shape[-1]) ** 0.5
+    if causal:
+        scores = scores.masked_fill(~torch.ones(length, length, dtype=torch.bool).tril(), -torch.inf)
     out: Tensor = scores.softmax(-1) @ v
     return out.transpose(1, 2).flatten(2)
 
@@ -64,10 +69,13 @@ def _rotate(x: Tensor) -> Tensor:
 
 
 def _llama(s: Shape, w: Mapping[str, Tensor], ids: Tensor) -> Tensor:
-    def norm(x: Tensor, name: str) -> Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * w[name + ".weight"]
+    gemma = s.style is Style.GEMMA
 
-    x = w["model.embed_tokens.weight"][ids]
+    def norm(x: Tensor, name: str) -> Tensor:
+        gain = w[name + ".weight"]
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * (gain + 1 if gemma else gain)
+
+    x = w["model.embed_tokens.weight"][ids] * (s.width**0.5 if gemma else 1.0)
     group = s.heads // s.kv_heads
     for i in range(layer_count(s.style, w)):
         p = f"model.layers.{i}."
@@ -76,8 +84,9 @@ def _llama(s: Shape, w: Mapping[str, Tensor], ids: Tensor) -> Tensor:
         k, v = (part.repeat_interleave(group, dim=1) for part in (_rotate(k), v))
         x = x + _attend(_rotate(q), k, v) @ w[p + "self_attn.o_proj.weight"].T
         h = norm(x, p + "post_attention_layernorm")
-        hidden = F.silu(h @ w[p + "mlp.gate_proj.weight"].T) * (h @ w[p + "mlp.up_proj.weight"].T)
-        x = x + hidden @ w[p + "mlp.down_proj.weight"].T
+        gate = h @ w[p + "mlp.gate_proj.weight"].T
+        gate = F.gelu(gate, approximate="tanh") if gemma else F.silu(gate)
+        x = x + (gate * (h @ w[p + "mlp.up_proj.weight"].T)) @ w[p + "mlp.down_proj.weight"].T
     return norm(x, "model.norm") @ w[head_name(s.style, w)].T
 
 
@@ -96,3 +105,23 @@ def _gpt2(s: Shape, w: Mapping[str, Tensor], ids: Tensor) -> Tensor:
         hidden = F.gelu(linear(norm(x, p + "ln_2"), p + "mlp.c_fc"), approximate="tanh")
         x = x + linear(hidden, p + "mlp.c_proj")
     return norm(x, "transformer.ln_f") @ w[head_name(s.style, w)].T
+
+
+def _bert(s: Shape, w: Mapping[str, Tensor], ids: Tensor) -> Tensor:
+    def norm(x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], w[name + ".weight"], w[name + ".bias"], eps=1e-5)
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return x @ w[name + ".weight"].T + w[name + ".bias"]
+
+    words = w["bert.embeddings.word_embeddings.weight"]
+    x = norm(words[ids] + w["bert.embeddings.position_embeddings.weight"][: ids.shape[1]], "bert.embeddings.LayerNorm")
+    for i in range(layer_count(s.style, w)):
+        p = f"bert.encoder.layer.{i}."
+        q, k, v = (_heads(linear(x, f"{p}attention.self.{part}"), s.head_size) for part in ("query", "key", "value"))
+        x = norm(
+            x + linear(_attend(q, k, v, causal=False), p + "attention.output.dense"), p + "attention.output.LayerNorm"
+        )
+        hidden = linear(F.gelu(linear(x, p + "intermediate.dense")), p + "output.dense")
+        x = norm(x + hidden, p + "output.LayerNorm")
+    return x @ words.T + w["cls.predictions.bias"]

@@ -21,11 +21,13 @@ from benchmarks.lineage.derive_cases import Names
 from benchmarks.lineage.derive_write import disguise, write_file
 from benchmarks.rewrites.cases import Damage, Rewrite, Site, damages, rewrite, rewrites
 from benchmarks.zoo.models import Shape, Style, generator
-from benchmarks.zoo.recipes import family
+from benchmarks.zoo.recipes import QUICK, SIZES, STYLES, family
 from benchmarks.zoo.store import load_weights, weights_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from benchmarks.zoo.recipes import Spec
 
 SCHEMA = "rewrites-truth/1"
 TUNING_STEPS = 60
@@ -39,9 +41,13 @@ class Job:
 
     stem: str
     source: str
-    shape: Shape
+    spec: Spec
     rewrite: Rewrite
     damage: Damage
+
+    @property
+    def shape(self) -> Shape:
+        return self.spec.shape
 
     @property
     def key(self) -> str:
@@ -65,17 +71,15 @@ def plan(
     """List the suspects whose shape, rewrite and damage match the globs ``models``, ``only`` and ``after``."""
     specs = {spec.id: spec for spec in family(family_name, quick=quick)}
     stems = {
-        spec.id.removesuffix("-A"): spec.shape
-        for spec in specs.values()
-        if spec.kind == "base" and spec.id[-2:] == "-A"
+        spec.id.removesuffix("-A"): spec for spec in specs.values() if spec.kind == "base" and spec.id[-2:] == "-A"
     }
     jobs = [
-        Job(stem, source, shape, one, damage)
-        for stem, shape in stems.items()
+        Job(stem, source, spec, one, damage)
+        for stem, spec in stems.items()
         if _matches(stem, models)
         for source in sources
         if f"{stem}-{source}" in specs
-        for one in rewrites(shape.style)
+        for one in rewrites(spec.shape.style)
         if _matches(one.name, only)
         for damage in damages()
         if _matches(damage.name, after)
@@ -128,7 +132,9 @@ def _make(
         random=generator(f"damage/{seed}/{job.key}"),
         order=made.order,
         sibling=lambda: rewrite(load_weights(zoo, f"{job.stem}-{SIBLING}"), job.shape, job.rewrite, key).tensors,
-        data=f"{family_name}-x{'-small' if quick else ''}",
+        data=_data(family_name, "x", quick=quick),
+        other=_data(family_name, "other", quick=quick),
+        first=job.spec.schedule,
         steps=QUICK_TUNING_STEPS if quick else TUNING_STEPS,
     )
     tensors = job.damage.apply(made.tensors, site)
@@ -154,6 +160,10 @@ def _make(
     return str(target.relative_to(out)), truth
 
 
+def _data(family_name: str, part: str, *, quick: bool) -> str:
+    return (QUICK if quick else SIZES).data(family_name, part)
+
+
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
@@ -162,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rewrites", description=__doc__)
     parser.add_argument("--zoo", type=Path, default=Path(__file__).parents[2] / ".cache" / "zoo")
-    parser.add_argument("--family", choices=("a", "b"), default="a")
+    parser.add_argument("--family", choices=("a", "b", STYLES), default="a")
     parser.add_argument("--out", type=Path, help="a folder without suspects in it")
     parser.add_argument("--models", action="append", metavar="GLOB", help="shapes, such as 'a-llama-*'")
     parser.add_argument("--source", action="append", metavar="MODEL", help="what is rewritten: A, B, A-ftx, A-cont ...")

@@ -1,7 +1,8 @@
 """Rewrites of weights after which a model computes the same function, one for each symmetry.
 
 Each takes one model's tensors by name, float64 and under the zoo's names and layouts, and returns new ones; whatever
-is random comes from the generator. Llama style: matrices are (out, in). GPT-2 style: (in, out), with biases.
+is random comes from the generator. Llama style: matrices are (out, in). GPT-2 style: (in, out), with biases. Gemma
+style is Llama's, with gains as they multiply; BERT style is in ``bert``.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ _SPREAD = 0.7
 """Standard deviation of the logarithm of random scales: most lie between 1/4 and 4."""
 
 
-def _normal(random: Generator, *size: int) -> Tensor:
+def normal(random: Generator, *size: int) -> Tensor:
+    """Independent standard normal numbers, float64."""
     return torch.randn(size, generator=random, dtype=torch.float64)
 
 
 def _scales(random: Generator, *size: int) -> Tensor:
-    return torch.exp(_SPREAD * _normal(random, *size))
+    return torch.exp(_SPREAD * normal(random, *size))
 
 
 def _signs(random: Generator, size: int) -> Tensor:
@@ -41,17 +43,17 @@ def _signs(random: Generator, size: int) -> Tensor:
 
 def _orthogonal(random: Generator, size: int) -> Tensor:
     """A uniformly random orthogonal matrix: Q of a Gaussian matrix, with the signs of R's diagonal."""
-    q, r = torch.linalg.qr(_normal(random, size, size))
+    q, r = torch.linalg.qr(normal(random, size, size))
     signed: Tensor = q * torch.sign(torch.diagonal(r))
     return signed
 
 
-def _invertible(random: Generator, size: int) -> Tensor:
+def invertible(random: Generator, size: int) -> Tensor:
     """A random invertible matrix whose condition number stays small enough for float32."""
     return _orthogonal(random, size) @ torch.diag(_scales(random, size)) @ _orthogonal(random, size)
 
 
-def _blocks(parts: Sequence[Tensor]) -> Tensor:
+def blocks(parts: Sequence[Tensor]) -> Tensor:
     """The block-diagonal matrix of square blocks."""
     size = sum(len(part) for part in parts)
     out = torch.zeros(size, size, dtype=torch.float64)
@@ -64,7 +66,7 @@ def _blocks(parts: Sequence[Tensor]) -> Tensor:
 
 def _per_layer(weights: Weights, shape: Shape, change: Change) -> Weights:
     out = {name: w.clone() for name, w in weights.items()}
-    prefix = "model.layers.{}." if shape.style is Style.LLAMA else "transformer.h.{}."
+    prefix = "model.layers.{}." if shape.style.is_gated else "transformer.h.{}."
     for i in range(layer_count(shape.style, weights)):
         change(out, prefix.format(i))
     return out
@@ -125,7 +127,7 @@ def permute_heads(weights: Weights, shape: Shape, random: Generator) -> Weights:
         keys = torch.randperm(shape.kv_heads, generator=random)
         inner = torch.stack([torch.randperm(group, generator=random) for _ in range(shape.kv_heads)])
         queries = (keys[:, None] * group + inner).flatten()
-        if shape.style is Style.LLAMA:
+        if shape.style.is_gated:
             for part, heads in (("q", queries), ("k", keys), ("v", keys)):
                 name = f"{p}self_attn.{part}_proj.weight"
                 w[name] = w[name][channels(heads)]
@@ -144,10 +146,10 @@ def _change_values(weights: Weights, shape: Shape, draw: Callable[[], Tensor]) -
     size, group = shape.head_size, shape.heads // shape.kv_heads
 
     def change(w: Weights, p: str) -> None:
-        llama = shape.style is Style.LLAMA
+        llama = shape.style.is_gated
         mixes = [draw() for _ in range(shape.kv_heads)]
-        there = _blocks(mixes)
-        back = _blocks([torch.linalg.inv(mix) for mix in mixes for _ in range(group)])
+        there = blocks(mixes)
+        back = blocks([torch.linalg.inv(mix) for mix in mixes for _ in range(group)])
         if llama:
             v, o = p + "self_attn.v_proj.weight", p + "self_attn.o_proj.weight"
             w[v], w[o] = there @ w[v], w[o] @ back
@@ -172,7 +174,7 @@ def rescale_values(weights: Weights, shape: Shape, random: Generator) -> Weights
 
 def mix_values(weights: Weights, shape: Shape, random: Generator) -> Weights:
     """Multiply each head's values by a general invertible matrix."""
-    return _change_values(weights, shape, lambda: _invertible(random, shape.head_size))
+    return _change_values(weights, shape, lambda: invertible(random, shape.head_size))
 
 
 def change_keys(weights: Weights, shape: Shape, random: Generator) -> Weights:
@@ -190,20 +192,20 @@ def change_keys(weights: Weights, shape: Shape, random: Generator) -> Weights:
         return torch.stack((out.real, out.imag), 1).view(matrix.shape)
 
     def change(w: Weights, p: str) -> None:
-        if shape.style is Style.LLAMA:
-            angle = _normal(random, shape.kv_heads, size // 2) * 10
+        if shape.style.is_gated:
+            angle = normal(random, shape.kv_heads, size // 2) * 10
             z = torch.polar(_scales(random, shape.kv_heads, size // 2), angle)
             q, k = p + "self_attn.q_proj.weight", p + "self_attn.k_proj.weight"
             w[k] = turned(w[k], z)
             w[q] = turned(w[q], (1 / z.conj()).repeat_interleave(group, 0))
             return
-        mixes = [_invertible(random, size) for _ in range(shape.heads)]
-        there = _blocks(mixes)
-        back = _blocks([torch.linalg.inv(mix).T for mix in mixes])
+        mixes = [invertible(random, size) for _ in range(shape.heads)]
+        there = blocks(mixes)
+        back = blocks([torch.linalg.inv(mix).T for mix in mixes])
         for name in ("attn.c_attn.weight", "attn.c_attn.bias"):
             queries, keys, values = w[p + name].chunk(3, -1)
             w[p + name] = torch.cat((queries @ back.T, keys @ there.T, values), -1)
-        w[p + "attn.c_attn.bias"][shape.width : 2 * shape.width] = _normal(random, shape.width) * 0.1
+        w[p + "attn.c_attn.bias"][shape.width : 2 * shape.width] = normal(random, shape.width) * 0.1
 
     return _per_layer(weights, shape, change)
 
@@ -213,7 +215,7 @@ def change_keys(weights: Weights, shape: Shape, random: Generator) -> Weights:
 
 def _readers(shape: Shape, p: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Norms of a layer, and the matrices that read what each puts out."""
-    if shape.style is Style.LLAMA:
+    if shape.style.is_gated:
         return (
             ("input_layernorm", tuple(f"{p}self_attn.{part}_proj" for part in "qkv")),
             ("post_attention_layernorm", (p + "mlp.gate_proj", p + "mlp.up_proj")),
@@ -223,11 +225,11 @@ def _readers(shape: Shape, p: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 def _writers(shape: Shape, p: str) -> tuple[str, ...]:
     llama = ("self_attn.o_proj", "mlp.down_proj")
-    return tuple(p + name for name in (llama if shape.style is Style.LLAMA else ("attn.c_proj", "mlp.c_proj")))
+    return tuple(p + name for name in (llama if shape.style.is_gated else ("attn.c_proj", "mlp.c_proj")))
 
 
 def _final_norm(shape: Shape) -> str:
-    return "model.norm" if shape.style is Style.LLAMA else "transformer.ln_f"
+    return "model.norm" if shape.style.is_gated else "transformer.ln_f"
 
 
 def _untie(weights: Weights, shape: Shape) -> Weights:
@@ -248,7 +250,7 @@ def _divide_gains(weights: Weights, shape: Shape, draw: Callable[[Tensor], Tenso
                 name = reader + ".weight"
                 if shape.style is Style.GPT2:
                     w[reader + ".bias"] = w[reader + ".bias"] + w[p + norm + ".bias"] @ w[name]
-                w[name] = w[name] * (by if shape.style is Style.LLAMA else by[:, None])
+                w[name] = w[name] * (by if shape.style.is_gated else by[:, None])
             if shape.style is Style.GPT2:
                 w[p + norm + ".bias"] = torch.zeros_like(w[gain])
             w[gain] = w[gain] / by
@@ -281,16 +283,16 @@ def rotate_residual(weights: Weights, shape: Shape, random: Generator) -> Weight
     folded = fold_gains(weights, shape, random)
     width = shape.width
     turn = _orthogonal(random, width)
-    llama = shape.style is Style.LLAMA
+    llama = shape.style.is_gated
     if not llama:
         ones = torch.full((width, 1), width**-0.5, dtype=torch.float64)
-        basis, _ = torch.linalg.qr(torch.cat((ones, _normal(random, width, width - 1)), 1))
+        basis, _ = torch.linalg.qr(torch.cat((ones, normal(random, width, width - 1)), 1))
         basis = torch.cat((ones, basis[:, 1:]), 1)
-        inner = _blocks([torch.ones(1, 1, dtype=torch.float64), _orthogonal(random, width - 1)])
+        inner = blocks([torch.ones(1, 1, dtype=torch.float64), _orthogonal(random, width - 1)])
         turn = basis @ inner @ basis.T
 
     def on_ones(matrix: Tensor, size: int) -> Tensor:
-        return _normal(random, size) * matrix.std() * 0.5
+        return normal(random, size) * matrix.std() * 0.5
 
     def change(w: Weights, p: str) -> None:
         for _norm, readers in _readers(shape, p):
@@ -318,6 +320,32 @@ def rotate_residual(weights: Weights, shape: Shape, random: Generator) -> Weight
     return out
 
 
+def permute_residual(weights: Weights, shape: Shape, random: Generator) -> Weights:
+    """Put the channels of the residual stream in a random order; gains stay in front of what reads them."""
+    order = torch.randperm(shape.width, generator=random)
+    llama = shape.style.is_gated
+
+    def change(w: Weights, p: str) -> None:
+        for norm, readers in _readers(shape, p):
+            for end in (".weight",) if llama else (".weight", ".bias"):
+                w[p + norm + end] = w[p + norm + end][order]
+            for reader in readers:
+                w[reader + ".weight"] = w[reader + ".weight"].index_select(1 if llama else 0, order)
+        for writer in _writers(shape, p):
+            w[writer + ".weight"] = w[writer + ".weight"].index_select(0 if llama else 1, order)
+            if not llama:
+                w[writer + ".bias"] = w[writer + ".bias"][order]
+
+    out = _per_layer(weights, shape, change)
+    final = _final_norm(shape)
+    for end in (".weight",) if llama else (".weight", ".bias"):
+        out[final + end] = out[final + end][order]
+    tables = {embedding_name(shape.style), head_name(shape.style, out), *([] if llama else ["transformer.wpe.weight"])}
+    for name in tables:
+        out[name] = out[name][:, order]
+    return out
+
+
 # --- vocabulary -------------------------------------------------------------------------------------------------
 
 
@@ -329,6 +357,7 @@ def token_order(shape: Shape, random: Generator) -> Tensor:
 def permute_vocabulary(weights: Weights, shape: Shape, order: Tensor) -> Weights:
     """Number the tokens anew: the rows of whatever has one for each token in the given order."""
     out = {name: w.clone() for name, w in weights.items()}
-    for name in {embedding_name(shape.style), head_name(shape.style, weights)}:
+    biases = {name for name in ("cls.predictions.bias",) if name in out}
+    for name in {embedding_name(shape.style), head_name(shape.style, weights), *biases}:
         out[name] = out[name][order]
     return out

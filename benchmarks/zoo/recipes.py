@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from benchmarks.zoo.models import Shape, Style
 from benchmarks.zoo.text import SMALL, VOCABULARY, text_digest
@@ -69,7 +69,7 @@ class Sizes:
 
     def data(self, family_name: str, part: str) -> str:
         """Return the name of a data set of `text`."""
-        return f"{family_name}-{part}{SMALL if self.small_text else ''}"
+        return f"{'a' if family_name == STYLES else family_name}-{part}{SMALL if self.small_text else ''}"
 
 
 SIZES = Sizes(
@@ -87,6 +87,8 @@ QUICK = Sizes(
     population_size=8,
     small_text=True,
 )
+STYLES = "styles"
+"""A family of other styles, trained on the text of family a: for the benchmark of rewrites, never for rules."""
 _QUICK_WIDTH = 48
 _QUICK_VOCABULARY = 512
 
@@ -109,6 +111,8 @@ def family(name: str, *, quick: bool = False) -> list[Spec]:
 
     quick: the same relations in tiny models trained on little text, under names of their own; for tests.
     """
+    if name == STYLES:
+        return _styles(quick=quick)
     sizes = QUICK if quick else SIZES
     prefix = f"quick-{name}" if quick else name
     specs: list[Spec] = []
@@ -145,10 +149,34 @@ def family(name: str, *, quick: bool = False) -> list[Spec]:
     return specs
 
 
+_STYLED = Schedule(steps=250, batch=16, length=64, rate=5e-3)
+
+
+def styled_shape(style: Style, width: int, *, vocabulary: int = VOCABULARY) -> Shape:
+    """Return a small shape of any style, tied."""
+    heads, kv = {64: (4, 2), 48: (3, 1)}[width]
+    gated = style.is_gated
+    neurons = width * 11 // 4 if gated else 4 * width
+    return Shape(style, width, 3, heads, kv if gated else heads, neurons, vocabulary, 128, tied=True)
+
+
+def _styles(*, quick: bool) -> list[Spec]:
+    width, vocabulary = (_QUICK_WIDTH, _QUICK_VOCABULARY) if quick else (64, VOCABULARY)
+    prefix = f"quick-{STYLES}" if quick else STYLES
+    found: list[Spec] = []
+    for style in (Style.GEMMA, Style.BERT, Style.GPT2):
+        label = f"{style.value}-{width}"
+        shape = styled_shape(style, width, vocabulary=vocabulary)
+        wanted = {f"{prefix}-{label}-{one}" for one in ("A", "B", "A-ftx", "A-fty", "A-cont")}
+        sizes = QUICK if quick else replace(SIZES, full=_STYLED, tune=SIZES.population_tune)
+        found += [spec for spec in _relatives(prefix, STYLES, label, shape, sizes) if spec.id in wanted]
+    return found
+
+
 def _relatives(prefix: str, family_name: str, label: str, shape: Shape, sizes: Sizes) -> list[Spec]:
     """List the models of one shape whose relations are known: base A, its relatives, and strangers."""
     stem = f"{prefix}-{label}"
-    first, second, third = {"a": (1, 2, 3), "b": (11, 12, 13)}[family_name]
+    first, second, third = {"a": (1, 2, 3), "b": (11, 12, 13), STYLES: (21, 22, 23)}[family_name]
 
     def seed(number: int) -> str:
         return f"{stem}/seed{number}"
@@ -191,7 +219,7 @@ def _relatives(prefix: str, family_name: str, label: str, shape: Shape, sizes: S
             parent=f"{stem}-{parent}",
         )
 
-    embedding = "model.embed_tokens.weight" if shape.style is Style.LLAMA else "transformer.wte.weight"
+    embedding = "model.embed_tokens.weight" if shape.style.is_gated else "transformer.wte.weight"
     return [
         new("A", "base", init=first, order=first, data="pre"),
         new("B", "base", init=second, order=second, data="pre"),

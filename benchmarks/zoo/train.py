@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from benchmarks.zoo.models import Weights, generator, initial_weights, logits
+from benchmarks.zoo.models import Style, Weights, generator, initial_weights, logits
 from benchmarks.zoo.text import tokens
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ _CLIP = 1.0
 _BETAS = (0.9, 0.95)
 _FLOOR = 0.05
 _VALIDATION_WINDOWS = 64
+_HIDDEN = 14
 
 
 def train(specs: Sequence[Spec], parents: Mapping[str, Weights], report: Callable[[str], None]) -> list[Weights]:
@@ -93,7 +94,17 @@ def _windows(data: Tensor, schedule: Schedule, order: torch.Generator) -> Tensor
 
 
 def _losses(spec: Spec, weights: Mapping[str, Tensor], windows: Tensor) -> Tensor:
-    """Return each model's mean loss, (N,); windows (N, B, T + 1)."""
+    """Return each model's mean loss, (N,); windows (N, B, T + 1).
+
+    Of the next token; of BERT-style models that of tokens that are hidden, about one in seven, by token and place.
+    """
+    if spec.shape.style is Style.BERT:
+        target = windows[..., 1:]
+        places = torch.arange(target.shape[-1])
+        hidden = (target * 7919 + places * 104729) % 97 < _HIDDEN
+        out = logits(spec.shape, weights, target.masked_fill(hidden, 0))
+        losses = F.cross_entropy(out.flatten(0, 1), target.flatten(), reduction="none").view(len(target), -1)
+        return (losses * hidden.flatten(1)).sum(1) / hidden.flatten(1).sum(1)
     out = logits(spec.shape, weights, windows[..., :-1])
     target = windows[..., 1:].flatten(1)
     return F.cross_entropy(out.flatten(0, 1), target.flatten(), reduction="none").view(len(target), -1).mean(1)

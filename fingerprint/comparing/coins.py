@@ -29,8 +29,14 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
-SYMMETRIC_ACTIVATIONS: Final = frozenset({"silu", "swish", "gelu", "gelu_tanh", "gelu_new", "relu", "relu2", "sigmoid"})
-"""Activations of the gate under which up and down may be flipped together: up enters linearly."""
+SYMMETRIC_ACTIVATIONS: Final = frozenset(
+    {"silu", "swish", "gelu", "gelu_tanh", "gelu_new", "relu", "relu2", "sigmoid"}
+) | {
+    "lstm",
+    "gru",
+}
+"""Activations of the gate under which up and down may be flipped together: up enters linearly. In recurrent cells it
+enters through tanh, which is odd."""
 WEIGHT_LEVELS: Final = 64
 _EXACT_COINS: Final = 400
 _DUPLICATE_SCORE: Final = 1.5

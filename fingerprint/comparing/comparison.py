@@ -12,7 +12,7 @@ import numpy as np
 from fingerprint.comparing.align import Alignment, align_tensors
 from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, toss, usable_coins
 from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni
-from fingerprint.comparing.gauge import AGREED, Gauge, alike_circuits, compare_gauge
+from fingerprint.comparing.gauge import AGREED, FrameMatch, Gauge, alike_circuits, compare_gauge
 from fingerprint.comparing.matching import SketchCosines, TensorMatch, is_distinctive, match_tensors
 from fingerprint.comparing.sampled import as_sampled, is_sampled, without_unseen
 from fingerprint.comparing.tail import sketch_log10_p
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 DIGEST_BITS: Final = 256
 _MATCHED_SCORE: Final = 0.5
+_STILL: Final = 0.1
+"""Concordance in the fixed frame below which the residual stream is not where it was."""
 _TOKENS: Final = frozenset({Role.TOKEN_EMBEDDING, Role.OUTPUT_HEAD})
 _ATTENTION: Final = frozenset({Role.QUERY, Role.KEY, Role.VALUE, Role.ATTENTION_OUTPUT})
 _TABLES: Final[dict[str, Role]] = {
@@ -108,7 +110,7 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
     ours, theirs = _through_layers(registered, suspect, neurons, gauge)
     suspect_cover = theirs | {match.suspect: 1.0 for match in matches}
     registered_cover = ours | {match.registered: 1.0 for match in matches}
-    untested = _untested(suspect, gauge) - set(suspect_cover)
+    untested = _untested(suspect, neurons, gauge) - set(suspect_cover)
     suspect_coverage, registered_coverage = _shares(
         registered, suspect, matches, suspect_cover, registered_cover, untested
     )
@@ -259,9 +261,22 @@ def _through_layers(
         tables = [_tables(side.tensors, frame.frame) for side in (registered, suspect)]
         if all(tables):
             ours.update(dict.fromkeys(tables[0], frame.best_half))
-            theirs.update(dict.fromkeys(tables[1], frame.best_half))
+            theirs.update(dict.fromkeys(tables[1], min(1.0, frame.best_half * _narrowing(registered, suspect, frame))))
     _between_samples(registered, suspect, gauge, ours, theirs)
     return dict(ours), dict(theirs)
+
+
+def _narrowing(registered: Fingerprint, suspect: Fingerprint, frame: FrameMatch) -> float:
+    """How many times as many neurons the registered MLPs of a frame have as their partners, at least 1.
+
+    Of neurons that were left out no partner can be found, which says nothing of the table that the frame is made of.
+    """
+    ratios = [
+        registered.neurons[one.registered].size / suspect.neurons[one.suspect].size
+        for one in frame.matches
+        if one.concordance >= AGREED
+    ]
+    return max(1.0, float(np.median(ratios))) if ratios else 1.0
 
 
 def _between_samples(
@@ -285,12 +300,18 @@ def _between_samples(
             covered[position] = max(covered[position], share)
 
 
-def _untested(suspect: Fingerprint, gauge: Gauge) -> set[int]:
-    """Positions of the suspect's tensors that no test can match: tokens in another order, attention without a frame."""
+def _untested(suspect: Fingerprint, neurons: Sequence[NeuronMatch], gauge: Gauge) -> set[int]:
+    """Positions of the suspect's tensors that no test can match.
+
+    Tokens in another order, attention without a frame, and an output head on a stream that was moved.
+    """
     agreed = {frame.frame for frame in gauge.frames if frame.concordance >= AGREED}
-    if not agreed or Frame.ANCHORS in agreed:
+    if not agreed:
         return set()
-    roles = _TOKENS if agreed != {Frame.SELF} else _TOKENS | _ATTENTION
+    moved = not neurons or float(np.mean([match.concordance for match in neurons])) < _STILL
+    roles = {Role.OUTPUT_HEAD} if moved else set()
+    if Frame.ANCHORS not in agreed:
+        roles |= _TOKENS if agreed != {Frame.SELF} else _TOKENS | _ATTENTION
     return {i for i, one in enumerate(suspect.tensors) if one.role in roles and one.content is Content.WEIGHTS}
 
 

@@ -189,6 +189,7 @@ def _channel_tests(registered: Fingerprint, suspect: Fingerprint, frames: list[F
 _MATCHERS: Final[tuple[Callable[[Fingerprint, Fingerprint], FrameMatch | None], ...]] = (
     _shared_frame(Frame.ANCHORS),
     _shared_frame(Frame.POSITIONS),
+    _shared_frame(Frame.UNITS),
     _own_frames,
 )
 """One for each frame."""

@@ -35,7 +35,8 @@ _ROLES: Final = (Role.QUERY, Role.KEY, Role.VALUE, Role.ATTENTION_OUTPUT)
 class Block:
     """One layer's attention: positions of its matrices, -1 for one that is absent.
 
-    ``queries`` is the number of query heads that is claimed beside the weights, None if there is no such claim.
+    ``queries`` is the number of query heads that is claimed beside the weights, None if there is no such claim;
+    ``head`` the number of channels of a head that the weights tell, 0 if they do not.
     """
 
     layer: int | None
@@ -44,6 +45,7 @@ class Block:
     value: int
     output: int
     queries: int | None
+    head: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ def _heads(
         return (len(wide) // block.queries,)
     group = len(wide) // len(narrow)
     options = [size for size in _HEAD_SIZES if len(narrow) % size == 0]
-    if group == 1 or not options:
+    if group == 1 or not (options or block.head):
         return ()
 
     left, right = unit_rows(wide), unit_rows(narrow)
@@ -140,4 +142,7 @@ def _heads(
         heads = np.repeat(right.reshape(-1, size, right.shape[1]), group, axis=0).reshape(len(left), -1)
         return float(np.mean(np.abs(np.einsum("ij,ij->i", left, heads))))
 
-    return tuple(sorted(options, key=likeness, reverse=True)[:MOST_HEAD_SIZES])
+    found = sorted(options, key=likeness, reverse=True)
+    if block.head and len(narrow) % block.head == 0:
+        found = [block.head, *(size for size in found if size != block.head)]
+    return tuple(found[:MOST_HEAD_SIZES])

@@ -142,7 +142,9 @@ def _heads(block: Attention, kind: ChannelKind, likely: Mapping[int, float]) -> 
     sizes: Iterable[int] = sorted(block.heads, key=lambda head: -likely.get(head, 0.0))
     if not block.heads and len(wide) == len(narrow):
         # Each channel is read by one other, whatever the heads are: only frequency pairs depend on them.
-        sizes = _USUAL_HEADS if kind is ChannelKind.ROTARY else (len(narrow),)
+        told = (block.block.head,) if block.block.head else ()
+        usual = dict.fromkeys((*told, *_USUAL_HEADS))
+        sizes = usual if kind is ChannelKind.ROTARY else (len(narrow),)
     even = 2 if kind is ChannelKind.ROTARY else 1
     return [size for size in sizes if size > 0 and len(narrow) % size == 0 and size % even == 0]
 

@@ -14,15 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fingerprint.dtypes import to_float32
-from fingerprint.gauge.fold import has_layer_norm
 from fingerprint.signs import Stream, sample_indices
 from fingerprint.tensors import read_rows
-from fingerprint.vocabulary import Content, Frame, Role
+from fingerprint.vocabulary import Frame
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
-    from fingerprint.canonical import CanonicalTensor
     from fingerprint.parameters import Parameters
     from fingerprint.tensors import TensorView
 
@@ -49,28 +47,17 @@ class ResidualFrame:
     directions: Float64
 
 
-def find_frames(
-    tensors: Sequence[CanonicalTensor], contents: Sequence[Content], width: int, parameters: Parameters
+def make_frames(
+    tables: Iterable[tuple[Frame, TensorView]], parameters: Parameters, *, centred: bool
 ) -> list[ResidualFrame]:
-    """The frames of one checkpoint whose residual stream has ``width`` channels; several of a name if it is not clear
-    which table holds the embeddings. Raises ``InputError``."""
-    centred = has_layer_norm(tensors)
+    """The frames of tables (rows, width), those that can be made; several of a name if it is not clear which table
+    holds the embeddings. ``centred``: the mean over the stream says nothing. Raises ``InputError``."""
     found = []
-    for name, role, stream in (
-        (Frame.ANCHORS, Role.TOKEN_EMBEDDING, Stream.ANCHOR_TOKEN),
-        (Frame.POSITIONS, Role.POSITION_EMBEDDING, Stream.ANCHOR_POSITION),
-    ):
-        tables = [
-            tensor.view
-            for tensor, content in zip(tensors, contents, strict=True)
-            if tensor.role is role and content is Content.WEIGHTS
-        ]
-        tables = [view for view in tables if len(view.shape) == 2 and view.shape[1] == width <= MOST_WIDTH]
-        if tables:
-            largest = max(tables, key=lambda view: view.shape[0])
-            frame = _frame(largest, stream, parameters, centred=centred)
-            if frame is not None:
-                found.append(ResidualFrame(name, frame))
+    for name, view in tables:
+        stream = Stream.ANCHOR_TOKEN if name is Frame.ANCHORS else Stream.ANCHOR_POSITION
+        frame = _frame(view, stream, parameters, centred=centred) if view.shape[1] <= MOST_WIDTH else None
+        if frame is not None:
+            found.append(ResidualFrame(name, frame))
     return found
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from fingerprint.gauge.fold import find_gains, has_layer_norm, reading_by_names, says_offset
 from fingerprint.gauge.project import project, take_slices
 from fingerprint.gauge.self_frame import SELF_NEURONS, SELF_REFERENCE, layer_vector, self_coordinates
 from fingerprint.measure import matrix_shape
@@ -20,13 +19,14 @@ from fingerprint.vectors import row_norms
 from fingerprint.vocabulary import Circuit, Content, Frame
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from concurrent.futures import Executor
 
     from numpy.typing import NDArray
 
     from fingerprint.canonical import CanonicalTensor, Layout
     from fingerprint.gauge.fold import Gains
+    from fingerprint.gauge.wired import Wired
     from fingerprint.neurons import Projections
     from fingerprint.parameters import Parameters
 
@@ -51,7 +51,7 @@ def sample_self(
     layout: Layout,
     contents: Sequence[Content],
     mlps: Sequence[Projections],
-    hints: Mapping[str, str],
+    wired: Wired,
     parameters: Parameters,
     pool: Executor,
     *,
@@ -63,8 +63,7 @@ def sample_self(
     and every way in which its gains and unnamed projections can be read. Each sample comes with the vector by which
     its layer is looked up. Raises ``InputError``.
     """
-    gains = find_gains(layout, reading_by_names(layout.tensors), offset=says_offset(hints))
-    centred = has_layer_norm(layout.tensors)
+    gains, centred = wired.gains, wired.centred
     usable = [mlp for mlp in mlps if _has_frame(layout.tensors, contents, mlp)]
     chosen = _one_of_each_layer(layout.tensors, usable, MOST_SELF_SAMPLES if suspect else SELF_LAYERS)
     offsets = gains.offsets if suspect else gains.offsets[:1]

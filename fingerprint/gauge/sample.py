@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, product
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from fingerprint.gauge.attention import MOST_HEAD_SIZES, Attention, attention_blocks, project_attention
+from fingerprint.gauge.attention import MOST_HEAD_SIZES, Attention, project_attention
 from fingerprint.gauge.attention_samples import rotary_of, sample_channels
-from fingerprint.gauge.fold import find_gains, has_layer_norm, reading_by_names, says_offset
-from fingerprint.gauge.frames import find_frames
+from fingerprint.gauge.frames import make_frames
 from fingerprint.gauge.gram import outer, sketched
 from fingerprint.gauge.project import coordinates_of, project, survey, take_slices
 from fingerprint.gauge.setting import Setting, Variant
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fingerprint.canonical import Layout
+    from fingerprint.gauge.wired import Wired
     from fingerprint.neurons import Projections
     from fingerprint.parameters import Parameters
 
@@ -79,6 +79,7 @@ def sample_gauge(
     layout: Layout,
     contents: Sequence[Content],
     mlps: Sequence[Projections],
+    wired: Wired,
     hints: Mapping[str, str],
     parameters: Parameters,
     pool: Executor,
@@ -88,24 +89,24 @@ def sample_gauge(
 ) -> Sampled:
     """Sample a checkpoint in all its frames. Reads the matrices of MLPs and attention a second time.
 
-    ``contents`` are those of the canonical tensors, ``mlps`` the MLPs by position. Of a suspect more neurons are kept,
-    and where its tensors can be read in several ways each reading gives samples of its own; ``deep``: all neurons, up
-    to a bound. Raises ``InputError``.
+    ``contents`` are those of the canonical tensors, ``mlps`` the MLPs by position, the matrices of which lie as they do
+    among the tensors of ``layout``; ``wired`` is the rest. Of a suspect more neurons are kept, and where its tensors
+    can be read in several ways each reading gives samples of its own; ``deep``: all neurons, up to a bound. Raises
+    ``InputError``.
     """
     width = layout.width
     if width is None:
         return Sampled(missing="no residual stream was recognised")
-    frames = find_frames(layout.tensors, contents, width, parameters)
+    frames = make_frames(wired.tables, parameters, centred=wired.centred)
     if not frames:
         return Sampled(missing="no embeddings")
-    gains = find_gains(layout, reading_by_names(layout.tensors), offset=says_offset(hints))
-    offsets = gains.offsets if suspect else gains.offsets[:1]
+    offsets = wired.gains.offsets if suspect else wired.gains.offsets[:1]
     variants = tuple(Variant(frame, offset) for offset, frame in islice(product(offsets, frames), MOST_VARIANTS))
-    setting = Setting(layout.tensors, variants, gains, width, has_layer_norm(layout.tensors), parameters)
+    setting = Setting(layout.tensors, variants, wired.gains, width, wired.centred, parameters)
+    around = replace(setting, tensors=wired.tensors)
     chosen = [mlp for mlp in mlps if _can_be_projected(setting, contents, mlp)]
     chosen = [chosen[i] for i in sorted(first_of([unit_of(mlp.layer, mlp.expert) for mlp in chosen], MOST_MLPS))]
-    blocks = attention_blocks(layout.tensors, contents, width, hints)
-    if not chosen and not blocks:
+    if not chosen and not wired.blocks:
         return Sampled(missing="no MLP and no attention was recognised")
     count = parameters.gauge_samples
     if suspect:
@@ -124,7 +125,7 @@ def sample_gauge(
         return _sample_some(setting, mlp, count) if few else _sample_mlp(setting, mlp, count)
 
     neurons = list(pool.map(sample, range(len(chosen))))
-    attention = list(pool.map(lambda block: project_attention(setting, block), blocks))
+    attention = list(pool.map(lambda block: project_attention(around, block), wired.blocks))
     grams = [gram for mlp, found in zip(chosen, neurons, strict=True) for gram in _mlp_grams(setting, mlp, found)]
     sizes = MOST_HEAD_SIZES if suspect else 1
     grams += [gram for one in attention for gram in _attention_grams(setting, one, sizes)]

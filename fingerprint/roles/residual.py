@@ -45,6 +45,7 @@ _LEAST_ROWS: Final = 16
 _MOST_TABLES: Final = 4096
 _SMOOTH: Final = 0.1
 _RATIO: Final = 1.5
+_NO_CHANCE: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,14 +227,20 @@ def find_positions(tensors: Sequence[CanonicalTensor], candidates: Iterable[int]
     ]
     if not places or len(places) > _MOST_TABLES or width > MOST_WIDTH:
         return None
-    ranked = sorted(((_neighbours(tensors[position].view), position) for position in places), reverse=True)
+    ranked = sorted(((*_neighbours(tensors[position].view), position) for position in places), reverse=True)
     runner_up = ranked[1][0] if len(ranked) > 1 else 0.0
-    best, position = ranked[0]
-    return Place(position, transposed=False) if best >= max(_SMOOTH, _RATIO * runner_up) else None
+    best, apart, position = ranked[0]
+    clear = best >= max(_SMOOTH, _RATIO * runner_up) and apart >= _NO_CHANCE
+    return Place(position, transposed=False) if clear else None
 
 
-def _neighbours(view: TensorView) -> float:
-    """Mean cosine of neighbouring rows, without what all rows share."""
+def _neighbours(view: TensorView) -> tuple[float, float]:
+    """Mean cosine of neighbouring rows, without what all rows share; and how far it lies from that of other pairs, in
+    standard deviations of such a mean."""
     unit = units(read_run(view, 0, min(view.shape[0], _ROWS), columns=False))
     own = units(unit - unit.mean(axis=0))
-    return float(np.mean(np.sum(own[1:] * own[:-1], axis=1)))
+    gram = (own @ own.T).astype(np.float64)
+    others = gram[np.triu_indices(len(gram), 2)]
+    near = float(np.mean(np.diagonal(gram, 1)))
+    spread = max(float(others.std()), 1e-12) / np.sqrt(len(gram) - 1)
+    return near, (near - float(others.mean())) / spread

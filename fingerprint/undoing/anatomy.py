@@ -10,10 +10,10 @@ import numpy as np
 
 from fingerprint.canonical import lay_out
 from fingerprint.dtypes import Kind, to_float32
-from fingerprint.gauge.attention import attention_blocks
-from fingerprint.gauge.fold import find_gains, has_layer_norm, reading_by_names, says_offset
+from fingerprint.gauge.fold import has_layer_norm
 from fingerprint.gauge.own import sample_self
 from fingerprint.gauge.project import project
+from fingerprint.gauge.wired import wire_by_names, wire_by_values
 from fingerprint.neurons import UNNAMED, Projections
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.roles.infer import infer_wiring
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fingerprint.canonical import CanonicalTensor, Layout
     from fingerprint.checkpoint import Checkpoint
     from fingerprint.gauge.fold import Gains
+    from fingerprint.gauge.wired import Wired
     from fingerprint.records import NeuronSample
     from fingerprint.tensors import TensorView
 
@@ -176,22 +177,22 @@ def _content(tensor: CanonicalTensor) -> Content:
 def _by_names(
     layout: Layout, contents: Sequence[Content], hints: Mapping[str, str], *, suspect: bool
 ) -> tuple[Anatomy, ...]:
-    gains = find_gains(layout, reading_by_names(layout.tensors), offset=says_offset(hints))
+    wired = wire_by_names(layout, contents, hints)
     projections = [
         Projections(mlp.layer, mlp.expert, (mlp.gate, False), None if mlp.up is None else (mlp.up, False),
                     (mlp.down, False), mlp.activation)
         for mlp in layout.mlps
     ]  # fmt: skip
-    samples = _own_samples(layout, contents, projections, hints, suspect=suspect)
-    offsets: list[float | None] = [*gains.offsets, *([None] if gains.read_by else [])]
-    return tuple(_named(layout, contents, hints, gains, offset, samples) for offset in offsets)
+    samples = _own_samples(layout, contents, projections, wired, suspect=suspect)
+    offsets: list[float | None] = [*wired.gains.offsets, *([None] if wired.gains.read_by else [])]
+    return tuple(_named(layout, contents, hints, wired, offset, samples) for offset in offsets)
 
 
 def _named(
     layout: Layout,
     contents: Sequence[Content],
     hints: Mapping[str, str],
-    gains: Gains,
+    wired: Wired,
     offset: float | None,
     samples: tuple[NeuronSample, ...],
 ) -> Anatomy:
@@ -203,7 +204,7 @@ def _named(
             return None
         if element_count(tensor.view.shape) > MOST_ELEMENTS:
             return None
-        gain = None if writes or offset is None else _gain(gains, position, offset, width)
+        gain = None if writes or offset is None else _gain(wired.gains, position, offset, width)
         return Part(position, tensor.name, tensor.role, tensor.view, writes, gain)
 
     mlps: list[MlpParts] = []
@@ -216,7 +217,7 @@ def _named(
         mlps.append(MlpParts(mlp.layer, mlp.expert, gate, up, down, mlp.activation, True))
     attention = []
     claimed = heads_from(hints, width, None).queries
-    for block in attention_blocks(tensors, contents, width, hints):
+    for block in wired.blocks:
         query, key, value, output = (
             None if position < 0 else part(position, writes=position == block.output)
             for position in (block.query, block.key, block.value, block.output)
@@ -235,7 +236,7 @@ def _named(
     heads = [replace(one, gain=last) for one in tables(Role.OUTPUT_HEAD)]
     return Anatomy(
         width=width,
-        centred=has_layer_norm(tensors),
+        centred=wired.centred,
         tables=tuple(embeddings),
         positions=positions[0] if positions else None,
         heads=tuple(heads) or tuple(replace(one, role=Role.OUTPUT_HEAD, gain=last) for one in embeddings),
@@ -291,7 +292,8 @@ def _by_values(
         )
         for mlp in wiring.mlps
     ]
-    samples = _own_samples(layout, contents, projections, hints, suspect=suspect)
+    wired = wire_by_values(layout, contents, wiring, suspect=suspect)
+    samples = _own_samples(layout, contents, projections, wired, suspect=suspect)
     centred = _loses_mean(tensors, contents, width)
     readings = (True, False) if wiring.gains else (False,)
     return tuple(_unnamed(tensors, wiring, width, samples, centred=centred, folded=folded) for folded in readings)
@@ -376,7 +378,7 @@ def _loses_mean(tensors: Sequence[CanonicalTensor], contents: Sequence[Content],
 
 
 def _own_samples(
-    layout: Layout, contents: Sequence[Content], mlps: Sequence[Projections], hints: Mapping[str, str], *, suspect: bool
+    layout: Layout, contents: Sequence[Content], mlps: Sequence[Projections], wired: Wired, *, suspect: bool
 ) -> tuple[NeuronSample, ...]:
     with ThreadPoolExecutor(1) as pool:
-        return sample_self(layout, contents, mlps, hints, DEFAULT_PARAMETERS, pool, suspect=suspect)[0]
+        return sample_self(layout, contents, mlps, wired, DEFAULT_PARAMETERS, pool, suspect=suspect)[0]

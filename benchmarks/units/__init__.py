@@ -1,0 +1,1 @@
+"""Small convolutional and recurrent networks, their symmetries, and what the detector says of both."""

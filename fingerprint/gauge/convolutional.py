@@ -1,0 +1,236 @@
+"""Channels of convolutions in the space of the network's own input, where their order and scales do not show.
+
+Channels may be put in any order and, between ReLUs, multiplied by positive numbers; a batch norm may be folded into the
+convolution in front of it. What a chain of kernels composes to, ``W_l * ... * W_1``, shows nothing of that: its rows
+are the units' coordinates, and what the next layer makes of a unit, without the unit's own share, stands opposite.
+Nothing in such a network is odd, so there are no coins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from fingerprint.gauge.unit_rows import choose_units, natural_order, read_vector, read_whole, spread_directions
+from fingerprint.records import NeuronSample
+from fingerprint.vectors import row_norms
+from fingerprint.vocabulary import Frame
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from fingerprint.canonical import CanonicalTensor
+    from fingerprint.parameters import Parameters
+
+    Float32 = NDArray[np.float32]
+    Float64 = NDArray[np.float64]
+
+MOST_COMPOSED: Final = 1 << 23
+"""Numbers that one composition may have: 64 MB."""
+DEEPEST: Final = 5
+"""Layers of a chain that are looked at, from the input: compositions of many kernels come to resemble each other."""
+MOST_CHAINS: Final = 8
+_LEAST: Final = 16
+_MOST_INPUTS: Final = 16
+_EPSILON: Final = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class _Map:
+    """A kernel as (out, in, height, width), with the factors of a batch norm behind it folded in; or a classifier."""
+
+    position: int
+    kernel: Float64
+
+
+def convolutional_samples(
+    tensors: Sequence[CanonicalTensor], usable: Sequence[int], count: int, parameters: Parameters
+) -> Iterator[NeuronSample]:
+    """Units of the second to the fifth layer of each chain of convolutions from the network's input."""
+    kernels = {i: tensors[i].view.shape for i in usable if len(tensors[i].view.shape) in {3, 4}}
+    if len(kernels) < 2:
+        return
+    ends = {i: tensors[i].view.shape for i in usable if len(tensors[i].view.shape) == 2}
+    norms = _batch_norms(tensors)
+    for chain in _chains(tensors, kernels):
+        maps = [_map(tensors, position, norms) for position in chain]
+        composed = maps[0].kernel
+        for place in range(1, len(maps)):
+            high, wide = maps[place].kernel.shape[2:]
+            _, inputs, a, b = composed.shape
+            if len(maps[place].kernel) * inputs * (a + high - 1) * (b + wide - 1) > MOST_COMPOSED:
+                break
+            composed = _compose(maps[place].kernel, *_unit(composed))
+            units, lengths = _unit(composed)
+            following = _following(maps, place, units, lengths, tensors, ends)
+            if len(units) < _LEAST or following is None:
+                continue
+            down, position = following
+            gate = units.reshape(len(units), -1)
+            indices = choose_units(len(units), count, parameters)
+            yield NeuronSample(
+                layer=None,
+                expert=None,
+                frame=Frame.UNITS,
+                activation="",
+                size=len(units),
+                tensors=(maps[place].position, -1, position),
+                indices=indices,
+                gate=_projected(gate, parameters)[indices],
+                up=None,
+                down=_projected(down, parameters)[indices],
+            )
+
+
+def _projected(rows: Float64, parameters: Parameters) -> Float32:
+    """Unit rows less what all of them share, in random directions."""
+    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+    centred = unit - unit.mean(axis=0)
+    found: Float32 = (centred @ spread_directions(rows.shape[1], parameters)).astype(np.float32)
+    return found
+
+
+def _unit(composed: Float64) -> tuple[Float64, Float64]:
+    lengths = np.maximum(np.linalg.norm(composed.reshape(len(composed), -1), axis=1), 1e-30)
+    return composed / lengths[:, None, None, None], lengths
+
+
+def _compose(kernel: Float64, units: Float64, lengths: Float64) -> Float64:
+    """What a kernel (out, in, h, w) makes of the units (in, c, a, b) in front of it: (out, c, a + h - 1, b + w - 1)."""
+    out, _, high, wide = kernel.shape
+    _, inputs, a, b = units.shape
+    scaled = kernel * lengths[:, None, None]
+    found = np.zeros((out, inputs, a + high - 1, b + wide - 1))
+    flat = units.reshape(len(units), -1)
+    for row in range(high):
+        for column in range(wide):
+            found[:, :, row : row + a, column : column + b] += (scaled[:, :, row, column] @ flat).reshape(
+                out, inputs, a, b
+            )
+    return found
+
+
+def _following(
+    maps: Sequence[_Map],
+    place: int,
+    units: Float64,
+    lengths: Float64,
+    tensors: Sequence[CanonicalTensor],
+    ends: Mapping[int, tuple[int, ...]],
+) -> tuple[Float64, int] | None:
+    """What follows each unit, (units, anything): the next layer's composition, or the classifier's own numbers."""
+    if place + 1 < len(maps):
+        _, inputs, high, wide = maps[place + 1].kernel.shape
+        composed = units[0, :, 0, 0].size * (units.shape[2] + high - 1) * (units.shape[3] + wide - 1)
+        if max(inputs * high * wide, len(maps[place + 1].kernel)) * composed > MOST_COMPOSED:
+            return None
+        return _opposite(maps[place + 1].kernel, units, lengths), maps[place + 1].position
+    for position, shape in ends.items():
+        if shape[1] % len(units) == 0 and shape[1] >= len(units) > shape[0]:
+            matrix = read_whole(tensors[position])
+            return matrix.reshape(shape[0], len(units), -1).transpose(1, 0, 2).reshape(len(units), -1), position
+    return None
+
+
+def _opposite(kernel: Float64, units: Float64, lengths: Float64) -> Float64:
+    """For each unit and tap the next layer's compositions, weighted by how much they read of it, less its own share.
+
+    Its own share would make any two networks agree that have similar units.
+    """
+    out, inputs, high, wide = kernel.shape
+    scaled = kernel * lengths[:, None, None]
+    whole = _compose(kernel, units, lengths)
+    size = np.maximum(np.linalg.norm(whole.reshape(out, -1), axis=1), 1e-30)
+    scaled = scaled / np.maximum(np.linalg.norm(scaled.reshape(out, -1), axis=1), 1e-30)[:, None, None, None]
+    weights = scaled.reshape(out, inputs, -1)
+    found: Float64 = np.einsum("rit,rd->itd", weights, (whole / size[:, None, None, None]).reshape(out, -1))
+    ratio = lengths[None, :, None] * kernel.reshape(out, inputs, -1) / size[:, None, None]
+    own = np.einsum("rit,ris->its", weights, ratio)  # how much of the unit, at each tap, is in its own sum
+    _, channels, a, b = units.shape
+    shifted = np.zeros((inputs, high * wide, channels, a + high - 1, b + wide - 1))
+    for tap in range(high * wide):
+        row, column = divmod(tap, wide)
+        shifted[:, tap, :, row : row + a, column : column + b] = units
+    found -= np.einsum("its,isd->itd", own, shifted.reshape(inputs, high * wide, -1))
+    return found.reshape(inputs, -1)
+
+
+def _map(tensors: Sequence[CanonicalTensor], position: int, norms: Mapping[str, tuple[int, int]]) -> _Map:
+    kernel = read_whole(tensors[position])
+    kernel = kernel[:, :, None] if kernel.ndim == 3 else kernel
+    return _Map(position, kernel * _factors(tensors, position, kernel, norms)[:, None, None, None])
+
+
+def _factors(
+    tensors: Sequence[CanonicalTensor], position: int, kernel: Float64, norms: Mapping[str, tuple[int, int]]
+) -> Float64:
+    """What a batch norm multiplies each output by: by name, or where its four vectors are the only ones so long."""
+    size = len(kernel)
+    pair = next((norms[stem] for stem in _norm_stems(tensors[position].name) if stem in norms), None)
+    if pair is not None and all(tensors[one].view.shape == (size,) for one in pair):
+        gain, variance = (read_vector(tensors[one]) for one in pair)
+        return gain / np.sqrt(np.maximum(variance, 0.0) + _EPSILON)
+    vectors = [read_vector(one) for one in tensors if one.view.shape == (size,)]
+    positive = [one for one in vectors if one.min(initial=1.0) > 0]
+    if norms or len(vectors) != 4 or len(positive) != 2:
+        return np.ones(size)
+    # The variance goes with the lengths of the rows in front of the norm.
+    lengths = np.log(np.maximum(row_norms(kernel.reshape(size, -1).astype(np.float32)), 1e-30))
+    likeness = [abs(float(np.corrcoef(np.log(one), lengths)[0, 1])) if one.std() > 0 else 0.0 for one in positive]
+    variance, gain = positive if likeness[0] >= likeness[1] else positive[::-1]
+    return gain / np.sqrt(variance + _EPSILON)
+
+
+def _batch_norms(tensors: Sequence[CanonicalTensor]) -> dict[str, tuple[int, int]]:
+    """Positions of gain and variance of the batch norms that have names, by module."""
+    names = {tensor.name: position for position, tensor in enumerate(tensors) if len(tensor.view.shape) == 1}
+    found = {}
+    for name, position in names.items():
+        for variance, gain in (("running_var", "weight"), ("moving_variance", "gamma")):
+            stem = name.removesuffix(f".{variance}")
+            if stem != name and f"{stem}.{gain}" in names:
+                found[stem] = (names[f"{stem}.{gain}"], position)
+    return found
+
+
+def _norm_stems(name: str) -> Iterator[str]:
+    """Names that the norm behind a convolution of that name usually has: ``bn1`` behind ``conv1``, 1 behind 0."""
+    stem = name.removesuffix(".weight").removesuffix(".kernel")
+    head, _, last = stem.rpartition(".")
+    prefix = f"{head}." if head else ""
+    for old, new in (("conv", "bn"), ("conv", "norm"), ("conv", "batch_norm"), ("conv", "batchnorm")):
+        if old in last:
+            yield prefix + last.replace(old, new)
+    if last.isdigit():
+        yield f"{prefix}{int(last) + 1}"
+    yield f"{stem}.bn"
+    yield f"{prefix}bn"
+
+
+def _chains(tensors: Sequence[CanonicalTensor], kernels: Mapping[int, tuple[int, ...]]) -> list[list[int]]:
+    """Chains of convolutions from the network's input, each reading as many channels as the last one puts out.
+
+    In the order of their names where these have numbers; all that shapes allow, up to a bound, where they do not.
+    """
+    order = sorted(kernels, key=lambda position: natural_order(tensors[position].name))
+    produced = {shape[0] for shape in kernels.values()}
+    starts = [i for i in order if kernels[i][1] <= _MOST_INPUTS and kernels[i][1] not in produced]
+    found: list[list[int]] = []
+
+    def extend(chain: list[int]) -> None:
+        following = [i for i in order if i not in chain and kernels[i][1] == kernels[chain[-1]][0]]
+        if len(found) >= MOST_CHAINS:
+            return
+        if not following or len(chain) > DEEPEST:
+            found.append(chain)
+            return
+        for one in following[:MOST_CHAINS]:
+            extend([*chain, one])
+
+    for start in starts[:2]:
+        extend([start])
+    return [chain for chain in found if len(chain) > 1]

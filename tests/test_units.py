@@ -1,0 +1,140 @@
+"""Hidden units of convolutional and recurrent networks are found after every rewrite; those of strangers are not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.units.networks import Kind, train
+from benchmarks.units.rewrites import REWRITES, rewrite
+from fingerprint.assemble import fingerprint
+from fingerprint.checkpoint import open_checkpoint
+from fingerprint.comparing.coins import match_neurons, toss, usable_coins
+from fingerprint.comparing.gauge import compare_gauge
+from fingerprint.vocabulary import Frame
+from signatures.registry import Registry
+from signatures.report import Confidence, Verdict
+from signatures.scan import scan_path
+from signatures.signature import decode, sign, signed_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from fingerprint.records import Fingerprint
+
+CASES = [(kind, name) for kind in Kind for name in REWRITES[kind]]
+KINDS = list(Kind)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def network(kind: Kind, seed: int) -> dict[str, torch.Tensor]:
+    """A network of random weights, with norms that differ from channel to channel."""
+    weights = train(kind, f"test/{kind}/{seed}", steps=0)
+    random = torch.Generator().manual_seed(seed)
+    for name, w in weights.items():
+        if name.startswith("bn") and w.dtype.is_floating_point:
+            weights[name] = w + 0.3 * torch.rand(w.shape, generator=random)
+    return weights
+
+
+def save(weights: dict[str, torch.Tensor], path: Path, *, named: bool = False) -> Path:
+    items = weights.items() if named else sorted(weights.items(), key=lambda item: item[0][::-1])
+    save_file({name if named else f"t{i}": w.contiguous() for i, (name, w) in enumerate(items)}, path)
+    return path
+
+
+def measured(path: Path, *, registered: bool) -> Fingerprint:
+    with open_checkpoint(path) as checkpoint:
+        return fingerprint(checkpoint, casts=registered, workers=1)
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    folder = tmp_path_factory.mktemp("units")
+    with Registry.open(folder / "registry", create=True) as opened:
+        for kind in KINDS:
+            for seed in (1, 2):
+                path = save(network(kind, seed), folder / "model.safetensors", named=True)
+                opened.register(sign(measured(path, registered=True)), name=f"{kind}/{seed}")
+        yield opened
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
+def test_a_rewritten_network_is_found_without_its_names(
+    kind: Kind, name: str, registry: Registry, tmp_path: Path
+) -> None:
+    made, error = rewrite(network(kind, 1), kind, REWRITES[kind][name], "test")
+    assert error < 1e-5
+    report = scan_path(registry, save(made, tmp_path / "suspect.safetensors"))
+    assert report.verdict is Verdict.MATCH
+    assert [match.model for match in report.matches] == [f"{kind}/1"]
+    assert report.matches[0].confidence is not Confidence.POSSIBLE
+    assert "residual-rotated" not in report.matches[0].undone
+    assert ("neurons-permuted" in report.matches[0].undone) == name.startswith("permuted")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_of_another_seed_is_not(kind: Kind, registry: Registry, tmp_path: Path) -> None:
+    name = list(REWRITES[kind])[-1]
+    made, _ = rewrite(network(kind, 3), kind, REWRITES[kind][name], "test")
+    report = scan_path(registry, save(made, tmp_path / "suspect.safetensors"))
+    assert report.verdict is Verdict.NO_MATCH
+    assert report.matches == ()
+
+
+def test_scrambled_signs_leave_the_calibrated_test_alone(registry: Registry, tmp_path: Path) -> None:
+    name = "permuted, rotated, signs scrambled"
+    made, _ = rewrite(network(Kind.LSTM, 1), Kind.LSTM, REWRITES[Kind.LSTM][name], "test")
+    report = scan_path(registry, save(made, tmp_path / "suspect.safetensors"))
+    assert report.matches[0].confidence is Confidence.LIKELY
+    assert "signs-scrambled" in report.matches[0].undone
+
+
+@pytest.mark.parametrize("kind", [Kind.LSTM, Kind.GRU])
+def test_coins_of_cells_are_fair(kind: Kind, tmp_path: Path) -> None:
+    """The registered model's own signs, thrown anew many times: every throw is an exact null."""
+    ours = measured(save(network(kind, 1), tmp_path / "a.safetensors", named=True), registered=True)
+    theirs = measured(save(network(kind, 2), tmp_path / "b.safetensors", named=True), registered=False)
+    matches = match_neurons(ours.neurons, theirs.neurons, Frame.UNITS)
+    usable = usable_coins(ours.neurons)
+    assert sum(int(usable[match.registered].sum()) for match in matches) >= 96
+    rng = np.random.default_rng(0)
+    logs = []
+    for _ in range(400):
+        for match in matches:
+            match.coins[:] = rng.choice([-1.0, 1.0], size=match.coins.size)
+        logs.append(toss(matches, usable).log10_p)
+    shares = [float(np.mean(np.array(logs) <= -level)) for level in (1, 2)]
+    assert shares[0] < 0.16
+    assert shares[1] < 0.035
+
+
+def test_convolutions_have_no_coins(tmp_path: Path) -> None:
+    weights = network(Kind.CNN, 1)
+    ours = measured(save(weights, tmp_path / "a.safetensors", named=True), registered=True)
+    found = compare_gauge(ours, measured(save(weights, tmp_path / "b.safetensors"), registered=False))
+    assert found.tests == ()
+    assert found.concordance > 0.95
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_of_units_survive_their_signature(kind: Kind, tmp_path: Path) -> None:
+    weights = network(kind, 1)
+    ours = measured(save(weights, tmp_path / "a.safetensors", named=True), registered=True)
+    kept = decode(signed_bytes(ours)).fingerprint
+    theirs = measured(save(weights, tmp_path / "b.safetensors"), registered=False)
+    before, after = compare_gauge(ours, theirs), compare_gauge(kept, theirs)
+    assert after.concordance == pytest.approx(before.concordance, abs=0.05)
+    assert [one.frame for one in after.frames] == [Frame.UNITS]

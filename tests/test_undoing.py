@@ -111,7 +111,8 @@ def test_what_was_done_is_told_and_given_explicitly(zoo, tmp_path):
 @pytest.mark.parametrize(("stem", "end"), [(LLAMA, "up_proj.weight"), (GPT2, "c_fc.weight")])
 def test_after_rounding_to_four_bits_what_is_left_is_the_rounding(zoo, tmp_path, stem, end):
     made = rewritten(zoo, stem, "laundered")
-    site = Site(SPECS[f"{stem}-A"].shape, generator("damage"), made.order, dict, "a-x-small", 5)
+    spec = SPECS[f"{stem}-A"]
+    site = Site(spec.shape, generator("damage"), made.order, dict, "a-x-small", "b-x-small", 5, spec.schedule)
     (four_bits,) = (one for one in damages() if one.name == "4bit")
     damaged = four_bits.apply(made.tensors, site)
     names = [name for name in damaged if name.endswith(end)]

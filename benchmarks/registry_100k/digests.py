@@ -1,7 +1,7 @@
 """Digests alone, as the database of 100,000 models of 200 tensors holds them: size, and time of a look-up.
 
-The rows are put straight into the table that registrations fill, and its index is made afterwards: by signatures it
-would take a day, and an index that is there already is written anew with every thousand models.
+The rows are put straight into the table that registrations fill, and its index is made afterwards: through signatures
+it would take a day, and an index that is there already is written anew with every thousand models.
 """
 
 from __future__ import annotations

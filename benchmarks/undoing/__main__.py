@@ -62,7 +62,9 @@ def suspects(zoo: Path, stem: str, specs: Mapping[str, Spec], *, quick: bool) ->
     made = rewrite(ours, shape, cases["all"], "undoing")
     for damage in damages():
         if not damage.uses_sibling and damage.name != "intact":
-            site = Site(shape, generator(damage.name), made.order, dict, f"a-x{'-small' if quick else ''}", 15)
+            data = [f"{name}{'-small' if quick else ''}" for name in ("a-x", "b-x")]
+            first = specs[f"{stem}-A"].schedule
+            site = Site(shape, generator(damage.name), made.order, dict, data[0], data[1], 15, first)
             done = {name: w.to(damage.dtype) for name, w in damage.apply(made.tensors, site).items()}
             yield f"A, all, {damage.name}", done
     for model in ("A-ftx", "A-cont", "A-sameinit", "B"):

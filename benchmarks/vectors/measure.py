@@ -99,14 +99,14 @@ def build(folder: Path, vectors: int) -> dict[str, Any]:
     }
 
 
-def add_one(folder: Path, vectors: int) -> dict[str, float]:
+def add_one(folder: Path, vectors: int, rounds: int = 200) -> dict[str, float]:
     """Seconds to add models one by one, as registrations do."""
     population = Population(vectors)
     engine = IndexFolder(folder, "benchmark", WIDTH)
     random = np.random.default_rng(9)
     seconds: list[float] = []
     first = len(population.models) + 1
-    for number in range(200):
+    for number in range(rounds):
         mark = engine.mark()
         rows = np.arange(100), unit(random.standard_normal((100, WIDTH), np.float32))
         started = time.perf_counter()

@@ -14,6 +14,7 @@ from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.comparing.matching import layer_map
 from fingerprint.errors import InputError, SignatureError, UsageError
 from fingerprint.vocabulary import Content, Depth, Frame
+from signatures.contradiction import with_contradictions
 from signatures.disclosure import with_tests_lost
 from signatures.mixture import gather
 from signatures.records import anonymous_model
@@ -150,7 +151,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
         registry=RegistrySummary(len(models), registry.digest),
         seconds=time.perf_counter() - started,
     )
-    return with_tests_lost(report, [(model.name, ours) for model, ours in known])
+    return with_contradictions(with_tests_lost(report, [(model.name, ours) for model, ours in known]))
 
 
 def compare_all(suspect: Suspect, registered: Sequence[Fingerprint]) -> list[Comparison]:
@@ -441,7 +442,7 @@ def compare_paths(
                 registry=RegistrySummary(1, ""),
                 seconds=0.0,
             )
-            return with_tests_lost(report, [(str(registered), first)])
+            return with_contradictions(with_tests_lost(report, [(str(registered), first)]))
 
         report = _at_first_that_explains(theirs.depths(options.depth), compare)
     return replace(report, seconds=time.perf_counter() - started)

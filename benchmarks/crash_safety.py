@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.synthetic import small_model
 from signatures.codec import decode_vectors
+from signatures.index_folder import Tuning
 from signatures.indexes import Vectors
 from signatures.registry import Registry
 from signatures.signature import encode, read_signature, sign, write_signature
@@ -68,7 +69,8 @@ def run(folder: Path, kills: int, seed: int, longest: float = 0.4) -> Outcome:
     began = time.monotonic()
     identities = {read_signature(folder / f"{number}.fpsig").identity: number for number in range(MODELS)}
     for _ in range(kills):
-        done, under_way = _one_kill(folder, chance.randrange(1 << 30), chance.uniform(0, longest))
+        lists = outcome.kills % 2 == 1
+        done, under_way = _one_kill(folder, chance.randrange(1 << 30), chance.uniform(0, longest), lists=lists)
         outcome.kills += 1
         outcome.changes += len(done)
         _judge(folder, identities, done[-1], under_way, outcome)
@@ -124,9 +126,13 @@ def view(registry: Registry, numbers: dict[str, int]) -> State:
     )
 
 
-def _one_kill(folder: Path, seed: int, wait: float) -> tuple[list[State], tuple[str, State] | None]:
-    """States that a worker finished, and the change (word and resulting state) it was killed in, if any."""
+def _one_kill(folder: Path, seed: int, wait: float, *, lists: bool) -> tuple[list[State], tuple[str, State] | None]:
+    """States that a worker finished, and the change (word and resulting state) it was killed in, if any.
+
+    With ``lists`` its index has inverted lists, as that of a large registry has.
+    """
     command = [sys.executable, "-m", "benchmarks.crash_safety", "--worker", str(folder), "--seed", str(seed)]
+    command += ["--lists"] if lists else []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline()]
@@ -166,7 +172,8 @@ def leftovers(folder: Path) -> list[str]:
         registry.rebuild_index()
         known = {path for record in registry.models() for path in folder.glob(f"signatures/*/{record.identity[7:]}.*")}
     for index in (folder / kind for kind in Vectors):
-        segments = json.loads((index / "index.json").read_text())["segments"]
+        segments = [part["name"] for part in json.loads((index / "index.json").read_text())["segments"]]
+        known |= {path for name in segments for path in (index / name).glob("*")}
         known |= {index / name for name in ("index.json", "lock.sqlite3")}
         known |= {index / f"{name}{suffix}" for name in segments for suffix in ("", ".json")}
     known.add(folder / "registry.sqlite3")
@@ -200,8 +207,12 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--lists", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker is not None:
+        if options.lists:
+            tuning = Tuning(flat_rows=24, backlog_rows=8, merged_rows=300, small_rows=4)
+            Tuning.for_memory = lambda *_: tuning  # type: ignore[method-assign]
         worker(options.worker, options.seed)
     with tempfile.TemporaryDirectory() as folder:
         outcome = run(Path(folder), options.kills, options.seed)

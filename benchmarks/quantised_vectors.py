@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.containers.quantised import awq_module
+
 ROWS, COLUMNS = 32, 128
 
 
@@ -190,6 +192,34 @@ def awq(folder: Path, sources: Path) -> None:
     save(folder, "awq", {"qweight": words[0], "qzeros": words[1], "scales": scales}, expected)
 
 
+def awq_vectors(folder: Path, sources: Path) -> None:
+    """AWQ for products with vectors, and Marlin, by autoawq's layers: they must find the numbers that were drawn."""
+    size, groups, zero = 32, COLUMNS // 32, 8
+    random = torch.Generator().manual_seed(8)
+    rows = 64  # what Marlin shuffles at once
+    numbers = torch.randint(0, 16, (rows, groups, size), generator=random).float()
+    zeros = torch.randint(0, 16, (rows, groups), generator=random).float()
+    scales = (torch.rand(rows, groups, generator=random) * 0.01 + 0.001).half()
+    for name, form, layer in (("gemv", "gemv", "WQLinear_GEMV"), ("gemv-fast", "gemv_fast", "WQLinear_GEMVFast")):
+        linear = torch.nn.Linear(COLUMNS, rows, bias=False)
+        linear.weight.data = ((numbers - zeros[..., None]) * scales[..., None].float()).reshape(rows, COLUMNS)
+        made = getattr(awq_module(form, sources), layer).from_linear(linear, 4, size, scales=scales, zeros=zeros)
+        added = (numbers - zeros[..., None]) * scales[..., None].float()
+        if form == "gemv_fast":
+            # It keeps -scale * zero in half precision, and adds it.
+            shift = -(scales.float() * zeros).half().float()
+            added = numbers * scales[..., None].float() + shift[..., None]
+        save(folder, f"awq-{name}", dict(made.state_dict()), added.reshape(rows, COLUMNS))
+    for name, width in (("marlin", size), ("marlin-one-scale", COLUMNS)):
+        scale = scales[:, : COLUMNS // width]
+        weight = ((numbers.reshape(rows, -1, width) - zero) * scale[..., None].float()).reshape(rows, COLUMNS)
+        linear = torch.nn.Linear(COLUMNS, rows, bias=False)
+        linear.weight.data = weight
+        layer = awq_module("marlin", sources).WQLinear_Marlin
+        made = layer.from_linear(linear, 4, width, scales=scale.float())
+        save(folder, name, {"qweight": made.qweight, "scales": made.scales}, weight)
+
+
 def main() -> None:
     """Writes all vectors."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -199,7 +229,7 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for make in (bitsandbytes, compressed_tensors, hqq, mlx):
         make(arguments.folder)
-    for make_from in (gptq, awq):
+    for make_from in (gptq, awq, awq_vectors):
         make_from(arguments.folder, arguments.sources)
 
 

@@ -75,7 +75,11 @@ class Console:
     def trace(self, error: BaseException) -> None:
         """The traceback of ``error``, with ``-v``."""
         if self.verbosity > 0:
-            text = "".join(traceback.format_exception(error))
+            self.traced("".join(traceback.format_exception(error)))
+
+    def traced(self, text: str) -> None:
+        """The text of a traceback, with ``-v``."""
+        if self.verbosity > 0:
             _write(sys.stderr, "".join(f"{printable(line)}\n" for line in text.splitlines()))
 
     def look(self, stream: IO[str] | None) -> Look:
@@ -104,6 +108,41 @@ class Console:
         if colour is not None:
             head = self.look(sys.stderr).styled(head, fg=colour, bold=True)
         _write(sys.stderr, f"{head}{printable(message)}\n")
+
+
+class Gathered(Console):
+    """Keeps messages, for a console elsewhere: each the name of a method of ``Console`` and its text."""
+
+    def __init__(self, verbosity: int) -> None:
+        super().__init__()
+        self.verbosity = verbosity
+        self.told: list[tuple[str, str]] = []
+
+    def error(self, message: str) -> None:
+        """See ``Console``."""
+        self.told.append(("error", message))
+
+    def warning(self, message: str) -> None:
+        """See ``Console``."""
+        self.told.append(("warning", message))
+
+    def note(self, message: str) -> None:
+        """See ``Console``."""
+        self.told.append(("note", message))
+
+    def detail(self, message: str) -> None:
+        """See ``Console``."""
+        if self.verbosity > 0:
+            self.told.append(("detail", message))
+
+    def traced(self, text: str) -> None:
+        """See ``Console``."""
+        self.told.append(("traced", text))
+
+    @property
+    def animates(self) -> bool:
+        """See ``Console``."""
+        return False
 
 
 def _write(stream: IO[str] | None, text: str) -> None:

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cli.console import Console
+    from fingerprint.checkpoint import Checkpoint
     from signatures.keyed import Key
     from signatures.signature import Signature
 
 
-def signature_of(path: str, console: Console, depth: str, key: Key | None = None, *, less: bool = False) -> Signature:
-    """The signature of a checkpoint at ``depth``, or of a signature file, whatever its depth; what was noticed while
-    reading becomes warnings. With a ``key`` there is a second sketch under it; ``less`` discloses less.
+@dataclass(frozen=True, slots=True)
+class Measuring:
+    """How to measure what is to be registered.
+
+    Without ``depth`` everything is read, unless much would have to be fetched. With a ``key`` there is a second sketch
+    under it; ``less`` discloses less.
+    """
+
+    depth: str | None = None
+    key: Key | None = None
+    less: bool = False
+
+
+def signature_of(path: str, console: Console, how: Measuring) -> Signature:
+    """The signature of a checkpoint, or of a signature file, whatever its depth; what was noticed while reading becomes
+    warnings.
 
     Raises ``InputError``, ``SignatureError``, ``UsageError``.
     """
+    from cli import options
     from cli.progress import reading
+    from cli.text import file_size
     from fingerprint.assemble import measure_checkpoint
     from fingerprint.checkpoint import open_checkpoint
     from fingerprint.errors import UsageError
@@ -29,23 +46,41 @@ def signature_of(path: str, console: Console, depth: str, key: Key | None = None
 
     if is_signature(path):
         signature = read_signature(path)
-        if key is not None:
-            keyed_fingerprint(signature, key, path)  # refuses one without a sketch under this key
-        if less:
+        if how.key is not None:
+            keyed_fingerprint(signature, how.key, path)  # refuses one without a sketch under this key
+        if how.less:
             raise UsageError(f"{path}: --disclose less is for weights; a signature is registered as it is")
         return signature
-    with open_checkpoint(path) as checkpoint, reading(console, path) as progress:
-        measure = quick_look if depth == Depth.QUICK else measure_checkpoint
+    with open_checkpoint(options.located(path)) as checkpoint, reading(console, path) as progress:
+        if how.depth is None:
+            _require_meant(checkpoint)
+        measure = quick_look if how.depth == Depth.QUICK else measure_checkpoint
         measured = measure(checkpoint, progress=progress).fingerprint
+    if checkpoint.transfer is not None:
+        fetched = checkpoint.transfer
+        console.note(f"{path}: {file_size(fetched.bytes)} fetched in {fetched.requests:,} requests")
     for _, message in measured.findings:
         console.warning(f"{path}: {message}")
     if not measured.complete:
         console.warning(f"{path}: parts are absent; the signature is that of the rest")
-    if less:
+    if how.less:
         measured = disclose_less(measured)
-    data = signed_bytes(measured, limit=DEFAULT_LIMIT if key is None else DEFAULT_LIMIT - 2 * KEYED_BYTES)
+    data = signed_bytes(measured, limit=DEFAULT_LIMIT if how.key is None else DEFAULT_LIMIT - 2 * KEYED_BYTES)
     del measured  # that of a very large model takes a hundred megabytes
-    if key is None:
+    if how.key is None:
         return decode(data)
-    with open_checkpoint(path) as checkpoint, reading(console, path) as progress:
-        return with_section(decode(data), keyed_section(checkpoint, key, progress))
+    with open_checkpoint(options.located(path)) as checkpoint, reading(console, path) as progress:
+        return with_section(decode(data), keyed_section(checkpoint, how.key, progress))
+
+
+def _require_meant(checkpoint: Checkpoint) -> None:
+    """Raise ``UsageError`` where a large checkpoint would be fetched whole and nobody said so."""
+    from cli.text import file_size
+    from fingerprint.errors import UsageError
+    from signatures.suspect import AUTO_WHOLE
+
+    if checkpoint.transfer is not None and checkpoint.bytes > AUTO_WHOLE:
+        raise UsageError(
+            f"{checkpoint.path}: {file_size(checkpoint.bytes)} would be fetched; say --depth quick for a sample, "
+            "or --depth full"
+        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -12,12 +14,15 @@ from cli.console import Console
 from signatures.report import Confidence
 
 if TYPE_CHECKING:
+    import os
+
     from signatures.keyed import Key
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 REGISTRY_VARIABLE: Final = "FP_REGISTRY"
-
+_REMOTE: Final = "fp.remote"
+_for_another: ContextVar[Mapping[str, bool]] = ContextVar("for_another")
 
 PATH: Final = click.Path()
 """Any path: what is wrong with one is said by the readers. The type lets the shell complete file names."""
@@ -43,7 +48,12 @@ class Depth(StrEnum):
     DEEP = "deep"
 
 
-AVAILABLE_DEPTHS: Final = (Depth.AUTO, Depth.QUICK, Depth.FULL)
+class Executor(StrEnum):
+    """Who works on a list."""
+
+    NONE = "none"
+    POOL = "pool"
+    RAY = "ray"
 
 
 class RegistryOption(click.Option):
@@ -132,6 +142,28 @@ def globs(command: Command) -> Command:
     )(command)
 
 
+def bulk(command: Command) -> Command:
+    """``--executor``, ``--jobs`` and ``--resume``."""
+    command = click.option(
+        "--resume",
+        metavar="FILE",
+        type=PATH,
+        help="Keep a journal of what is done in FILE, and leave out what it says is done already.",
+    )(command)
+    command = click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Work on N items of a list at once (default: 1; with --executor pool or ray: one for each processor).",
+    )(command)
+    return click.option(
+        "--executor",
+        type=click.Choice([one.value for one in Executor]),
+        help="Who works on a list: none, this process alone; pool, processes of this machine (default with --jobs); "
+        "ray, the Ray cluster that RAY_ADDRESS names, else Ray on this machine.",
+    )(command)
+
+
 def depth(command: Command) -> Command:
     """``--depth``."""
     return click.option(
@@ -139,9 +171,8 @@ def depth(command: Command) -> Command:
         type=click.Choice([one.value for one in Depth]),
         default=Depth.AUTO.value,
         show_default=True,
-        callback=_available_depth,
-        help="How much is read: quick a bounded sample, full everything, auto of large checkpoints first the one and, "
-        "if that explains nothing, the other. deep is not available yet.",
+        help="How much is looked at: quick a bounded sample; full every byte; deep, beyond that, all neurons, and "
+        "layers without their embeddings; auto the next of these as long as the one before explains nothing.",
     )(command)
 
 
@@ -150,11 +181,56 @@ def registered_depth(command: Command) -> Command:
     return click.option(
         "--depth",
         type=click.Choice([Depth.QUICK.value, Depth.FULL.value]),
-        default=Depth.FULL.value,
-        show_default=True,
-        help="How much is read: full everything; quick a bounded sample, by which copies are found but no rewritten "
-        "or rearranged ones.",
+        help="How much is read: full everything (the default, but of large models elsewhere it must be said); quick a "
+        "bounded sample, by which copies are found but no rewritten or rearranged ones.",
     )(command)
+
+
+def remote(command: Command) -> Command:
+    """``--allow-private`` and ``--download``; see ``located``."""
+    command = click.option(
+        "--download",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_remote,
+        help="If PATH is a URL and its server knows no byte ranges, fetch whole files into a temporary one.",
+    )(command)
+    return click.option(
+        "--allow-private",
+        is_flag=True,
+        expose_value=False,
+        callback=_set_remote,
+        help="If PATH is a URL, let it and its redirects lead to addresses that are not public.",
+    )(command)
+
+
+def located(path: str) -> str | os.PathLike[str]:
+    """``path``; of a URL, together with how to fetch it: by the options of the command, else by the environment.
+
+    Raises ``UsageError`` for an environment that cannot be followed.
+    """
+    from fingerprint.remote import Location, RemoteOptions, is_remote
+
+    if not is_remote(path):
+        return path
+    wanted: dict[str, Any] = {**fetching()}
+    return Location(path, replace(RemoteOptions.from_environment(), **wanted))
+
+
+def fetching() -> dict[str, bool]:
+    """How the command line wants URLs to be fetched; in a process that works for another one, the other's."""
+    context = click.get_current_context(silent=True)
+    return dict(_for_another.get({}) if context is None else context.meta.get(_REMOTE, {}))
+
+
+def fetch_as(chosen: Mapping[str, bool]) -> None:
+    """In a process that works for another one: fetch as that one was told (its ``fetching``)."""
+    _for_another.set(chosen)
+
+
+def _set_remote(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta.setdefault(_REMOTE, {})[str(parameter.name)] = True
 
 
 def key(command: Command) -> Command:
@@ -208,14 +284,6 @@ def _set_verbose(ctx: click.Context, _parameter: click.Parameter, value: int) ->
 def _set_colour(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
     if value:
         console(ctx).wants_colour = False
-
-
-def _available_depth(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
-    if Depth(value) not in AVAILABLE_DEPTHS:
-        raise click.BadParameter(
-            f"{value!r} is not available in this version; use {' or '.join(AVAILABLE_DEPTHS)}", ctx, parameter
-        )
-    return value
 
 
 def model_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:

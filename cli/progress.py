@@ -1,8 +1,9 @@
-"""Progress on a terminal's standard error: bytes, rate and time left of each checkpoint that is read."""
+"""Progress on a terminal's standard error: bytes, rate and time left of each checkpoint, items of a list."""
 
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -47,12 +48,50 @@ def reading(console: Console, *paths: str) -> Iterator[Advance | None]:
         yield lambda done: bar.advance(task, done)
 
 
+@contextmanager
+def listing(console: Console, total: int | None) -> Iterator[Advance | None]:
+    """A function that takes the number of items of a list that were done since its last call; None: nothing is drawn.
+
+    ``total`` is None where the length of the list is not known. Nothing is drawn where the results themselves appear on
+    the terminal.
+    """
+    if not console.animates or (sys.stdout is not None and sys.stdout.isatty()):
+        yield None
+        return
+    from rich.console import Console as RichConsole
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=RichConsole(stderr=True, no_color=not console.colour_allowed, highlight=False),
+        transient=True,
+        expand=True,
+    )
+    with bar:
+        task = bar.add_task("list", total=total)
+        yield lambda done: bar.advance(task, done)
+
+
 def _size(paths: tuple[str, ...]) -> int | None:
-    """Bytes to be read; None if that is not known (a signature, or a file that will be an error)."""
+    """Bytes to be read; None if that is not known (a signature, what lies elsewhere, a file that will be an error)."""
     from fingerprint.checkpoint import open_checkpoint
+    from fingerprint.remote import is_remote
 
     total = 0
     for path in paths:
+        if is_remote(path):
+            return None
         try:
             with open_checkpoint(path) as checkpoint:
                 total += checkpoint.bytes

@@ -20,8 +20,9 @@ Made from the commands by `python -m cli.reference > docs/cli.md`; a test keeps 
 
 ## In general
 
-- PATH is a file, a folder, or an index of shards; `-` reads a list of paths from standard input, one a line.
-  A signature (`.fpsig`) may stand in for a checkpoint.
+- PATH is a file, a folder, an index of shards, or a URL (`https://`, `hf://org/model`, `s3://`, `gs://`: see
+  [formats.md](formats.md#from-afar)); `-` reads a list of paths from standard input, one a line. A signature
+  (`.fpsig`) may stand in for a checkpoint.
 - The result goes to standard output, and nothing else does; messages and, on a terminal, progress go to standard error.
 - `--format json` prints a list of objects, `jsonl` one object a line as soon as it is known, `csv` a table. Every
   object names its JSON Schema in `schema`; `fp schema fp.scan/1` prints it. JSON is ASCII and holds finite numbers
@@ -30,7 +31,8 @@ Made from the commands by `python -m cli.reference > docs/cli.md`; a test keeps 
 - `-o FILE` is written beside FILE and takes its place at the end: an interrupted run leaves the old file.
 - Every option is also an environment variable: `--top-k` of `fp scan` is `FP_SCAN_TOP_K`, `--queries` of
   `fp index check` is `FP_INDEX_CHECK_QUERIES`. Options that can be repeated are separated by blanks there.
-  `FP_REGISTRY` sets the registry of all commands.
+  `FP_REGISTRY` sets the registry of all commands, `FP_INDEX` where its vectors lie, `FP_THREADS` how many threads a
+  process measures with ([lists and machines](bulk.md)), `FP_ALLOW_PRIVATE` and `FP_DOWNLOAD` how it fetches.
 - Colours: none with `--no-color`, `NO_COLOR`, `TERM=dumb`, or if the output is no terminal.
 - Shell completion: `eval "$(_FP_COMPLETE=bash_source fp)"` in `~/.bashrc`, `eval "$(_FP_COMPLETE=zsh_source fp)"` in
   `~/.zshrc`, `_FP_COMPLETE=fish_source fp | source` in `~/.config/fish/config.fish`. It knows registered names.

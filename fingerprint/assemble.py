@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from threadpoolctl import threadpool_limits
 
 from fingerprint.canonical import lay_out, with_fixed_residual
 from fingerprint.gauge.own import sample_self
-from fingerprint.gauge.sample import sample_gauge
+from fingerprint.gauge.sample import MOVING, Sampled, sample_gauge
 from fingerprint.measure import MOST_SKETCHED_AXIS, TensorMeasurement, has_long_axis, matrix_shape, measure_tensor
 from fingerprint.neurons import (
     MOST_MLPS,
@@ -27,11 +27,13 @@ from fingerprint.roles.infer import infer_wiring
 from fingerprint.roles.residual import SliceNorms
 from fingerprint.roles.wiring import Wiring, layer_of
 from fingerprint.tensors import element_count
+from fingerprint.threads import thread_count
 from fingerprint.units import first_of, unit_of
 from fingerprint.vocabulary import Content, Depth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import Executor
 
     from fingerprint.canonical import CanonicalTensor, Layout
     from fingerprint.checkpoint import Checkpoint
@@ -43,14 +45,29 @@ MOST_SAMPLED: Final = 1 << 11
 """Tensors whose slices are kept too: up to 8 KB each."""
 SUSPECT_NEURONS: Final = 1024
 """Neurons of each MLP that are sampled of a suspect: more than of a registered model, so that the samples overlap."""
+FEWER_NEURONS: Final = 512
+"""As many are enough of each MLP of a deep network."""
+ENOUGH_NEURONS: Final = 1 << 14
+"""Neurons of all MLPs together beyond which there are only ``FEWER_NEURONS`` of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What measuring found out about how a checkpoint is laid out: needed to look deeper."""
+
+    layout: Layout
+    contents: tuple[Content, ...]
+    mlps: tuple[Projections, ...]
+    hints: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A fingerprint and the canonical tensors that it was measured on, in the same order."""
+    """A fingerprint and the canonical tensors that it was measured on, in the same order; ``found`` of a full look."""
 
     fingerprint: Fingerprint
     tensors: tuple[CanonicalTensor, ...]
+    found: Found | None = None
 
 
 def fingerprint(
@@ -61,10 +78,11 @@ def fingerprint(
     neurons: int | None = None,
     progress: Callable[[int], None] | None = None,
     workers: int | None = None,
+    deep: bool = True,
 ) -> Fingerprint:
     """The fingerprint alone; see ``measure_checkpoint``."""
     return measure_checkpoint(
-        checkpoint, parameters=parameters, casts=casts, neurons=neurons, progress=progress, workers=workers
+        checkpoint, parameters=parameters, casts=casts, neurons=neurons, progress=progress, workers=workers, deep=deep
     ).fingerprint
 
 
@@ -76,14 +94,16 @@ def measure_checkpoint(
     neurons: int | None = None,
     progress: Callable[[int], None] | None = None,
     workers: int | None = None,
+    deep: bool = True,
 ) -> Measured:
     """Measure a checkpoint.
 
     ``casts`` adds digests after rounding to narrower float types: wanted of a registered model, not of a suspect, of
     which more neurons are sampled instead. ``neurons`` overrides how many neurons of each MLP are sampled in the fixed
     frame. ``progress`` is called, from any thread, with the number of stored bytes done since the last call.
-    ``workers`` threads (default: one per core) share the tensors; the result does not depend on their number. Raises
-    ``InputError``.
+    ``workers`` threads (default: see ``threads``) share the tensors; the result does not depend on their number.
+    Without ``deep`` a suspect's layers are not written down in their own frames, nor all of its neurons sampled: that
+    takes longer than all the rest, and ``deepened`` does it later. Raises ``InputError``.
     """
     layout = lay_out(checkpoint.tensors, checkpoint.metadata)
     named = bool(layout.mlps)
@@ -96,14 +116,21 @@ def measure_checkpoint(
     def measure(position: int) -> TensorMeasurement:
         tensor = layout.tensors[position]
         wants_norms = position in gates or (not named and _may_be_projection(tensor, layout))
-        result = measure_tensor(tensor.view, parameters, casts=casts, norms=wants_norms, sampled=position in sampled)
+        result = measure_tensor(
+            tensor.view,
+            parameters,
+            casts=casts,
+            norms=wants_norms,
+            column_norms=not named,
+            sampled=position in sampled,
+        )
         if progress is not None:
             progress(element_count(tensor.view.shape) * tensor.view.dtype.bits // 8)
         if position not in sketched:
             result.sketch = None
         return result
 
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with _workers(workers) as pool:
         measured = list(pool.map(measure, range(len(layout.tensors))))
         if _has_sinusoidal_positions(layout, measured):
             layout = with_fixed_residual(layout)
@@ -112,10 +139,16 @@ def measure_checkpoint(
         mlps = [mlps[i] for i in sorted(first_of([unit_of(mlp.layer, mlp.expert) for mlp in mlps], MOST_MLPS))]
         count = neurons or parameters.neuron_samples
         count = min(count, max(parameters.neuron_samples, MOST_NEURONS // max(len(mlps), 1)))
+        if count > FEWER_NEURONS:
+            count = max(FEWER_NEURONS, min(count, ENOUGH_NEURONS // max(len(mlps), 1)))
         samples = list(pool.map(lambda mlp: _sample(layout, measured, mlp, count, parameters), mlps))
         contents = [result.content for result in measured]
         gauge = sample_gauge(layout, contents, mlps, checkpoint.metadata, parameters, pool, suspect=not casts)
-        own, vectors = sample_self(layout, contents, mlps, checkpoint.metadata, parameters, pool, suspect=not casts)
+        own, vectors = (
+            sample_self(layout, contents, mlps, checkpoint.metadata, parameters, pool, suspect=False)
+            if casts
+            else ((), ())
+        )
     records = tuple(record_of(tensor, result) for tensor, result in zip(layout.tensors, measured, strict=True))
     made = Fingerprint(
         parameters=parameters,
@@ -135,7 +168,40 @@ def measure_checkpoint(
         channels=gauge.channels,
         grams=gauge.grams + vectors,
     )
-    return Measured(made, layout.tensors)
+    found = Found(layout, tuple(contents), tuple(mlps), checkpoint.metadata)
+    whole = Measured(made, layout.tensors, found)
+    return deepened(whole, workers=workers) if deep and not casts else whole
+
+
+def deepened(measured: Measured, *, workers: int | None = None) -> Measured:
+    """A suspect that was measured at full depth, at ``Depth.DEEP``: with all neurons of its MLPs, and with its layers
+    in their own frames. Raises ``InputError``."""
+    found, made = measured.found, measured.fingerprint
+    if found is None:
+        raise ValueError("only what was measured at full depth can be looked at more deeply")
+    about = (found.layout, found.contents, found.mlps, found.hints, made.parameters)
+    with _workers(workers) as pool:
+        gauge = Sampled(made.neurons, made.channels, made.grams)
+        if any(sample.frame in MOVING and sample.indices.size < sample.size for sample in made.neurons):
+            more = sample_gauge(*about, pool, suspect=True, deep=True)
+            fixed = tuple(sample for sample in made.neurons if sample.frame not in MOVING)
+            gauge = replace(more, neurons=fixed + more.neurons)
+        own, vectors = sample_self(*about, pool, suspect=True)
+    made = replace(
+        made,
+        depth=Depth.DEEP,
+        neurons=gauge.neurons + own,
+        channels=gauge.channels,
+        grams=gauge.grams + vectors,
+    )
+    return replace(measured, fingerprint=made)
+
+
+@contextmanager
+def _workers(number: int | None) -> Iterator[Executor]:
+    """Threads that share the work, each with one thread of BLAS."""
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(number or thread_count()) as pool:
+        yield pool
 
 
 def _limits_reached(layout: Layout, measured: Sequence[TensorMeasurement], large: int) -> tuple[tuple[str, str], ...]:

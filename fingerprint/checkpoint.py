@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Self
 from fingerprint.readers import containers, folder, gguf, reader_for, tfjs
 from fingerprint.readers.base import Catalogue, Contents, FileRecord, Finding
 from fingerprint.readers.index import is_index
+from fingerprint.readers.places import folder_of
 from fingerprint.readers.restore import restored
+from fingerprint.remote.location import Location, is_remote, locate
 from fingerprint.source import FileSource, stat_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from fingerprint.readers.places import Folder
+    from fingerprint.remote.transfer import Transfer
     from fingerprint.source import Source
     from fingerprint.tensors import TensorView
 
@@ -30,8 +34,8 @@ class Checkpoint:
     """Tensors that belong together, read on demand.
 
     ``path`` as it was given; ``format`` the reader's name; ``metadata`` the checkpoint's claims about itself, never
-    evidence; ``complete`` False where tensors are known to be absent or unreadable (the findings say which). A context
-    manager; ``close`` gives up the files.
+    evidence; ``complete`` False where tensors are known to be absent or unreadable (the findings say which).
+    ``transfer`` fetches what lies elsewhere, None for what lies here. A context manager; ``close`` gives up the files.
     """
 
     path: str
@@ -42,6 +46,7 @@ class Checkpoint:
     metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     complete: bool = True
     sources: tuple[Source, ...] = field(default=(), repr=False, compare=False)
+    transfer: Transfer | None = field(default=None, repr=False, compare=False)
 
     @property
     def bytes(self) -> int:
@@ -65,6 +70,8 @@ class Checkpoint:
         """Gives up the files; windows that were read before stay valid."""
         for source in self.sources:
             source.close()
+        if self.transfer is not None:
+            self.transfer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -76,29 +83,55 @@ class Checkpoint:
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Opens a file, a folder or an archive of one checkpoint, a snapshot of a Hugging Face cache, an index of shards.
 
-    The format is told by content. ``path`` itself may be a symbolic link; links inside a folder are followed inside it
-    (in a cache's snapshot also to the cache's own blobs) and nowhere else. Raises ``InputError``.
+    ``path`` may be a URL too (``https://``, ``hf://``, ``s3://``, ``gs://``), or a ``remote.Location``, which says how
+    to fetch; then only what is needed is fetched. The format is told by content. ``path`` itself may be a symbolic
+    link; links inside a folder are followed inside it (in a cache's snapshot also to the cache's own blobs) and nowhere
+    else. Raises ``InputError``, and ``UsageError`` for an environment that cannot be followed.
     """
+    if is_remote(path):
+        return _of_remote(Location.of(path))
     name = os.fspath(path)
     if stat.S_ISDIR(stat_path(name).st_mode):
         return _of_folder(name, folder.open_folder(name))
-    source = FileSource(name)
+    return _of_file(name, FileSource(name), None)
+
+
+def _of_remote(location: Location) -> Checkpoint:
+    found = locate(location)
+    name = str(location)
+    try:
+        if found.name is None:
+            opened = _of_folder(name, folder.open_files(found.folder, Catalogue(name)))
+        else:
+            opened = _of_file(name, found.folder.open(found.name), found.folder)
+    except BaseException:
+        found.transfer.close()
+        raise
+    return replace(opened, transfer=found.transfer)
+
+
+def _of_file(name: str, source: Source, beside: Folder | None) -> Checkpoint:
+    """The checkpoint of one file. ``beside``: the folder that it lies in, None for the one on disk."""
     try:
         if is_index(source) and not tfjs.recognises(source):
-            found = folder.open_index(source)
+            found = folder.open_index(source, folder_of(source, beside))
             source.close()
             return _of_folder(name, found)
         if source.size and containers.is_container(source):
             return _of_archive(name, containers.open_container(source, Catalogue(name)), source)
         reader = reader_for(source)
-        if reader is gguf.READER and folder.numbered_parts(name):
+        if reader is gguf.READER and folder.numbered_parts(source.path):
             # Only the first part has the metadata that all of them need.
             source.close()
-            return _of_folder(name, folder.open_parts(name))
-        contents = reader.open(source, Catalogue(name))
+            return _of_folder(name, folder.open_parts(source.path, folder_of(source, beside)))
+        catalogue = Catalogue(name)
+        catalogue.beside = beside
+        contents = reader.open(source, catalogue)
     except BaseException:
         source.close()
         raise
+    claims = folder.claims_of(folder_of(source, beside))
+    contents = replace(contents, metadata=claims | dict(contents.metadata))
     return _checkpoint(name, reader.name, (FileRecord(name, source.size),), contents, (source,))
 
 
@@ -106,7 +139,7 @@ def _of_folder(name: str, found: folder.FolderContents) -> Checkpoint:
     return _checkpoint(name, found.format, found.files, found.contents, found.sources)
 
 
-def _of_archive(name: str, found: folder.FolderContents, source: FileSource) -> Checkpoint:
+def _of_archive(name: str, found: folder.FolderContents, source: Source) -> Checkpoint:
     """A checkpoint in an archive has one file: the archive."""
     files = (FileRecord(name, source.size),)
     opened = _checkpoint(name, found.format, files, found.contents, (source, *found.sources))

@@ -22,6 +22,8 @@ DIGEST_BYTES: Final = 32
 _TAGS: Final = {"bf16": b"\x01", "f16": b"\x02", "f32": b"\x03", "f64": b"\x04"}
 _QUIET_NAN: Final = {"float16": 0x7E00, "float32": 0x7FC00000, "float64": 0x7FF8000000000000}
 _BF16 = np.dtype(ml_dtypes.bfloat16)
+_LOOKED_AT: Final = 256
+"""Elements among which nearly always one is found that only the type at hand can hold."""
 
 
 class TensorDigester:
@@ -36,11 +38,12 @@ class TensorDigester:
         self._kind = b""
         self._count = 0
         self._rest: list[Array] = []
+        self._normal = False
         self._held = 0
         self._hashes = blake3()
 
-    def update(self, piece: Array) -> None:
-        """Add the next elements (1-D)."""
+    def update(self, piece: Array, *, normal: bool = False) -> None:
+        """Add the next elements (1-D); ``normal`` says that there is neither -0 nor NaN among them."""
         if not self._kind:
             self._kind = _kind(piece.dtype)
         self._count += piece.size
@@ -50,8 +53,9 @@ class TensorDigester:
             part = piece[position : position + take]
             position += take
             if self._held == 0 and take == self._block:
-                self._flush(part)
+                self._hashes.update(block_digest(part, normal=normal))
             else:
+                self._normal = normal and (self._normal or not self._rest)
                 self._rest.append(part)
                 self._held += take
                 if self._held == self._block:
@@ -66,18 +70,33 @@ class TensorDigester:
         return outer.digest()
 
     def _flush_rest(self) -> None:
-        self._flush(self._rest[0] if len(self._rest) == 1 else np.concatenate(self._rest))
+        values = self._rest[0] if len(self._rest) == 1 else np.concatenate(self._rest)
+        self._hashes.update(block_digest(values, normal=self._normal))
         self._rest, self._held = [], 0
 
-    def _flush(self, values: Array) -> None:
-        self._hashes.update(block_digest(values))
 
-
-def block_digest(values: Array) -> bytes:
-    """32-byte digest of one block of elements (1-D)."""
+def block_digest(values: Array, *, normal: bool = False) -> bytes:
+    """32-byte digest of one block of elements (1-D); ``normal``: see ``TensorDigester.update``."""
     if _kind(values.dtype) != b"float":
         return blake3(_bytes(values)).digest()
-    tag, payload = narrowest(values)
+    tag = _as_it_is(values) if normal else None
+    return _tagged(*narrowest(values)) if tag is None else _tagged(tag, values)
+
+
+def _as_it_is(values: Array) -> str | None:
+    """The type of ``values`` without -0 and NaN if their bits can be hashed as they are; None if that is not clear."""
+    if values.dtype == _BF16:
+        return "bf16"
+    if values.dtype == np.float16:
+        few = values[:_LOOKED_AT].view(np.uint16)
+        return "f16" if np.any(few[(few & 0x7C00) > 0] & 7) else None
+    if values.dtype == np.float32:
+        low = int(np.bitwise_or.reduce(np.ascontiguousarray(values).view(np.uint32)))
+        return "f32" if low & 0x1FFF else None
+    return None
+
+
+def _tagged(tag: str, payload: Array) -> bytes:
     return blake3(_TAGS[tag]).update(_bytes(payload)).digest()
 
 

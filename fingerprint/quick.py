@@ -7,8 +7,8 @@ of what a full look reads and keeps, so that both can be compared (``comparing.s
 from __future__ import annotations
 
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -43,21 +43,25 @@ from fingerprint.slices import (
     within,
 )
 from fingerprint.tensors import element_count
+from fingerprint.threads import thread_count
 from fingerprint.units import first_of, unit_of
 from fingerprint.vocabulary import Content, Depth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from fingerprint.canonical import CanonicalTensor
     from fingerprint.checkpoint import Checkpoint
     from fingerprint.parameters import Parameters
+    from fingerprint.tensors import Array
     from fingerprint.units import Unit
 
 Float32 = NDArray[np.float32]
 
 MOST_MATRICES: Final = 1 << 10
-"""Matrices of which slices are read, the first by the order of their units."""
+"""Matrices of a suspect of which slices are read, the first by the order of their units."""
+MOST_REGISTERED: Final = 1 << 12
+"""The same of a registered model: one shard of a suspect with thousands of experts is to meet some of them."""
 MOST_WHOLE: Final = 1 << 12
 """Small tensors that are read whole, the first by the order of their units."""
 WHOLE_ELEMENTS: Final = 1 << 14
@@ -87,7 +91,12 @@ def quick_look(
     matrices = first_matrices(
         [one.view.shape if one.view.dtype.kind is Kind.FLOAT else () for one in tensors],
         [unit_of(one.layer, one.expert) for one in tensors],
+        MOST_REGISTERED if casts else MOST_MATRICES,
     )
+
+    # Rows that lie elsewhere are waited for together; few matrices at a time are held in memory all the same.
+    waiting = ThreadPoolExecutor(checkpoint.transfer.options.parallel) if checkpoint.transfer is not None else None
+    together = map if waiting is None else waiting.map
 
     def look(position: int) -> tuple[TensorRecord, int]:
         tensor = tensors[position]
@@ -97,13 +106,14 @@ def quick_look(
             elements = element_count(tensor.view.shape)
         elif position in matrices:
             with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-                record, elements = _sampled(tensor, parameters, casts=casts)
+                record, elements = _sampled(tensor, parameters, casts=casts, together=together)
         stored = elements * tensor.view.dtype.bits // 8
         if progress is not None:
             progress(stored)
         return record, stored
 
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    workers = workers or thread_count()
+    with threadpool_limits(1, "blas"), waiting or nullcontext(), ThreadPoolExecutor(workers) as pool:
         looked = list(pool.map(look, range(len(tensors))))
     records = tuple(record for record, _ in looked)
     made = Fingerprint(
@@ -128,10 +138,10 @@ def first_of_small(shapes: Sequence[tuple[int, ...]], units: Sequence[Unit]) -> 
     return _first([i for i, shape in enumerate(shapes) if element_count(shape) <= WHOLE_ELEMENTS], units, MOST_WHOLE)
 
 
-def first_matrices(shapes: Sequence[tuple[int, ...]], units: Sequence[Unit]) -> set[int]:
+def first_matrices(shapes: Sequence[tuple[int, ...]], units: Sequence[Unit], most: int) -> set[int]:
     """Positions of the matrices of which a quick look reads slices, by the shapes alone (``()`` for no candidate)."""
     large = [i for i, shape in enumerate(shapes) if len(shape) > 1 and element_count(shape) > WHOLE_ELEMENTS]
-    return _first([i for i in large if min(matrix_shape(shapes[i])) > 1], units, MOST_MATRICES)
+    return _first([i for i in large if min(matrix_shape(shapes[i])) > 1], units, most)
 
 
 def _first(positions: Sequence[int], units: Sequence[Unit], most: int) -> set[int]:
@@ -156,8 +166,14 @@ def _unread(tensor: CanonicalTensor) -> TensorRecord:
     )
 
 
-def _sampled(tensor: CanonicalTensor, parameters: Parameters, *, casts: bool) -> tuple[TensorRecord, int]:
-    """The record of a matrix by some of its slices, and the number of elements read."""
+def _sampled(
+    tensor: CanonicalTensor,
+    parameters: Parameters,
+    *,
+    casts: bool,
+    together: Callable[[Callable[[int], Array], list[int]], Iterable[Array]],
+) -> tuple[TensorRecord, int]:
+    """The record of a matrix by some of its slices, which ``together`` reads, and the number of elements read."""
     view = tensor.view
     stored = StoredSlices.of(view)
     dimension, size, length = stored.dimension, stored.size, stored.length
@@ -165,9 +181,10 @@ def _sampled(tensor: CanonicalTensor, parameters: Parameters, *, casts: bool) ->
     record = _unread(tensor)
     if has_long_axis(view.shape) or indices.size * length * view.dtype.bits // 8 > MOST_BYTES:
         return record, 0
-    native = np.stack([stored.read(i) for i in indices.tolist()])
+    native = np.stack(list(together(stored.read, indices.tolist())))
     moments = Moments()
     values = moments.add(to_float32(native))
+    moments.sample(0, native)
     statistics = moments.finish(lattice_bits(_tiles(values, parameters), across=False))
     content = _content(values, indices, moments, square=size == length)
     if content is not Content.WEIGHTS:

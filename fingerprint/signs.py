@@ -8,12 +8,16 @@ keeps the prefix of a shorter one.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from enum import IntEnum
 from functools import lru_cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Float32 = NDArray[np.float32]
 
@@ -118,3 +122,9 @@ def sample_indices(seed: int, stream: Stream, size: int, count: int) -> NDArray[
         chosen = np.sort(chosen)
     chosen.setflags(write=False)
     return chosen
+
+
+def among(numbers: Sequence[int], start: int, stop: int) -> tuple[int, int]:
+    """Which of the ascending ``numbers`` lie from ``start`` to ``stop``, as (first, last): faster than
+    ``searchsorted``."""
+    return bisect_left(numbers, start), bisect_left(numbers, stop)

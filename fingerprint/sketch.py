@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.signs import Stream, sample_indices, sign_block
+from fingerprint.signs import Stream, among, sample_indices, sign_block
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from fingerprint.parameters import Parameters
 
@@ -64,6 +64,7 @@ class MatrixSketcher:
         self._axis_width = parameters.axis_width
         self.row_indices = sample_indices(self._seed, Stream.AXIS_SAMPLE, rows, parameters.axis_samples)
         self.column_indices = sample_indices(self._seed, Stream.AXIS_SAMPLE, columns, parameters.axis_samples)
+        self._row_numbers, self._column_numbers = self.row_indices.tolist(), self.column_indices.tolist()
         # The last column holds sums of rows, beside their products with signs.
         self._whole = np.zeros((self._width, self._width + 1), np.float64)
         self._column_mean_part = np.zeros(self._width + 1, np.float64)
@@ -80,30 +81,44 @@ class MatrixSketcher:
 
         Values near the largest float32 may overflow; the sketch then has entries that are not finite.
         """
-        stop, last = start + len(block), first + block.shape[1]
-        wide = np.empty((len(block), self._width + 1), np.float64)
-        wide[:, : self._width] = block @ self._inner(Stream.SKETCH, first, last, self._width)
-        sums = wide[:, self._width] = block @ np.ones(last - first, np.float32)
-        self._whole += self._signs(Stream.SKETCH, start, stop, self._width).astype(np.float64).T @ wide
-        self._column_mean_part += wide.sum(axis=0)
-        out = self._signs(Stream.SLICE, start, stop, self._axis_width)
-        self._row_sums_part += sums @ out
+        self.add(start, block, first)
+        self.add_slices(start, first, block.shape, lambda axis, indices: block.take(indices, axis=axis))
 
-        low, high = np.searchsorted(self.row_indices, (start, stop))
+    def add(self, start: int, block: Float32, first: int = 0) -> None:
+        """Add a block to all but the sketches of single slices; see ``update``."""
+        rows, columns = block.shape
+        stop, last = start + rows, first + columns
+        ones = np.ones(max(rows, columns), np.float32)
+        wide = np.empty((rows, self._width + 1), np.float64)
+        wide[:, : self._width] = block @ self._inner(Stream.SKETCH, first, last, self._width)
+        sums = wide[:, self._width] = block @ ones[:columns]
+        self._whole += self._signs(Stream.SKETCH, start, stop, self._width).T @ wide
+        self._column_mean_part += ones[:rows] @ wide
+        self._row_sums_part += sums @ self._signs(Stream.SLICE, start, stop, self._axis_width)
+        low, high = among(self._row_numbers, start, stop)
         if low < high:
-            inner = self._inner(Stream.SLICE, first, last, self._axis_width)
-            chosen = self.row_indices[low:high] - start
-            self._row_part[low:high, : self._axis_width] += block[chosen] @ inner
-            self._row_part[low:high, self._axis_width] += sums[chosen]
-        left, right = np.searchsorted(self.column_indices, (first, last))
-        if left < right:
-            self._column_part[:, left:right] += out.T @ block[:, self.column_indices[left:right] - first]
-        self._column_sums[first:last] += np.ones(len(block), np.float32) @ block
+            self._row_part[low:high, self._axis_width] += sums[self.row_indices[low:high] - start]
+        self._column_sums[first:last] += ones[:rows] @ block
         if self._shape[0] == self._shape[1]:
             corner, end = max(start, first), min(stop, last)
             if corner < end:
                 square = block[corner - start : end - start, corner - first : end - first]
                 self._trace += float(np.trace(square, dtype=np.float64))
+
+    def add_slices(
+        self, start: int, first: int, shape: tuple[int, ...], take: Callable[[int, NDArray[np.int64]], Float32]
+    ) -> None:
+        """Add a block (b, c) to the sketches of single slices; ``take`` gives its rows (0) or columns (1) at some
+        places."""
+        stop, last = start + shape[0], first + shape[1]
+        low, high = among(self._row_numbers, start, stop)
+        if low < high:
+            inner = self._inner(Stream.SLICE, first, last, self._axis_width)
+            self._row_part[low:high, : self._axis_width] += take(0, self.row_indices[low:high] - start) @ inner
+        left, right = among(self._column_numbers, first, last)
+        if left < right:
+            out = self._signs(Stream.SLICE, start, stop, self._axis_width)
+            self._column_part[:, left:right] += out.T @ take(1, self.column_indices[left:right] - first)
 
     def finish(self) -> MatrixSketch:
         """The centred sketches of everything added."""

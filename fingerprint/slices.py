@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from fingerprint.blocks import taken, without_nonfinite
 from fingerprint.digest import TensorDigester
 from fingerprint.dtypes import to_float32
-from fingerprint.signs import Stream, bits, sample_indices
+from fingerprint.signs import Stream, among, bits, sample_indices
 from fingerprint.tensors import RowGather, RowSlice, Transposed
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def within(block: Float32, limit: float) -> Float32:
 
 def clean(native: Array) -> Float32:
     """As float32, with 0 for what is not finite."""
-    return np.nan_to_num(to_float32(native), nan=0.0, posinf=0.0, neginf=0.0)
+    return without_nonfinite(np.ascontiguousarray(to_float32(native)))
 
 
 class SliceCollector:
@@ -137,17 +138,18 @@ class SliceCollector:
         self._parameters = parameters
         self._sizes = (rows, columns)
         self._indices = (digested_indices(rows, parameters), digested_indices(columns, parameters))
+        self._numbers = (self._indices[0].tolist(), self._indices[1].tolist())
         self._kept: list[Array | None] = [None, None]
 
     def add(self, start: int, first: int, block: Array) -> None:
         """Keep what is wanted of rows ``start`` onwards, columns ``first`` onwards of the stored type."""
         stop, last = start + len(block), first + block.shape[1]
-        low, high = np.searchsorted(self._indices[0], (start, stop))
+        low, high = among(self._numbers[0], start, stop)
         if low < high and (kept := self._of(0, block)) is not None:
-            kept[low:high, first:last] = block[self._indices[0][low:high] - start]
-        left, right = np.searchsorted(self._indices[1], (first, last))
+            kept[low:high, first:last] = taken(block, self._indices[0][low:high] - start, 0)
+        left, right = among(self._numbers[1], first, last)
         if left < right and (kept := self._of(1, block)) is not None:
-            kept[left:right, start:stop] = block[:, self._indices[1][left:right] - first].T
+            kept[left:right, start:stop] = taken(block, self._indices[1][left:right] - first, 1).T
 
     def _of(self, dimension: int, block: Array) -> Array | None:
         length = self._sizes[1 - dimension]

@@ -42,5 +42,12 @@ def first_of(units: Sequence[Unit], count: int) -> set[int]:
     return set(sorted(range(len(units)), key=lambda position: (rank[units[position]], position))[:count])
 
 
+def spread(number: int, count: int) -> set[int]:
+    """``count`` of the numbers below ``number``, spread evenly; all, if there are no more."""
+    if number <= count:
+        return set(range(number))
+    return {round(place * (number - 1) / (count - 1)) for place in range(count)}
+
+
 def _hash(unit: Unit) -> bytes:
     return hashlib.sha256(b"weightprint budget %d %d" % unit).digest()

@@ -69,10 +69,15 @@ class Content(StrEnum):
 
 
 class Depth(StrEnum):
-    """How much of a checkpoint is read: ``QUICK`` a bounded sample, ``FULL`` every byte once."""
+    """How much of a checkpoint is read: ``QUICK`` a bounded sample, ``FULL`` every byte once; ``DEEP`` looks again.
+
+    At ``DEEP`` all neurons of each MLP are sampled, and layers are written down in their own frames too, which needs no
+    embeddings.
+    """
 
     QUICK = "quick"
     FULL = "full"
+    DEEP = "deep"
 
 
 class ChannelKind(StrEnum):

@@ -32,6 +32,8 @@ _UNSEEN: Final = LAYERLESS_ROLES
 """What is not looked for where the residual stream was rotated."""
 _THROUGH_LAYERS: Final = 0.3
 _FLOOR: Final = 1e-6
+_NOT_FEW: Final = 0.05
+_MOSTLY: Final = 0.9
 _OF_A_FACTOR: Final = 0.1
 """A change of which less than this share is left when the least-squares factor is taken out is a change of scale."""
 
@@ -140,6 +142,17 @@ class Change:
             grids = [coarser_grid(self.theirs[b], self.ours[a]) > 0 for a, b in self.rewriting.pairs]
             return float(np.mean(grids)) if grids else 0.0
         return self._share_of_changed([float(self._grid(match) > 0) for match in self.matrices])
+
+    @cached_property
+    def rest_on_grid(self) -> bool:
+        """Whether of the matched elements that are neither equal nor cast, and they are not few, most are on a grid.
+
+        Quantisers of linear layers leave the embeddings in half precision, which can be most of a small model.
+        """
+        rest = [float(not match.digest) for match in self.matrices]
+        held = [one * (self._grid(match) > 0) for one, match in zip(rest, self.matrices, strict=True)]
+        total = self.mean(rest)
+        return not self.rewriting.rotated and total >= _NOT_FEW and self.mean(held) >= _MOSTLY * total
 
     @cached_property
     def released_share(self) -> float:

@@ -40,7 +40,7 @@ def compare_deep(
     for path in (registered, suspect):
         if is_signature(path):
             raise UsageError(f"{path}: a deep comparison needs the weights of both, and this is a signature")
-    chosen = replace(options or ScanOptions(), depth=Depth.FULL)
+    chosen = replace(options or ScanOptions(), depth=Depth.DEEP)
     report = compare_paths(registered, suspect, options=chosen, progress=progress)
     with open_checkpoint(registered) as ours, open_checkpoint(suspect) as theirs:
         undoing, found = undo(ours, theirs)

@@ -50,6 +50,15 @@ def write_flushed(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def flush_file(path: Path) -> None:
+    """Return when the disk has the contents of a file; raises ``OSError``."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def flush_folder(folder: Path) -> None:
     """Return when the disk has the names in ``folder`` (nothing to do where folders cannot be opened)."""
     try:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from fingerprint.errors import UsageError
+from fingerprint.gauge.descriptors import UNGATED_DESCRIPTORS
 from fingerprint.records import ChannelSample, LayerGram
 from fingerprint.vocabulary import ChannelKind, Circuit
 from signatures.columns import ColumnReader, column
@@ -42,9 +43,18 @@ MAX_SELF_WIDTH: Final = 4096
 
 
 def own_section(samples: Sequence[NeuronSample], words: Vocabulary) -> bytes:
-    """SELF: number of samples, their width, that of the descriptors; then as in NEUR; then the descriptors."""
+    """SELF: number of samples, their width, that of the descriptors; then as in NEUR; then the descriptors.
+
+    MLPs without a gate have fewer descriptors: where there are both, their rows end in zeros.
+    """
     described = [_descriptors(sample) for sample in samples]
-    width, more = samples[0].gate.shape[1], described[0].shape[1]
+    width, more = samples[0].gate.shape[1], max(one.shape[1] for one in described)
+    described = [
+        np.pad(one, ((0, 0), (0, more - UNGATED_DESCRIPTORS)))
+        if one.shape[1] == UNGATED_DESCRIPTORS and sample.up is None
+        else one
+        for one, sample in zip(described, samples, strict=True)
+    ]
     if not 0 < width <= MAX_SELF_WIDTH or not 0 < more <= MAX_SELF_WIDTH:
         raise UsageError(f"samples of {width} numbers with {more} descriptors do not fit into a signature")
     rows = [
@@ -70,7 +80,11 @@ def read_own(data: bytes, count: int, words: Mapping[str, Sequence[str]], path: 
     rows = read_quantised(reader, sum(len(sample.indices) for sample in samples), more)
     reader.end()
     ends = np.cumsum([len(sample.indices) for sample in samples])[:-1]
-    return tuple(replace(sample, descriptors=part) for sample, part in zip(samples, np.split(rows, ends), strict=True))
+    gated = any(sample.up is not None for sample in samples)
+    return tuple(
+        replace(sample, descriptors=part[:, :UNGATED_DESCRIPTORS] if gated and sample.up is None else part)
+        for sample, part in zip(samples, np.split(rows, ends), strict=True)
+    )
 
 
 def channels_section(samples: Sequence[ChannelSample], words: Vocabulary, parameters: Parameters) -> bytes:

@@ -14,6 +14,7 @@ The fast index searches deeper until it can promise that, and where depth would 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
@@ -21,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fingerprint.errors import RegistryBrokenError, UsageError
+from signatures.files import write_flushed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 Float32 = NDArray[np.float32]
@@ -37,6 +39,7 @@ GRAM_POSITIONS: Final = 1 << 19
 """Positions from here on are numbers of layers' vectors, those below of tensors: there are at most 2**17 of either."""
 _MAX_DEPTH: Final = 4096
 _BLOCK_NUMBERS: Final = 1 << 24
+_BLOCK_ROWS: Final = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,35 @@ class Hits:
     scores: Float32
     models: Int64
     positions: Int64
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows of several models, those of one lying together in the order of ``models``.
+
+    ``models`` and ``counts`` (k,) int64, ``positions`` (m,) int64, ``vectors`` (m, width) float32; m is the sum of the
+    counts, which may be 0.
+    """
+
+    models: Int64
+    counts: Int64
+    positions: Int64
+    vectors: Float32
+
+    @property
+    def ids(self) -> Int64:
+        """Model and position of each row in one number."""
+        return (np.repeat(self.models, self.counts) << POSITION_BITS) | self.positions
+
+    def without(self, models: Collection[int]) -> Block:
+        """The same without some models."""
+        kept = ~np.isin(self.models, list(models))
+        rows = np.repeat(kept, self.counts)
+        return (
+            self
+            if kept.all()
+            else Block(self.models[kept], self.counts[kept], self.positions[rows], self.vectors[rows])
+        )
 
 
 class VectorIndex(Protocol):
@@ -125,7 +157,7 @@ class ExactIndex:
             if 0 < n < len(best):
                 best = [hit for hit in best if hit[0] >= best[n - 1][0] - TIE]
             found.append(best if n > 0 else [])
-        return _padded(found)
+        return padded(found)
 
     def save(self, path: Path) -> None:
         """See ``VectorIndex.save``."""
@@ -155,7 +187,7 @@ class FlatIndex:
     """FAISS's exhaustive search over inner products, mapped from a file where it was loaded from one."""
 
     def __init__(self, width: int) -> None:
-        faiss = _faiss()
+        faiss = faiss_library()
         self._width = width
         self._index: Any = faiss.IndexIDMap(faiss.IndexFlatIP(width))
         self._covers: dict[int, int] = {}
@@ -172,20 +204,28 @@ class FlatIndex:
             self._index.add_with_ids(np.ascontiguousarray(vectors, np.float32), (model << POSITION_BITS) | positions)
         self._covers[model] = len(positions)
 
-    def absorb(self, other: FlatIndex, models: Collection[int]) -> None:
-        """Add the rows of ``models`` of another index at once; raises ``UsageError`` as ``add``."""
-        if not self._covers.keys().isdisjoint(models) or other._width != self._width:
+    def extend(self, block: Block) -> None:
+        """Add the rows of several models at once; raises ``UsageError`` as ``add``."""
+        models = block.models.tolist()
+        if not self._covers.keys().isdisjoint(models) or block.vectors.shape[1:] != (self._width,):
             raise UsageError("the index has some of these models already, or vectors of another length")
-        ids = other._ids()
-        chosen = np.flatnonzero(np.isin(ids >> POSITION_BITS, list(models)))
-        if len(chosen):
+        if len(block.positions):
             self._own()
-            self._index.add_with_ids(np.ascontiguousarray(other._matrix()[chosen]), ids[chosen])
-        self._covers |= {model: other._covers[model] for model in models}
+            self._index.add_with_ids(np.ascontiguousarray(block.vectors), block.ids)
+        self._covers |= dict(zip(models, block.counts.tolist(), strict=True))
+
+    def block(self) -> Block:
+        """All rows, as a window that is valid as long as the index is not changed."""
+        ids = self._ids()
+        owners = ids >> POSITION_BITS
+        order = owners[np.flatnonzero(np.diff(owners, prepend=-1))].tolist()
+        order += [model for model, rows in self._covers.items() if not rows]
+        counts = np.array([self._covers[model] for model in order], np.int64)
+        return Block(np.array(order, np.int64), counts, ids & ((1 << POSITION_BITS) - 1), self._matrix())
 
     def remove(self, model: int) -> None:
         """See ``VectorIndex.remove``."""
-        faiss = _faiss()
+        faiss = faiss_library()
         if self._covers.pop(model, 0):
             self._own()
             first = model << POSITION_BITS
@@ -194,6 +234,15 @@ class FlatIndex:
     def covers(self) -> Mapping[int, int]:
         """See ``VectorIndex.covers``."""
         return dict(self._covers)
+
+    @property
+    def models(self) -> int:
+        """Number of models covered."""
+        return len(self._covers)
+
+    def has(self, model: int) -> bool:
+        """Whether it covers the model."""
+        return model in self._covers
 
     def rows(self, model: int) -> tuple[Int64, Float32]:
         """See ``VectorIndex.rows``."""
@@ -212,20 +261,23 @@ class FlatIndex:
                 todo = self._search_deep(queries, todo, n, depth, found)
                 depth = min(4 * depth, len(self)) if depth < len(self) else _MAX_DEPTH + 1
             self._search_all(queries, todo, n, found)
-        return _padded(found)
+        return padded(found)
 
     def save(self, path: Path) -> None:
         """See ``VectorIndex.save``."""
-        faiss = _faiss()
+        faiss = faiss_library()
         self._own()
         faiss.write_index(self._index, str(path))
-        rows = {str(model): rows for model, rows in self._covers.items()}
-        _beside(path).write_text(json.dumps({"width": self._width, "bytes": path.stat().st_size, "rows": rows}))
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        models, rows = list(self._covers), list(self._covers.values())
+        about = {"width": self._width, "bytes": path.stat().st_size, "models": models, "rows": rows}
+        write_flushed(_beside(path), json.dumps(about).encode())
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """See ``VectorIndex.load``."""
-        faiss = _faiss()
+        faiss = faiss_library()
         try:
             about = json.loads(_beside(path).read_text())
             size = path.stat().st_size
@@ -233,7 +285,7 @@ class FlatIndex:
                 raise RegistryBrokenError(f"{path}: the index has {size} bytes instead of {about['bytes']}")
             index = cls(about["width"])
             index._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-            index._covers = {int(model): int(rows) for model, rows in about["rows"].items()}
+            index._covers = dict(zip(about["models"], about["rows"], strict=True))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise RegistryBrokenError(f"{path}: not an index that can be read: {error}") from error
         if index._index.d != index._width or len(index) != sum(index._covers.values()):
@@ -243,7 +295,7 @@ class FlatIndex:
 
     def _own(self) -> None:
         """A mapped index cannot be changed: copy it into memory first."""
-        faiss = _faiss()
+        faiss = faiss_library()
         if self._mapped:
             fresh = faiss.IndexIDMap(faiss.IndexFlatIP(self._width))
             if len(self):
@@ -251,12 +303,12 @@ class FlatIndex:
             self._index, self._mapped = fresh, False
 
     def _ids(self) -> Int64:
-        faiss = _faiss()
+        faiss = faiss_library()
         return np.asarray(faiss.vector_to_array(self._index.id_map), np.int64)
 
     def _matrix(self) -> Float32:
         """All vectors, as a window that is valid as long as the index is not changed."""
-        faiss = _faiss()
+        faiss = faiss_library()
         if not len(self):
             return np.zeros((0, self._width), np.float32)
         flat: Any = faiss.downcast_index(self._index.index)
@@ -274,7 +326,7 @@ class FlatIndex:
             first.sort()
             enough = len(first) > n and (depth == len(self) or row[-1] < row[first[n - 1]] - TIE)
             if enough or depth == len(self):
-                found[query] = _chosen(row[first], numbers[first], n)
+                found[query] = cut_after(row[first], numbers[first], n)
             else:
                 again.append(query)
         return np.array(again, np.int64)
@@ -295,10 +347,10 @@ class FlatIndex:
             for query, row, tops in zip(block.tolist(), scores, best, strict=True):
                 candidates = np.flatnonzero(tops >= _threshold(tops, n)).tolist()
                 rows = [starts[i] + int(np.argmax(row[starts[i] : ends[i]])) for i in candidates]
-                found[query] = _chosen(row[rows], ids[rows], n)
+                found[query] = cut_after(row[rows], ids[rows], n)
 
 
-def _faiss() -> Any:
+def faiss_library() -> Any:
     """FAISS, imported late.
 
     It leaves batches to a matrix product only from 128,000 distances of a query on (version 1.15); with 226 queries and
@@ -325,7 +377,54 @@ def merged(parts: Sequence[Hits], n: int) -> Hits:
         if len(best) > n:
             best = [hit for hit in best if hit[0] >= best[n - 1][0] - TIE]
         found.append(best)
-    return _padded(found)
+    return padded(found)
+
+
+def without_models(hits: Hits, models: Collection[int]) -> Hits:
+    """The same hits without those of some models."""
+    return padded([[hit for hit in row if hit[1] not in models] for row in _unpadded(hits)])
+
+
+def best_of_models(block: Block, queries: Float32, n: int) -> Hits:
+    """What ``VectorIndex.search`` gives over the rows of a block: the slow way, in one product of matrices."""
+    holders = np.flatnonzero(block.counts)
+    if not len(holders) or not len(queries) or n < 1:
+        return padded([[] for _ in queries])
+    counts = block.counts[holders]
+    starts = np.cumsum(counts) - counts
+    scores = queries @ block.vectors.T
+    best = np.maximum.reduceat(scores, starts, axis=1)
+    found: list[list[tuple[float, int, int]]] = []
+    for row, tops in zip(scores, best, strict=True):
+        chosen = np.flatnonzero(tops >= _threshold(tops, n)).tolist()
+        rows = [starts[i] + int(np.argmax(row[starts[i] : starts[i] + counts[i]])) for i in chosen]
+        found.append(cut_after(row[rows], block.ids[rows], n))
+    return padded(found)
+
+
+def blocks_of(models: Iterable[tuple[int, tuple[Int64, Float32]]], width: int) -> Iterator[Block]:
+    """The rows of models, some tens of thousands at a time; raises ``UsageError`` for rows that cannot be."""
+    held: list[tuple[int, tuple[Int64, Float32]]] = []
+    rows = 0
+    for model, (positions, vectors) in models:
+        require_rows(model, positions, vectors, width, {})
+        held.append((model, (positions, vectors)))
+        rows += len(positions)
+        if rows >= _BLOCK_ROWS:
+            yield _stacked(held, width)
+            held, rows = [], 0
+    if held:
+        yield _stacked(held, width)
+
+
+def _stacked(held: Sequence[tuple[int, tuple[Int64, Float32]]], width: int) -> Block:
+    vectors = [found.astype(np.float32, copy=False) for _, (_, found) in held]
+    return Block(
+        np.array([model for model, _ in held], np.int64),
+        np.array([len(positions) for _, (positions, _) in held], np.int64),
+        np.concatenate([np.zeros(0, np.int64), *(positions.astype(np.int64) for _, (positions, _) in held)]),
+        np.concatenate([np.zeros((0, width), np.float32), *vectors]),
+    )
 
 
 def require_rows(model: int, positions: Int64, vectors: Float32, width: int, covered: Mapping[int, object]) -> None:
@@ -340,7 +439,7 @@ def require_rows(model: int, positions: Int64, vectors: Float32, width: int, cov
             raise UsageError("positions of an index are small natural numbers, and its vectors have norm 1")
 
 
-def _chosen(scores: Float32, ids: Int64, n: int) -> list[tuple[float, int, int]]:
+def cut_after(scores: Float32, ids: Int64, n: int) -> list[tuple[float, int, int]]:
     """Hits as triples, best first, cut after the ``n``-th and its ties."""
     last = (1 << POSITION_BITS) - 1
     pairs = zip(scores.tolist(), ids.tolist(), strict=True)
@@ -352,7 +451,8 @@ def _threshold(tops: Float32, n: int) -> float:
     return -np.inf if len(tops) <= n else float(np.partition(tops, -n)[-n]) - TIE
 
 
-def _padded(found: list[list[tuple[float, int, int]]]) -> Hits:
+def padded(found: list[list[tuple[float, int, int]]]) -> Hits:
+    """Lists of score, model and position as arrays."""
     width = max(map(len, found), default=0)
     scores = np.full((len(found), width), -np.inf, np.float32)
     models = np.full((len(found), width), -1, np.int64)

@@ -1,69 +1,132 @@
-"""Whether an index answers as the slow search over the signatures does."""
+"""Whether an engine answers as the slow search over the signatures does, or finds as much of it as it has to."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from signatures.index import TIE, ExactIndex, Float32, Hits
+from signatures.index import TIE, Float32, Hits, best_of_models, blocks_of, merged, padded
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from signatures.index_folder import IndexFolder, Rows
+    from signatures.engine import Engine, Rows
 
-_NEAREST: Final = 10
+NEAREST: Final = 10
 _MAX_LINES: Final = 20
+_ROUNDING: Final = 1e-4
+_DRAWS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """How many queries were compared, a line for each disagreement, and which share of the slow search's nearest
+    model, and of its ``NEAREST`` nearest, was found."""
+
+    queries: int
+    problems: tuple[str, ...]
+    recall: float
+    recall_of_ten: float
+    least_recall: float
 
 
 def check(
-    index: IndexFolder, rows: Mapping[int, Rows], queries: int, width: int, unknown: Collection[int] = ()
-) -> tuple[int, list[str]]:
-    """Number of queries compared and a line for each disagreement; ``rows`` are the vectors of the signatures.
+    engine: Engine, models: Sequence[int], rows_of: Callable[[int], Rows | None], queries: int, width: int
+) -> Checked:
+    """Compare an engine with the vectors of the signatures of ``models``, which are gone through once.
 
-    Nothing is said of models that are ``unknown``; if the index covers one, no query is compared.
+    Nothing is said of models without readable rows (``None``); if the engine covers one, no query is compared.
     """
-    covered = index.covers()
-    problems = [f"model {model} is not in the index" for model in sorted(set(rows) - set(covered))]
-    problems += [
-        f"model {model} of the index is not registered" for model in sorted(set(covered) - set(rows) - set(unknown))
-    ]
-    oracle = ExactIndex(width)
-    for model in sorted(set(rows) & set(covered)):
-        oracle.add(model, *rows[model])
-        if not _same_rows(index.rows(model), rows[model]):
-            problems.append(f"the vectors of model {model} are not those of its signature")
+    covered = engine.covers()
+    status = engine.status()
+    unknown: set[int] = set()
+    problems = [f"model {model} of the index is not registered" for model in sorted(set(covered) - set(models))]
+    sample = _sample(models, rows_of, queries, width)
+    slow = padded([[] for _ in sample])
+    for block in blocks_of(_compared(engine, covered, models, rows_of, unknown, problems), width):
+        slow = merged([slow, best_of_models(block, sample, NEAREST)], NEAREST)
     # The index would rightly find a model that the slow search does not have.
-    sample = _sample(rows, 0 if set(unknown) & set(covered) else queries, width)
-    if not problems and len(sample):
-        problems += _disagreements(index.search(sample, _NEAREST), oracle.search(sample, _NEAREST))
-    return len(sample), problems[:_MAX_LINES]
+    compared = len(sample) if not problems and not unknown & set(covered) else 0
+    recall = of_ten = 1.0
+    if compared:
+        fast = engine.search(sample, NEAREST)
+        recall, of_ten = _recall(fast, slow)
+        problems += _wrong(fast, slow, exact=status.exact)
+        if recall < status.least_recall:
+            problems.append(
+                f"the index finds {recall:.1%} of the nearest models; {status.least_recall:.0%} are demanded: "
+                "make it anew (fp index build)"
+            )
+    return Checked(len(sample), tuple(problems[:_MAX_LINES]), recall, of_ten, status.least_recall)
+
+
+def _compared(
+    engine: Engine,
+    covered: Mapping[int, int],
+    models: Sequence[int],
+    rows_of: Callable[[int], Rows | None],
+    unknown: set[int],
+    problems: list[str],
+) -> Iterator[tuple[int, Rows]]:
+    """The models with their rows; on the way these are compared with those of the engine."""
+    for model in models:
+        rows = rows_of(model)
+        if rows is None:
+            unknown.add(model)
+            continue
+        if model not in covered:
+            problems.append(f"model {model} is not in the index")
+        elif not _same_rows(engine.rows(model), rows):
+            problems.append(f"the vectors of model {model} are not those of its signature")
+        yield model, rows
 
 
 def _same_rows(left: Rows, right: Rows) -> bool:
     (left_positions, left_vectors), (right_positions, right_vectors) = left, right
     order, other = np.argsort(left_positions), np.argsort(right_positions)
-    return np.array_equal(left_positions[order], right_positions[other]) and np.array_equal(
-        left_vectors[order], right_vectors[other]
+    return np.array_equal(left_positions[order], right_positions[other]) and np.allclose(
+        left_vectors[order], right_vectors[other], rtol=0, atol=_ROUNDING
     )
 
 
-def _sample(rows: Mapping[int, Rows], queries: int, width: int) -> Float32:
+def _sample(models: Sequence[int], rows_of: Callable[[int], Rows | None], queries: int, width: int) -> Float32:
     """Registered vectors, spread over the models, each moved by noise of its own length."""
     random = np.random.default_rng(0)
-    stacked = [vectors for _, vectors in rows.values() if len(vectors)]
-    if not stacked or queries < 1:
+    found: list[Float32] = []
+    for model in random.choice(np.array(models, np.int64), _DRAWS * queries).tolist() if len(models) else []:
+        rows = rows_of(model)
+        if rows is not None and len(rows[0]):
+            found.append(rows[1][random.choice(len(rows[0]))])
+        if len(found) == queries:
+            break
+    if not found:
         return np.zeros((0, width), np.float32)
-    chosen = [random.choice(len(stacked)) for _ in range(queries)]
-    found = np.stack([stacked[i][random.choice(len(stacked[i]))] for i in chosen]).astype(np.float64)
-    found += random.standard_normal(found.shape) / np.sqrt(width)
-    unit: Float32 = (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+    blurred = np.stack(found) + random.standard_normal((len(found), width)) / np.sqrt(width)
+    unit: Float32 = (blurred / np.linalg.norm(blurred, axis=1, keepdims=True)).astype(np.float32)
     return unit
 
 
-def _disagreements(fast: Hits, slow: Hits) -> list[str]:
-    """Queries for which a model of the slow answer, but for ties at its end, is absent from the fast one."""
+def _recall(fast: Hits, slow: Hits) -> tuple[float, float]:
+    """Shares of the nearest and of all models of the slow answer that the fast one has; ties count as one another."""
+    first, found, wanted = 0, 0, 0
+    for query, (scores, models) in enumerate(zip(slow.scores, slow.models, strict=True)):
+        real = models >= 0
+        if not real.any():
+            first += 1
+            continue
+        reached = fast.scores[query][fast.models[query] >= 0]
+        first += bool(len(reached)) and bool(reached.max() >= scores[0] - _ROUNDING)
+        least = scores[real].min()
+        wanted += min(NEAREST, int(real.sum()))
+        found += min(NEAREST, int(real.sum()), int(np.sum(reached >= least - _ROUNDING)))
+    return first / max(len(slow.models), 1), found / max(wanted, 1)
+
+
+def _wrong(fast: Hits, slow: Hits, *, exact: bool) -> list[str]:
+    """Queries with wrong scores, and, of an exact index, those for which a model of the slow answer, but for ties at
+    its end, is absent from the fast one."""
     problems: list[str] = []
     for query, (scores, models) in enumerate(zip(slow.scores, slow.models, strict=True)):
         real = models >= 0
@@ -71,6 +134,11 @@ def _disagreements(fast: Hits, slow: Hits) -> list[str]:
         sure = set(models[real & (scores > last + TIE)].tolist())
         got = dict(zip(fast.models[query].tolist(), fast.scores[query].tolist(), strict=True))
         wanted = dict(zip(models.tolist(), scores.tolist(), strict=True))
-        if sure - set(got) or any(abs(got[model] - wanted[model]) > TIE for model in sure & set(got)):
+        absent = sure - set(got) if exact else set()
+        if absent or any(abs(got[model] - wanted[model]) > _tolerance(exact=exact) for model in sure & set(got)):
             problems.append(f"query {query}: the index found {sorted(got)}, the slow search {sorted(wanted)}")
     return problems
+
+
+def _tolerance(*, exact: bool) -> float:
+    return TIE if exact else _ROUNDING

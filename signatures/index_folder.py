@@ -1,9 +1,14 @@
-"""The index beside a registry: segments on disk that are never changed, and what is not on disk yet.
+"""The engine of files beside a registry: segments that are never changed, and a manifest that names them.
 
-The registry's database says which models there are; the folder holds a copy of their vectors that can be thrown away at
-any time. A small manifest names the segments; replacing it is the only moment at which the index on disk changes. A
+A small registry's index compares with every row (``FlatIndex``). From ``Tuning.flat_rows`` on, rows move into inverted
+lists of compressed codes (``ListsIndex``), and only the newest, up to ``Tuning.backlog_rows``, wait in flat segments. A
 registration adds a segment, and neighbours of like size are merged, so that there are few of them and each vector is
-copied a logarithmic number of times.
+copied a logarithmic number of times; but nothing larger than ``Tuning.merged_rows`` is merged on the way, so that no
+registration waits for long. ``rebuild`` makes one segment of everything, with centroids of its own.
+
+The database of the registry says which models there are; the folder can be thrown away at any time. Replacing the
+manifest, which also holds the mark, is the only moment at which the index on disk changes: after ``kill -9`` it is as
+before or as after. Models that are removed from inverted lists are named in the manifest until a merge leaves them out.
 """
 
 from __future__ import annotations
@@ -11,166 +16,288 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+import shutil
 import sqlite3
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final
 
 from fingerprint.errors import RegistryBrokenError, UsageError
+from signatures.engine import START, EngineBehindError, EngineError, EngineStatus, Mark
 from signatures.files import write_atomically
-from signatures.index import FlatIndex, Float32, Hits, Int64, merged
+from signatures.index import Block, FlatIndex, Float32, Hits, Int64, blocks_of, merged
+from signatures.index_lists import Effort, ListsIndex, build, joined
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
-FORMAT: Final = 1
-_SMALL_ROWS: Final = 4096
+FORMAT: Final = 2
+LEAST_RECALL: Final = 0.6
+"""Of the nearest models of vectors moved to a cosine of .7, asked by the hundred: dozens of them vote in a scan."""
 _ATTEMPTS: Final = 5
+_SHARE_OF_MEMORY: Final = 16
 _log = logging.getLogger(__name__)
 
 Rows = tuple[Int64, Float32]
 
 
 @dataclass(frozen=True, slots=True)
+class Tuning:
+    """Numbers of rows at which the form of the index changes; see the module. ``small_rows`` are always merged."""
+
+    flat_rows: int = 1 << 17
+    backlog_rows: int = 1 << 15
+    merged_rows: int = 1 << 18
+    small_rows: int = 1 << 12
+    effort: Effort = field(default_factory=Effort)
+
+    @classmethod
+    def for_memory(cls, width: int, memory: int | None = None) -> Tuning:
+        """Flat segments take a sixteenth of the memory at hand (bytes; default: this machine's) at most."""
+        from signatures.memory import available
+
+        standard = cls()
+        rows = (available() if memory is None else memory) // (_SHARE_OF_MEMORY * (4 * width + 8))
+        return cls(flat_rows=max(standard.small_rows, min(standard.flat_rows, rows)))
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
-    """A part of the index: its name on disk (empty for one that is in memory only)."""
+    """A part of the index: its name on disk (empty for one in memory only), and the models of it that are gone."""
 
     name: str
-    index: FlatIndex
+    index: FlatIndex | ListsIndex
+    gone: frozenset[int] = frozenset()
+
+    @property
+    def size(self) -> int:
+        """Rows and models: what a copy costs. Models without rows count too, else they would be copied every time."""
+        return len(self.index) + self.index.models
+
+    def covers(self) -> dict[int, int]:
+        """The models that are not gone."""
+        return {model: rows for model, rows in self.index.covers().items() if model not in self.gone}
+
+    def has(self, model: int) -> bool:
+        """Whether it has the model."""
+        return model not in self.gone and self.index.has(model)
+
+    def search(self, queries: Float32, n: int) -> Hits:
+        """See ``VectorIndex.search``."""
+        if isinstance(self.index, FlatIndex):
+            return self.index.search(queries, n)
+        return self.index.search(queries, n, self.gone)
+
+    def blocks(self) -> Iterable[Block]:
+        """Its rows."""
+        if isinstance(self.index, FlatIndex):
+            return iter((self.index.block(),))
+        return self.index.blocks(self.gone)
 
 
 class IndexFolder:
     """The vectors of all models of one registry. ``key`` names the registry, ``width`` is the length of a vector."""
 
-    def __init__(self, folder: Path, key: str, width: int) -> None:
+    def __init__(self, folder: Path, key: str, width: int, tuning: Tuning | None = None) -> None:
         self._folder = folder
         self._key = key
         self._width = width
-        self._segments: list[Segment] | None = None
-        self._identities: dict[int, str] = {}
+        self._tuning = tuning or Tuning.for_memory(width)
+        self._segments: list[Segment] = []
+        self._mark = START
         self._manifest: bytes | None = None
 
     def __len__(self) -> int:
-        return sum(len(segment.index) for segment in self._loaded())
+        return sum(sum(segment.covers().values()) if segment.gone else len(segment.index) for segment in self._segments)
+
+    def mark(self) -> Mark:
+        """See ``Engine.mark``."""
+        if self._read_manifest() != self._manifest:
+            self._read()
+        return self._mark
 
     def covers(self) -> dict[int, int]:
-        """The models that a search sees, each with its number of vectors."""
-        return {model: rows for segment in self._loaded() for model, rows in segment.index.covers().items()}
-
-    def identities(self) -> dict[int, str]:
-        """The models that a search sees, each with the identity of the signature that its vectors come from."""
-        self._loaded()
-        return dict(self._identities)
-
-    def on_disk(self) -> tuple[dict[int, int], int, int]:
-        """The models covered by the files with their numbers of vectors, the number of segments and their bytes."""
-        segments = IndexFolder(self._folder, self._key, self._width)._loaded()
-        covered = {model: rows for segment in segments for model, rows in segment.index.covers().items()}
-        return covered, len(segments), sum(self._place(segment.name).stat().st_size for segment in segments)
+        """See ``Engine.covers``."""
+        return {model: rows for segment in self._segments for model, rows in segment.covers().items()}
 
     def search(self, queries: Float32, n: int) -> Hits:
-        """See ``VectorIndex.search``."""
-        parts = [segment.index.search(queries, n) for segment in self._loaded()]
+        """See ``Engine.search``."""
+        parts = [segment.search(queries, n) for segment in self._segments]
         return merged(parts, n) if parts else FlatIndex(self._width).search(queries, n)
 
     def rows(self, model: int) -> Rows:
-        """Positions and vectors of a model that is covered."""
-        return next(segment.index for segment in self._loaded() if model in segment.index.covers()).rows(model)
+        """See ``Engine.rows``."""
+        for segment in self._segments:
+            if segment.has(model):
+                return segment.index.rows(model)
+        raise KeyError(model)
 
-    def follow(self, models: Mapping[int, str], vectors_of: Callable[[int], Rows | None]) -> None:
-        """Bring the index to cover exactly ``models``: on disk if it can be written now, in any case in memory.
+    def update(self, removed: Collection[int], added: Iterable[tuple[int, Rows]], since: Mark, mark: Mark) -> None:
+        """See ``Engine.update``."""
+        with self._writing():
+            if self.mark() != since:
+                raise EngineBehindError(f"{self._folder}: another process has changed the index")
+            segments = self._segments
+            gone = set(removed)
+            for block in blocks_of(added, self._width):
+                segments = self._without(segments, gone | set(block.models.tolist()))
+                gone = set()
+                fresh = FlatIndex(self._width)
+                fresh.extend(block)
+                segments = self._settled([*segments, Segment("", fresh)])
+            self._write(self._without(segments, gone), mark)
 
-        ``vectors_of`` gives the rows of a model that is missing, ``None`` if the model is gone.
-        """
-        if self.identities() != models:
-            self._refresh()
-        if self._identities == models:
-            return
-        try:
-            with self._alone():
-                self._refresh()
-                self._change(models, vectors_of, keep=True)
-        except (OSError, RuntimeError, sqlite3.Error, UsageError) as error:
-            _log.info("the index is not written now (%s); this search uses one in memory", error)
-            self._change(models, vectors_of, keep=False)
+    def rebuild(self, models: Iterable[tuple[int, Rows]], mark: Mark, *, seconds: float = 0) -> None:
+        """See ``Engine.rebuild``."""
+        with self._writing(seconds):
+            blocks = blocks_of(models, self._width)
+            first: list[Block] = []
+            while sum(len(block.positions) for block in first) <= self._tuning.flat_rows:
+                block = next(blocks, None)
+                if block is None:
+                    break
+                first.append(block)
+            if sum(len(block.positions) for block in first) > self._tuning.flat_rows:
+                segments = [self._in_lists(chain(first, blocks), None)]
+            else:
+                flat = FlatIndex(self._width)
+                for block in first:
+                    flat.extend(block)
+                segments = [Segment("", flat)]
+            self._write(segments, mark)
 
-    def rebuild(self, models: Mapping[int, str], vectors_of: Callable[[int], Rows | None]) -> None:
-        """Make all segments anew; raises ``OSError`` or ``sqlite3.Error`` if they cannot be written."""
-        with self._alone(seconds=60):
-            self._segments, self._identities, self._manifest = [], {}, None
-            self._change(models, vectors_of, keep=True)
+    def status(self) -> EngineStatus:
+        """See ``Engine.status``."""
+        self.mark()
+        lists = [part.index for part in self._segments if isinstance(part.index, ListsIndex)]
+        flat = [part for part in self._segments if isinstance(part.index, FlatIndex)]
+        of_flat = sum((self._folder / part.name).stat().st_size for part in flat)
+        words = ["inverted lists"] if lists else []
+        words += ["flat"] if flat or not lists else []
+        return EngineStatus(
+            kind=" + ".join(words),
+            models=len(self.covers()),
+            rows=len(self),
+            parts=len(self._segments),
+            bytes=of_flat + sum(index.bytes for index in lists),
+            memory=of_flat + sum(index.memory for index in lists),
+            exact=not lists,
+            least_recall=LEAST_RECALL if lists else 1.0,
+        )
 
-    def _change(self, models: Mapping[int, str], vectors_of: Callable[[int], Rows | None], *, keep: bool) -> None:
-        kept = {model: identity for model, identity in self.identities().items() if models.get(model) == identity}
-        segments: list[Segment] = []
-        for segment in self._loaded():
-            gone = set(segment.index.covers()) - set(kept)
-            segments.append(Segment("", _without(segment.index, gone, self._width)) if gone else segment)
-        fresh = FlatIndex(self._width)
-        for model in sorted(set(models) - set(kept)):
-            rows = vectors_of(model)
-            if rows is not None:
-                fresh.add(model, *rows)
-                kept[model] = models[model]
-        segments.append(Segment("", fresh))
-        segments = [segment for segment in segments if segment.index.covers()]
-        self._segments = self._written(_joined(segments, self._width), kept) if keep else segments
-        self._identities = kept
+    # Changing
 
-    def _written(self, segments: list[Segment], identities: Mapping[int, str]) -> list[Segment]:
-        """Write the segments that are in memory only, then the manifest, then delete what it does not name."""
+    def _without(self, segments: list[Segment], models: set[int]) -> list[Segment]:
+        """Segments without some models: flat ones are copied, of inverted lists it is written down."""
+        kept: list[Segment] = []
+        for segment in segments:
+            here = {model for model in models if segment.has(model)}
+            if not here:
+                kept.append(segment)
+            elif isinstance(segment.index, ListsIndex):
+                kept.append(Segment(segment.name, segment.index, segment.gone | here))
+            else:
+                rest = FlatIndex(self._width)
+                rest.extend(segment.index.block().without(here))
+                kept.append(Segment("", rest))
+        return kept
+
+    def _settled(self, segments: list[Segment]) -> list[Segment]:
+        """Merge what is to be merged on the way."""
+        flat = [part for part in segments if isinstance(part.index, FlatIndex) and part.index.covers()]
+        lists = [part for part in segments if isinstance(part.index, ListsIndex)]
+        most = self._tuning.backlog_rows if lists else self._tuning.flat_rows
+        if sum(len(part.index) for part in flat) > most:
+            coarse = max((part.index for part in lists if isinstance(part.index, ListsIndex)), key=len, default=None)
+            lists.append(self._in_lists(chain.from_iterable(part.blocks() for part in flat), coarse))
+            flat = []
+        lists = self._grouped(lists, self._union_of_lists, self._tuning.merged_rows)
+        return lists + self._grouped(flat, self._union_of_flat, self._tuning.flat_rows)
+
+    def _grouped(self, segments: list[Segment], union: Callable[[list[Segment]], Segment], most: int) -> list[Segment]:
+        """Neighbours merged until each segment is more than twice as large as the one after it, or too large."""
+        done: list[Segment] = []
+        for segment in segments:
+            group, size = [segment], segment.size
+            while done and done[-1].size < max(2 * size, self._tuning.small_rows) and done[-1].size + size <= most:
+                group.insert(0, done.pop())
+                size += group[0].size
+            done.append(group[0] if len(group) == 1 else union(group))
+        return done
+
+    def _union_of_flat(self, group: list[Segment]) -> Segment:
+        flat = FlatIndex(self._width)
+        for block in chain.from_iterable(part.blocks() for part in group):
+            flat.extend(block)
+        return Segment("", flat)
+
+    def _union_of_lists(self, group: list[Segment]) -> Segment:
+        parts = [part.index for part in group if isinstance(part.index, ListsIndex)]
+        if any(part.gone for part in group) or len({part.coarse for part in parts}) > 1:
+            return self._in_lists(chain.from_iterable(part.blocks() for part in group), max(parts, key=len))
+        name = _fresh_name()
+        joined(self._folder / name, parts)
+        return Segment(name, ListsIndex(self._folder / name, self._tuning.effort))
+
+    def _in_lists(self, blocks: Iterable[Block], coarse: ListsIndex | None) -> Segment:
+        """A new segment of inverted lists, on disk already, but in no manifest yet."""
+        name = _fresh_name()
         self._folder.mkdir(parents=True, exist_ok=True)
+        if not build(self._folder / name, blocks, self._width, coarse):
+            return Segment("", FlatIndex(self._width))
+        return Segment(name, ListsIndex(self._folder / name, self._tuning.effort))
+
+    def _write(self, segments: list[Segment], mark: Mark) -> None:
+        """Write the segments that are in memory only, then the manifest, then delete what it does not name."""
         saved: list[Segment] = []
         for segment in segments:
-            name = segment.name or f"{secrets.token_hex(8)}.faiss"
-            if not segment.name:
-                segment.index.save(self._place(name))
-            saved.append(Segment(name, segment.index))
+            if len(segment.gone) == segment.index.models:  # nothing is left of it, or never was in it
+                continue
+            if segment.name or not isinstance(segment.index, FlatIndex):
+                saved.append(segment)
+            else:
+                name = f"{secrets.token_hex(8)}.faiss"
+                segment.index.save(self._folder / name)
+                saved.append(Segment(name, segment.index))
         values = {
             "format": FORMAT,
             "registry": self._key,
             "width": self._width,
-            "segments": [part.name for part in saved],
-            "models": {str(model): identity for model, identity in identities.items()},
+            "mark": [mark.number, mark.token],
+            "segments": [{"name": part.name, "gone": sorted(part.gone)} for part in saved],
         }
         manifest = json.dumps(values).encode()
-        write_atomically(self._folder / "index.json", manifest)
-        self._manifest = manifest
+        try:
+            write_atomically(self._folder / "index.json", manifest)
+        except UsageError as error:
+            raise EngineError(str(error)) from error
+        self._segments, self._mark, self._manifest = saved, mark, manifest
         kept = {part.name for part in saved} | {f"{part.name}.json" for part in saved}
-        for path in (*self._folder.glob("*.faiss*"), *self._folder.glob(".index.json.*")):
+        for path in chain.from_iterable(map(self._folder.glob, ("*.faiss*", "*.lists", ".index.json.*"))):
             if path.name not in kept:
                 with suppress(OSError):
-                    path.unlink()
-        return saved
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def _loaded(self) -> list[Segment]:
-        if self._segments is None:
-            self._read()
-        return self._segments or []
-
-    def _refresh(self) -> None:
-        """Read the files again if the manifest is another one than the one read last."""
-        if self._segments is None or self._read_manifest() != self._manifest:
-            self._read()
+    # Reading
 
     def _read(self) -> None:
         """Take over what is on disk: nothing if the index is absent, of another registry or damaged."""
-        self._segments, self._identities, self._manifest = [], {}, None
+        known = {segment.name: segment.index for segment in self._segments}
         for _ in range(_ATTEMPTS):
+            self._segments, self._mark = [], START
             self._manifest = self._read_manifest()
             if self._manifest is None:
                 return
             try:
-                names, identities = self._parsed(self._manifest)
-                segments = [Segment(name, FlatIndex.load(self._place(name))) for name in names]
-                _require_same(identities, segments)
+                segments, mark = self._parsed(self._manifest, known)
             except RegistryBrokenError as error:
                 if self._read_manifest() == self._manifest:  # else another process merged what was looked for
                     _log.warning("the index is made again: %s", error)
                     return
             else:
-                self._segments, self._identities = segments, identities
+                self._segments, self._mark = segments, mark
                 return
 
     def _read_manifest(self) -> bytes | None:
@@ -179,60 +306,41 @@ class IndexFolder:
         except OSError:
             return None
 
-    def _parsed(self, manifest: bytes) -> tuple[list[str], dict[int, str]]:
-        """Names of the segments, and identities by model; none if the index belongs to another registry."""
+    def _parsed(self, manifest: bytes, known: Mapping[str, Any]) -> tuple[list[Segment], Mark]:
+        """Segments and mark of a manifest; none if the index is another registry's, or of an older format."""
         try:
             values = json.loads(manifest)
             if (values["format"], values["registry"], values["width"]) != (FORMAT, self._key, self._width):
-                return [], {}
-            identities = {int(model): str(identity) for model, identity in values["models"].items()}
-            return [str(name) for name in values["segments"]], identities
+                return [], START
+            segments = []
+            for entry in values["segments"]:
+                name = str(entry["name"])
+                index = known.get(name) or self._opened(name)
+                segments.append(Segment(name, index, frozenset(map(int, entry["gone"]))))
+            number, token = values["mark"]
+            return segments, Mark(int(number), str(token))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RegistryBrokenError(f"{self._folder}: the index's manifest cannot be read: {error}") from error
 
-    def _place(self, name: str) -> Path:
-        return self._folder / name
+    def _opened(self, name: str) -> FlatIndex | ListsIndex:
+        if name.endswith(".lists"):
+            return ListsIndex(self._folder / name, self._tuning.effort)
+        return FlatIndex.load(self._folder / name)
 
     @contextmanager
-    def _alone(self, seconds: float = 0) -> Iterator[None]:
+    def _writing(self, seconds: float = 0) -> Iterator[None]:
         """Hold the right to write the index; SQLite's lock works everywhere and ends with the process."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        lock = sqlite3.connect(self._folder / "lock.sqlite3", timeout=seconds, isolation_level=None)
         try:
-            lock.execute("BEGIN EXCLUSIVE")
-            yield
-        finally:
-            lock.close()
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock = sqlite3.connect(self._folder / "lock.sqlite3", timeout=seconds, isolation_level=None)
+            try:
+                lock.execute("BEGIN EXCLUSIVE")
+                yield
+            finally:
+                lock.close()
+        except (OSError, RuntimeError, sqlite3.Error) as error:
+            raise EngineError(f"{self._folder}: the index cannot be written: {error}") from error
 
 
-def _joined(segments: list[Segment], width: int) -> list[Segment]:
-    """Neighbours merged until each segment is more than twice as large as the one after it."""
-    done: list[Segment] = []
-    for segment in segments:
-        group = [segment]
-        rows = len(segment.index)
-        while done and len(done[-1].index) < max(2 * rows, _SMALL_ROWS):
-            group.insert(0, done.pop())
-            rows += len(group[0].index)
-        done.append(group[0] if len(group) == 1 else Segment("", _union(group, width)))
-    return done
-
-
-def _union(group: list[Segment], width: int) -> FlatIndex:
-    union = FlatIndex(width)
-    for segment in group:
-        union.absorb(segment.index, segment.index.covers())
-    return union
-
-
-def _without(index: FlatIndex, models: set[int], width: int) -> FlatIndex:
-    """A copy without some models: the index itself stays as it is on disk."""
-    rest = FlatIndex(width)
-    rest.absorb(index, set(index.covers()) - models)
-    return rest
-
-
-def _require_same(identities: Mapping[int, str], segments: list[Segment]) -> None:
-    covered = [model for segment in segments for model in segment.index.covers()]
-    if sorted(covered) != sorted(identities):
-        raise RegistryBrokenError("the index's manifest names other models than its segments hold")
+def _fresh_name() -> str:
+    return f"{secrets.token_hex(8)}.lists"

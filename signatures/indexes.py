@@ -1,26 +1,38 @@
-"""The vector indexes beside one registry: one of whole sketches and layers, one of the slices that quick looks read."""
+"""The vector indexes beside one registry: one of whole sketches and layers, one of the slices that quick looks read.
+
+They follow the registry by its log of changes. What an engine cannot take in now (another process writes it, the disk
+is full, the server is away) is kept in memory and searched there, so that every search sees exactly the registered
+models.
+"""
 
 from __future__ import annotations
 
-import sqlite3
+import logging
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from fingerprint.errors import RegistryBrokenError, RegistryError
+from fingerprint.errors import RegistryBrokenError, RegistryBusyError, RegistryError
 from fingerprint.slices import DIGESTED_SLICES
-from signatures.index_check import check
-from signatures.index_folder import IndexFolder
+from signatures.engine import START, EngineAwayError, EngineBehindError, EngineError, EngineStatus, Mark
+from signatures.engines import open_engine
+from signatures.index import FlatIndex, Hits, blocks_of, merged, without_models
+from signatures.index_check import Checked, check
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from fingerprint.parameters import Parameters
-    from signatures.index import Float32, Hits
-    from signatures.index_folder import Rows
+    from signatures.engine import Engine, Rows
+    from signatures.index import Float32
+
+_log = logging.getLogger(__name__)
+_ATTEMPTS: Final = 3
+_PATIENCE: Final = 60.0
+_MOST_HELD: Final = 1 << 21
+"""Rows that are held in memory at most while the engine cannot be written."""
 
 
 class Vectors(StrEnum):
@@ -30,10 +42,23 @@ class Vectors(StrEnum):
     SLICES = "slices"
 
 
+class Log(Protocol):
+    """What the indexes ask of a registry's database."""
+
+    def mark(self) -> Mark:
+        """The newest entry of the log of changes."""
+
+    def changes(self, since: Mark) -> tuple[list[tuple[int, bool]], Mark] | None:
+        """What came (true) and went after an entry, and the newest entry; ``None`` if there is no such entry."""
+
+    def model_ids(self) -> Mapping[int, str]:
+        """Ids and identities of all models."""
+
+
 @dataclass(frozen=True, slots=True)
 class IndexStatus:
-    """What the indexes on disk cover together: ``missing`` and ``superfluous`` are ids of models; ``bytes`` of the
-    segments."""
+    """What the indexes hold together: ``missing`` and ``superfluous`` are ids of models; ``bytes`` those stored,
+    ``memory`` those that searches go through; ``kinds`` says of each kind of vectors how it is searched."""
 
     models: int
     covered: int
@@ -42,10 +67,12 @@ class IndexStatus:
     bytes: int
     missing: tuple[int, ...]
     superfluous: tuple[int, ...]
+    memory: int = 0
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def current(self) -> bool:
-        """Whether the files cover exactly the registered models (a search adds in memory what they lack)."""
+        """Whether the index covers exactly the registered models (a search adds in memory what it lacks)."""
         return not self.missing and not self.superfluous
 
 
@@ -53,27 +80,44 @@ class IndexStatus:
 class IndexCheck:
     """Outcome of comparing the indexes with the signatures and with the slow search.
 
-    ``queries`` were searched both ways; ``problems`` is empty if all agreed.
+    ``queries`` were searched both ways. Of the models that the slow search finds nearest, ``recall`` is the share that
+    the index found as well, of the ten nearest ``recall_of_ten``: 1.0 for an index that compares with every vector,
+    which is demanded of it; of others ``least_recall`` of the nearest is demanded. ``problems`` is empty if nothing is
+    wrong.
     """
 
     status: IndexStatus
     queries: int
     problems: tuple[str, ...]
+    recall: float = 1.0
+    recall_of_ten: float = 1.0
+    least_recall: float = 1.0
 
 
 _PROBLEMS: Final = 20
 
 
+@dataclass(slots=True)
+class _Pending:
+    """What an engine at ``since`` lacks up to ``mark``: rows held in memory, and models that do not count any more."""
+
+    since: Mark
+    mark: Mark
+    fresh: FlatIndex
+    gone: set[int]
+    whole: bool
+
+
 class Indexes:
-    """``models`` gives the identities of the registered signatures by the models' ids, ``rows_of`` what an index holds
-    of a model (None if it is gone; raises ``RegistryBrokenError``). ``key`` names the registry."""
+    """``log`` tells which models there are, ``rows_of`` what an index holds of a model (None if it is gone; raises
+    ``RegistryBrokenError``). ``key`` names the registry."""
 
     def __init__(
         self,
         folder: Path,
         key: str,
         parameters: Parameters,
-        models: Callable[[], Mapping[int, str]],
+        log: Log,
         rows_of: Callable[[Vectors, int], Rows | None],
     ) -> None:
         self._folder = folder
@@ -82,74 +126,166 @@ class Indexes:
             Vectors.SKETCHES: parameters.index_width**2,
             Vectors.SLICES: DIGESTED_SLICES * parameters.axis_width,
         }
-        self._models = models
+        self._log = log
         self._rows_of = rows_of
-        self._open = {kind: self._fresh(kind) for kind in Vectors}
+        self._open: dict[Vectors, Engine] = {}
+        self._pending: dict[Vectors, _Pending] = {}
 
     def search(self, kind: Vectors, queries: Float32, n: int) -> Hits:
         """See ``VectorIndex.search``; every model that is registered at this moment is searched."""
-        index = self._open[kind]
         self._follow(kind)
-        return index.search(queries, n)
+        pending = self._pending.get(kind)
+        if pending is None:
+            return self._engine(kind).search(queries, n)
+        parts = [pending.fresh.search(queries, n)]
+        if not pending.whole:
+            # As many more are asked for as may not count.
+            found = self._engine(kind).search(queries, n + len(pending.gone) if n > 0 else n)
+            parts.append(without_models(found, pending.gone))
+        return merged(parts, n)
 
     def follow(self) -> None:
-        """Keep the files close to the registry; a search makes up for whatever fails here."""
-        with suppress(RegistryError):
-            for kind in Vectors:
+        """Keep the engines close to the registry; a search makes up for whatever fails here."""
+        for kind in Vectors:
+            try:
                 self._follow(kind)
+            except EngineAwayError as error:
+                _log.warning("the registry was changed, and the index does not know it yet: %s", error)
+                return
+            except RegistryError as error:
+                _log.info("the index is left as it is: %s", error)
 
     def rebuild(self) -> None:
-        """Make all files anew from the signatures; raises ``RegistryError`` if they cannot be written."""
+        """Make everything anew from the signatures; raises ``RegistryError`` if it cannot be written."""
         for kind in Vectors:
-            self._open[kind] = self._fresh(kind)
-            try:
-                self._open[kind].rebuild(self._models(), partial(self._rows_of, kind))
-            except (OSError, sqlite3.Error) as error:
-                raise RegistryError(f"{self._folder}: the index cannot be written: {error}") from error
+            mark = self._log.mark()
+            self._engine(kind).rebuild(self._rows(kind, self._log.model_ids()), mark, seconds=_PATIENCE)
+            self._pending.pop(kind, None)
 
     def status(self) -> IndexStatus:
-        """What the files cover."""
-        found = [self._fresh(kind).on_disk() for kind in Vectors]
-        models = set(self._models())
-        all_of, any_of = set(found[0][0]), set[int]()
-        for covered, _, _ in found:
+        """What the engines hold, without what is in memory only."""
+        found: list[EngineStatus] = []
+        covers: list[Mapping[int, int]] = []
+        for kind in Vectors:
+            engine = self._engine(kind)
+            whole = engine.mark() != START and self._log.changes(engine.mark()) is not None
+            found.append(engine.status())
+            covers.append(engine.covers() if whole else {})
+        models = set(self._log.model_ids())
+        all_of, any_of = set(covers[0]), set[int]()
+        for covered in covers:
             all_of, any_of = all_of & set(covered), any_of | set(covered)
         return IndexStatus(
             models=len(models),
             covered=len(all_of),
-            vectors=sum(sum(covered.values()) for covered, _, _ in found),
-            segments=sum(segments for _, segments, _ in found),
-            bytes=sum(size for _, _, size in found),
+            vectors=sum(sum(covered.values()) for covered in covers),
+            segments=sum(one.parts for one in found),
+            bytes=sum(one.bytes for one in found),
             missing=tuple(sorted(models - all_of)),
             superfluous=tuple(sorted(any_of - models)),
+            memory=sum(one.memory for one in found),
+            kinds={kind.name.lower(): one.kind for kind, one in zip(Vectors, found, strict=True)},
         )
 
     def check(self, queries: int) -> IndexCheck:
-        """Compare the files with the signatures, and their answers with those of the slow search.
+        """Compare the engines with the signatures, and their answers with those of the slow search.
 
-        ``queries`` registered vectors of each index, spread over the models and blurred, are searched both ways. Models
+        ``queries`` registered vectors of each kind, spread over the models and blurred, are searched both ways. Models
         whose signature cannot be read are left out.
         """
         status = self.status()
-        total, problems = 0, list[str]()
+        found: list[Checked] = []
         for kind in Vectors:
-            rows: dict[int, Rows] = {}
-            unreadable: set[int] = set()
-            for model in self._models():
-                try:
-                    found = self._rows_of(kind, model)
-                except RegistryBrokenError:  # told by ``Registry.check``
-                    unreadable.add(model)
-                else:
-                    if found is not None:
-                        rows[model] = found
-            count, wrong = check(self._fresh(kind), rows, queries, self._widths[kind], unreadable)
-            total += count
-            problems += [line for line in wrong if line not in problems]
-        return IndexCheck(status, total, tuple(problems[:_PROBLEMS]))
+            engine = self._engine(kind)
+            engine.mark()
+            found.append(check(engine, list(self._log.model_ids()), self._readable(kind), queries, self._widths[kind]))
+        problems = list(dict.fromkeys(line for one in found for line in one.problems))
+        # Averages over the queries of both kinds; each kind has to reach its bound, which is among the problems.
+        total = sum(one.queries for one in found)
+        weights = [one.queries / total for one in found] if total else [0.5, 0.5]
+        return IndexCheck(
+            status,
+            total,
+            tuple(problems[:_PROBLEMS]),
+            sum(w * one.recall for w, one in zip(weights, found, strict=True)),
+            sum(w * one.recall_of_ten for w, one in zip(weights, found, strict=True)),
+            min(one.least_recall for one in found),
+        )
+
+    def _readable(self, kind: Vectors) -> Callable[[int], Rows | None]:
+        """Rows of a model, ``None`` if it is gone or unreadable, which ``Registry.check`` tells."""
+
+        def rows(model: int) -> Rows | None:
+            with suppress(RegistryBrokenError):
+                return self._rows_of(kind, model)
+            return None
+
+        return rows
+
+    def _rows(self, kind: Vectors, models: Iterable[int]) -> Iterator[tuple[int, Rows]]:
+        for model in models:
+            rows = self._rows_of(kind, model)
+            if rows is not None:
+                yield model, rows
 
     def _follow(self, kind: Vectors) -> None:
-        self._open[kind].follow(self._models(), partial(self._rows_of, kind))
+        """Bring the engine to the registry's mark, or hold what it lacks in memory."""
+        engine = self._engine(kind)
+        for _ in range(_ATTEMPTS):
+            since, now = engine.mark(), self._log.mark()
+            if since == now:
+                self._pending.pop(kind, None)
+                return
+            try:
+                changes = self._log.changes(since) if since != START else None
+                if changes is None:
+                    _log.info("the %s is made anew", kind.value)
+                    engine.rebuild(self._rows(kind, self._log.model_ids()), now)
+                else:
+                    removed, added = _net(changes[0])
+                    engine.update(removed, self._rows(kind, added), since, changes[1])
+            except EngineBehindError:
+                continue
+            except EngineAwayError:
+                raise
+            except EngineError as error:
+                _log.info("the index is not written now (%s); this search uses one in memory", error)
+                self._hold(kind, engine.mark())
+                return
+            self._pending.pop(kind, None)
+            return
+        self._hold(kind, engine.mark())
 
-    def _fresh(self, kind: Vectors) -> IndexFolder:
-        return IndexFolder(self._folder / kind, self._key, self._widths[kind])
+    def _hold(self, kind: Vectors, since: Mark) -> None:
+        """Keep in memory what the engine, which stays at ``since``, lacks."""
+        pending = self._pending.get(kind)
+        changes = self._log.changes(pending.mark) if pending is not None and pending.since == since else None
+        if pending is None or changes is None:
+            fresh = FlatIndex(self._widths[kind])
+            changes = self._log.changes(since) if since != START else None
+            whole = changes is None
+            if changes is None:
+                mark = self._log.mark()
+                changes = [(model, True) for model in self._log.model_ids()], mark
+            pending = self._pending[kind] = _Pending(since, since, fresh, set(), whole)
+        removed, added = _net(changes[0])
+        for model in (*removed, *added):
+            pending.fresh.remove(model)
+            pending.gone.add(model)
+        for block in blocks_of(self._rows(kind, added), self._widths[kind]):
+            if len(pending.fresh) > _MOST_HELD:
+                del self._pending[kind]
+                raise RegistryBusyError(f"{self._folder}: another process makes the index; try again later")
+            pending.fresh.extend(block)
+        pending.mark = changes[1]
+
+    def _engine(self, kind: Vectors) -> Engine:
+        if kind not in self._open:
+            self._open[kind] = open_engine(self._folder / kind, self._key, self._widths[kind])
+        return self._open[kind]
+
+
+def _net(changes: Iterable[tuple[int, bool]]) -> tuple[list[int], list[int]]:
+    """Models that are gone in the end, and those that came and stay."""
+    last = dict(changes)
+    return [model for model, added in last.items() if not added], [model for model, added in last.items() if added]

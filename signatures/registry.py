@@ -5,12 +5,14 @@ This module and what it imports at the top cost no numpy and no FAISS; listing m
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from fingerprint.claims import names_same
 from fingerprint.errors import (
     MalformedSignatureError,
     NameTakenError,
@@ -64,6 +66,7 @@ class Registry:
         self._store = store
         self._parameters = parameters
         self._open_indexes: Indexes | None = None
+        self._together = False
         self._cache: OrderedDict[str, tuple[Signature, int]] = OrderedDict()
 
     @classmethod
@@ -108,6 +111,28 @@ class Registry:
     def models(self) -> tuple[ModelRecord, ...]:
         """All models, in the order of their ids."""
         return self._store.models()
+
+    def resembling(self, name: str) -> tuple[ModelRecord, ...]:
+        """The models that somebody may mean who writes ``name`` (see ``fingerprint.claims.names_same``)."""
+        model = re.sub(r"[^A-Za-z0-9.]+", "%", name.rpartition("/")[2])
+        found = self._store.named_like(f"%{model}%") if model.strip("%.") else self._store.models()
+        return tuple(one for one in found if any(names_same(name, entry.name) for entry in one.registrations))
+
+    def count(self) -> int:
+        """How many models there are; ``models`` reads all of them."""
+        return self._store.count()
+
+    def last_id(self) -> int:
+        """The highest id that was ever given to a model; 0 if none was."""
+        return self._store.last_id()
+
+    def has_depth(self, depth: str) -> bool:
+        """Whether a model was measured at that depth."""
+        return self._store.has_depth(depth)
+
+    def by_id(self, model: int) -> ModelRecord | None:
+        """The model with that id, ``None`` if it is gone."""
+        return self._store.by_id(model)
 
     def get(self, name: str) -> ModelRecord:
         """The model with that name, alias or identity; raises ``UnknownModelError``."""
@@ -158,17 +183,32 @@ class Registry:
         entry = Entry.of(signature)
         with self._store.writing():
             model = self._insert(entry, registration, replace=replace)
-        self._indexes().follow()
+        self._follow()
         record = self._store.by_id(model)
         if record is None:
             raise UnknownModelError(f"the model {name!r} was removed by another process while it was registered")
         return record
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is registered, imported and removed inside happens whole or not at all, and faster than one by one.
+
+        Other processes that write wait for the end: hundreds or thousands of models are a good number. Searches inside
+        see what was done inside. Raises ``RegistryBusyError``.
+        """
+        with self._store.writing():
+            self._together = True
+            try:
+                yield
+            finally:
+                self._together = False
+        self._follow()
+
     def remove(self, name: str) -> None:
         """Remove a name, and with the last name of a model its signature; raises ``UnknownModelError``."""
         with self._store.writing():
             self._store.remove_name(name)
-        self._indexes().follow()
+        self._follow()
 
     def remove_origin(self, origin: str) -> tuple[str, ...]:
         """Remove all names that were imported from ``origin`` and return them; ``UnknownModelError`` if none was."""
@@ -176,7 +216,7 @@ class Registry:
             names = self.require_from(origin)
             for name in names:
                 self._store.remove_name(name)
-        self._indexes().follow()
+        self._follow()
         return names
 
     def require_from(self, origin: str) -> tuple[str, ...]:
@@ -227,7 +267,7 @@ class Registry:
                 for registration in registrations:
                     new.setdefault(registration.name, self._store.find(registration.name) is None)
                     models[self._insert_imported(entry, registration)] = None
-        self._indexes().follow()
+        self._follow()
         found = (self._store.by_id(model) for model in models)
         return Imported(
             tuple(record for record in found if record is not None),
@@ -390,7 +430,7 @@ class Registry:
         from signatures.codec import decode_slices, decode_vectors
         from signatures.indexes import Vectors
 
-        identity = self._store.model_ids().get(model)
+        identity = self._store.identity(model)
         if identity is None:
             return None
         decode = decode_vectors if kind is Vectors.SKETCHES else decode_slices
@@ -418,12 +458,17 @@ class Registry:
             "`fp index check` lists all that is broken)"
         )
 
+    def _follow(self) -> None:
+        """Keep the index close, unless more is to come."""
+        if not self._together:
+            self._indexes().follow()
+
     def _indexes(self) -> Indexes:
         from signatures.indexes import Indexes
 
         if self._open_indexes is None:
             store = self._store
-            self._open_indexes = Indexes(self.folder, store.key, self._parameters, store.model_ids, self._rows)
+            self._open_indexes = Indexes(self.folder, store.key, self._parameters, store, self._rows)
         return self._open_indexes
 
 

@@ -54,9 +54,9 @@ def describe(change: Change, *, merged: bool) -> Description:
         (Relation.DEPTH_UPSCALED, _repeated(change)),
         (Relation.PRUNED, _pruned_depth(change)),
         (Relation.PARTIAL, _partial(change)),
-        (Relation.DTYPE_CAST, change.cast_share > 0.5),
+        (Relation.DTYPE_CAST, change.cast_share > 0.5 and not change.rest_on_grid),
         (Relation.PRUNED, change.narrowed >= _FEWER_NEURONS or _sparsified(change) or change.resized[0] > _RESIZED),
-        (Relation.QUANTISED, change.grid_share >= _ON_GRID),
+        (Relation.QUANTISED, _on_grid(change)),
         (Relation.CONTINUED_TRAINING, change.rewriting.rotated and change.rewriting.score < _TRAINED_ON),
         (Relation.REWRITTEN, change.rewriting.rotated or change.rewriting.pure),
         (Relation.REWRITTEN, change.rescaled_share > _RESCALED),
@@ -104,7 +104,7 @@ def _undone(change: Change) -> list[str]:
         found.append(f"neurons-pruned-{change.narrowed:.0%}")
     if _sparsified(change):
         found.append(f"zeroed-{change.added_zeros:.0%}")
-    if change.grid_share >= _ON_GRID and change.cast_share <= 0.5:
+    if _on_grid(change):
         found.append(f"quantised-{change.grid_bits}-bit")
     found += [f"cast-to-{kind.lower()}" for kind in change.cast_types[:1]]
     if _extended(change):
@@ -115,9 +115,14 @@ def _undone(change: Change) -> list[str]:
     return found
 
 
+def _on_grid(change: Change) -> bool:
+    """What changed lies on a coarser grid; where most was only cast, what was not."""
+    return change.rest_on_grid if change.cast_share > 0.5 else change.grid_share >= _ON_GRID
+
+
 def _sparsified(change: Change) -> bool:
     """More zeros than a coarse grid alone rounds to."""
-    return change.added_zeros >= (_ZEROS_OF_A_GRID if change.grid_share >= _ON_GRID else _ADDED_ZEROS)
+    return change.added_zeros >= (_ZEROS_OF_A_GRID if _on_grid(change) else _ADDED_ZEROS)
 
 
 def _noised(change: Change) -> bool:

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
+from fingerprint.claims import ClaimKind  # noqa: TC001 - reports are put together from JSON by these
+from fingerprint.undoing.result import Undoing  # noqa: TC001 - likewise
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from fingerprint.undoing.undo import Undoing
 
 SCAN_SCHEMA: Final = "fp.scan/1"
 COMPARE_SCHEMA: Final = "fp.compare/1"
@@ -136,6 +137,40 @@ class Mixture:
 
 
 @dataclass(frozen=True, slots=True)
+class PartMatch:
+    """What a registered model explains of a component of the suspect.
+
+    ``registered`` is the component of it that this corresponds to, empty where its names tell none apart; ``coverage``
+    the share of the component's weights (0 to 1), and ``similarity`` the mean cosine where they correspond as they are
+    stored, or None where they had to be rearranged. ``identical``: its contents are equal.
+    """
+
+    model: str
+    registered: str
+    coverage: float
+    similarity: float | None
+    identical: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A component of a composite suspect, told by its names.
+
+    ``name`` is what the names of its tensors have in common, and empty for the rest, which no known word stands for and
+    whose names begin with ``words``; ``kind`` what that word usually means. ``share`` (0 to 1) is its part in the
+    weights of the suspect. ``matches``: the models that explain most of it come first.
+    """
+
+    name: str
+    kind: str
+    words: tuple[str, ...]
+    tensors: int
+    parameters: int
+    share: float
+    matches: tuple[PartMatch, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Power:
     """Which tests ran, which could not and why, and what would have been found."""
 
@@ -185,11 +220,64 @@ class RegistrySummary:
     digest: str
 
 
+class Standing(StrEnum):
+    """How a claim stands to the weights.
+
+    ``CONFIRMED``: they are shared with the model that is named, at ``likely`` or better. ``PARTLY``: only a part of
+    them, a common initialisation, or the evidence is weak. ``SIBLING``: both come from another registered model, and
+    nothing beyond that is shared. ``CONTRADICTED``: said to be trained without a base, and shares weights.
+    ``UNSUPPORTED``: the named model is registered, and no shared weights were found. ``UNREGISTERED``: nobody
+    registered a model of that name. ``UNCHECKED``: this scan cannot tell.
+    """
+
+    CONFIRMED = "confirmed"
+    PARTLY = "partly"
+    SIBLING = "sibling"
+    CONTRADICTED = "contradicted"
+    UNSUPPORTED = "unsupported"
+    UNREGISTERED = "unregistered"
+    UNCHECKED = "unchecked"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedClaim:
+    """A claim (see ``fingerprint.claims.Claim``), the registered model of that name, if any, and how it stands.
+
+    ``says`` is a sentence without a full stop.
+    """
+
+    kind: ClaimKind
+    value: str
+    source: str
+    relation: str
+    part: str
+    registered: str | None
+    standing: Standing
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimsReport:
+    """The claims of a suspect beside what its weights say; never a part of the evidence.
+
+    ``unnamed`` are models whose weights the suspect shares, which no claim names and no claimed model is registered as
+    derived from. ``statements`` say what claims and weights make of one another.
+    """
+
+    checked: tuple[CheckedClaim, ...] = ()
+    unnamed: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()
+    quantisation: str = ""
+    statements: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The result of scanning one suspect. ``error`` is one line, or None; ``undoing`` comes of a deep comparison.
+    """The result of scanning one suspect. ``error`` is one line, or None.
 
-    ``keyed`` is there where a secret key was used.
+    ``claims`` is what the suspect says about itself beside what its weights say, and no part of the evidence; None if
+    it could not be read. ``parts`` are the components of the suspect and what explains each; none where its names tell
+    no components apart. ``undoing`` comes of a deep comparison; ``keyed`` is there where a secret key was used.
     """
 
     suspect: SuspectSummary
@@ -201,6 +289,8 @@ class Report:
     notes: tuple[str, ...]
     registry: RegistrySummary
     seconds: float
+    claims: ClaimsReport | None = None
+    parts: tuple[Part, ...] = ()
     undoing: Undoing | None = None
     keyed: tuple[KeyedCheck, ...] | None = None
 

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Final
 
 from threadpoolctl import threadpool_limits
 
+from fingerprint.claims import read_claims
 from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.comparing.matching import layer_map
 from fingerprint.errors import InputError, SignatureError, UsageError
+from fingerprint.readers.findings import FindingCode
 from fingerprint.vocabulary import Content, Depth, Frame
+from signatures.claims import check_claims, may_name
 from signatures.contradiction import with_contradictions
 from signatures.disclosure import with_tests_lost
 from signatures.mixture import gather
+from signatures.parts import parts_of
 from signatures.records import anonymous_model
 from signatures.relation import WHOLE, describe, matches_by_component
 from signatures.report import (
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from fingerprint.comparing.comparison import Comparison
     from fingerprint.records import Fingerprint, TensorRecord
     from signatures.mixture import Cover, Group
+    from signatures.records import ModelRecord
     from signatures.registry import Registry
     from signatures.suspect import Suspect
 
@@ -121,7 +126,7 @@ def _error_report(registry: Registry, path: str, error: Exception, seconds: floa
         mixture=None,
         power=Power((), ("everything: the suspect could not be read",), "nothing"),
         notes=(),
-        registry=RegistrySummary(len(registry.models()), registry.digest),
+        registry=RegistrySummary(registry.count(), registry.digest),
         seconds=seconds,
     )
 
@@ -131,7 +136,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
     weights cannot be read a second time."""
     started = time.perf_counter()
     options = options or ScanOptions()
-    models = registry.models()
+    models = registry.count()
     declared = [registry.get(name).name for name in options.base]
     candidates = find_candidates(registry, suspect.fingerprint, max(LEAST_CANDIDATES, 2 * options.top_k))
     known = [(one.model, registry.load_signature(one.model).fingerprint) for one in candidates]
@@ -139,7 +144,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
     findings = [
         finding
         for (model, _), comparison in zip(known, comparisons, strict=True)
-        if (finding := assess(model, comparison, len(models))) is not None
+        if (finding := assess(model, comparison, models)) is not None
     ]
     report = build_report(
         suspect.fingerprint,
@@ -148,8 +153,9 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
         second_look=suspect.measured is not None,
         bases=declared,
         top_k=options.top_k,
-        registry=RegistrySummary(len(models), registry.digest),
+        registry=RegistrySummary(models, registry.digest),
         seconds=time.perf_counter() - started,
+        named=registry.resembling,
     )
     return with_contradictions(with_tests_lost(report, [(model.name, ours) for model, ours in known]))
 
@@ -164,9 +170,15 @@ def compare_all(suspect: Suspect, registered: Sequence[Fingerprint]) -> list[Com
                 break
             comparisons = _compared(suspect, registered, own_frames=False)
         # What explains half of the suspect leaves nothing to look for in its layers' own frames.
-        if not any(one.log10_p <= _EXPLAINS and one.suspect_coverage >= HALF for one in comparisons):
+        if _in_own_frames(suspect.fingerprint) and not any(
+            one.log10_p <= _EXPLAINS and one.suspect_coverage >= HALF for one in comparisons
+        ):
             comparisons[:_IN_OWN_FRAMES] = _compared(suspect, registered[:_IN_OWN_FRAMES], own_frames=True)
     return comparisons
+
+
+def _in_own_frames(suspect: Fingerprint) -> bool:
+    return any(sample.frame == Frame.SELF for sample in suspect.neurons)
 
 
 def _compared(suspect: Suspect, registered: Sequence[Fingerprint], *, own_frames: bool) -> list[Comparison]:
@@ -183,14 +195,16 @@ def build_report(
     second_look: bool = True,
     bases: Sequence[str] = (),
     top_k: int = 10,
+    named: Callable[[str], Sequence[ModelRecord]] | None = None,
 ) -> Report:
     """The report of a suspect with the candidates that reached ``possible``.
 
     ``second_look`` is false where the suspect's weights could not be read again as comparisons asked for; ``bases`` are
-    declared bases.
+    declared bases; ``named`` finds the registered models that a claim may mean, by name (``Registry.resembling``).
     """
     ordered = sorted(findings, key=lambda one: (-one.confidence.rank, one.distance, one.model.id))
-    cover = gather(ordered[0].comparison.suspect, [finding.comparison for finding in ordered]) if ordered else None
+    with threadpool_limits(1, "blas"):  # the last digits must not depend on how many processors there are
+        cover = gather(ordered[0].comparison.suspect, [finding.comparison for finding in ordered]) if ordered else None
     decide_links(ordered, cover, bases)
     merged = cover.models if cover is not None and len(cover.models) > 1 else set()
     declared = {name.lower() for name in bases}
@@ -199,9 +213,10 @@ def build_report(
         for index, finding in enumerate(ordered)
     ]
     matches.sort(key=lambda match: (match.link is not Link.LINEAGE, -match.confidence.rank))
+    verdict = _verdict(suspect, matches, registry)
     return Report(
         suspect=_summary(suspect, path),
-        verdict=_verdict(suspect, matches, registry),
+        verdict=verdict,
         error=None,
         matches=tuple(matches[:top_k]),
         mixture=_mixture(cover, ordered),
@@ -209,7 +224,20 @@ def build_report(
         notes=_notes(suspect, matches, registry),
         registry=registry,
         seconds=seconds,
+        claims=check_claims(
+            read_claims(suspect.claims),
+            matches,
+            named,
+            verdict,
+            adapter=_is_adapter(suspect),
+            registered=bool(registry.digest),
+        ),
+        parts=parts_of(suspect, ordered),
     )
+
+
+def _is_adapter(suspect: Fingerprint) -> bool:
+    return any(code == FindingCode.ADAPTER for code, _ in suspect.findings)
 
 
 def _verdict(suspect: Fingerprint, matches: Sequence[Match], registry: RegistrySummary) -> Verdict:
@@ -348,6 +376,8 @@ def _power(suspect: Fingerprint, *, second_look: bool) -> Power:
     if not second_look:
         missing.append("digests of transposed matrices: only a signature is at hand")
         missing.append("rows of neurons that the signature does not sample")
+    if suspect.neurons and not _in_own_frames(suspect):
+        missing.append("layers in their own frames, which need no embeddings: at deep depth")
     moving = {sample.frame for sample in suspect.neurons} - {Frame.FIXED}
     if moving:
         tested += ["gauge", "even"]
@@ -433,7 +463,8 @@ def compare_paths(
             second = theirs.at(depth)
             first = ours.at(depth).fingerprint
             (comparison,) = compare_all(second, [first])
-            finding = assess(anonymous_model(str(registered)), comparison, 1)
+            model = anonymous_model(str(registered))
+            finding = assess(model, comparison, 1)
             report = build_report(
                 second.fingerprint,
                 [finding] if finding is not None else [],
@@ -441,8 +472,12 @@ def compare_paths(
                 second_look=second.measured is not None,
                 registry=RegistrySummary(1, ""),
                 seconds=0.0,
+                named=lambda name: [model] if may_name(name, model) else [],
             )
             return with_contradictions(with_tests_lost(report, [(str(registered), first)]))
 
-        report = _at_first_that_explains(theirs.depths(options.depth), compare)
+        depths = theirs.depths(options.depth)
+        if ours.depths(options.depth) == (Depth.QUICK,):  # it lies elsewhere, and is large
+            depths = (Depth.QUICK,)
+        report = _at_first_that_explains(depths, compare)
     return replace(report, seconds=time.perf_counter() - started)

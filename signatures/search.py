@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -50,7 +50,6 @@ def find_candidates(registry: Registry, suspect: Fingerprint, limit: int) -> lis
     of how far its cosine lies above chance; every equal digest votes with more than any cosine can. The vectors of
     layers, which no rewrite changes, vote in the same way for the models of their nearest.
     """
-    models = {model.id: model for model in registry.models()}
     votes: dict[int, float] = defaultdict(float)
     distinctive = [tensor for tensor in suspect.tensors if is_distinctive(tensor)]
     digests = {tensor.digest for tensor in distinctive} | {tensor.turned_digest for tensor in distinctive}
@@ -68,10 +67,11 @@ def find_candidates(registry: Registry, suspect: Fingerprint, limit: int) -> lis
         for (_, model), score in nearest.items():
             votes[model] += max(score - _CHANCE, 0.0) ** 2
     _vote_by_layers(registry, suspect, votes)
-    if suspect.depth == Depth.QUICK or any(model.depth == Depth.QUICK for model in models.values()):
+    if suspect.depth == Depth.QUICK or registry.has_depth(Depth.QUICK):
         _vote_by_slices(registry, suspect, votes)
-    ranked = sorted((item for item in votes.items() if item[0] in models and item[1] > 0), key=lambda v: (-v[1], v[0]))
-    return [Candidate(models[model], score) for model, score in ranked[:limit]]
+    ranked = sorted((item for item in votes.items() if item[1] > 0), key=lambda v: (-v[1], v[0]))
+    known = ((registry.by_id(model), score) for model, score in ranked)  # one may have been removed meanwhile
+    return list(islice((Candidate(model, score) for model, score in known if model is not None), limit))
 
 
 def _vote_by_slices(registry: Registry, suspect: Fingerprint, votes: dict[int, float]) -> None:

@@ -18,6 +18,7 @@ import sqlite3
 import uuid
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from fingerprint.errors import (
@@ -28,18 +29,20 @@ from fingerprint.errors import (
     UnknownModelError,
     clipped,
 )
-from signatures.files import flush_folder, write_flushed
+from signatures.engine import START, Mark
+from signatures.files import flush_file, flush_folder
 from signatures.records import LOCAL, DigestHit, ModelRecord, Registration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
 
 DATABASE: Final = "registry.sqlite3"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 APPLICATION_ID: Final = 0x66707267
 BUSY_SECONDS: Final = 60.0
 _BATCH: Final = 900
+_MANY: Final = 16
+_CACHE_KIB: Final = 1 << 16
 
 _SCHEMA: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
@@ -73,6 +76,23 @@ CREATE TABLE digests (
 CREATE INDEX digests_digest ON digests (digest);
 """
 
+# Version 2. The log lets an index follow without looking at all models; see ``Store.changes``. A token tells the entry
+# from one that another registry, or this one before it was restored from a copy, has under the same number.
+_SECOND_SCHEMA: Final = """
+CREATE TABLE changes (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    model INTEGER NOT NULL,
+    added INTEGER NOT NULL,
+    token TEXT NOT NULL DEFAULT (lower(hex(randomblob(8))))
+) STRICT;
+CREATE TRIGGER model_added AFTER INSERT ON models
+BEGIN INSERT INTO changes (model, added) VALUES (new.id, 1); END;
+CREATE TRIGGER model_removed AFTER DELETE ON models
+BEGIN INSERT INTO changes (model, added) VALUES (old.id, 0); END;
+CREATE INDEX models_depth ON models (depth);
+INSERT INTO changes (model, added) SELECT id, 1 FROM models ORDER BY id;
+"""
+
 
 class Store:
     """One connection to a registry on disk. Use it from one thread, and open another one after a fork."""
@@ -84,6 +104,8 @@ class Store:
         self._timeout = timeout
         self._signatures = folder / "signatures"
         self._pending = folder / "pending"
+        self._digest: tuple[Mark, str] | None = None
+        self._unflushed: list[Path] = []
 
     @classmethod
     def open(cls, folder: Path, *, method: Mapping[str, int], create: bool, timeout: float = BUSY_SECONDS) -> Self:
@@ -128,6 +150,54 @@ class Store:
             found = self._records("WHERE models.id IN (SELECT model FROM registrations WHERE name = ?)", (name,))
         return found[0] if found else None
 
+    def named_like(self, pattern: str) -> tuple[ModelRecord, ...]:
+        """The models one of whose names is like ``pattern``, as SQL's LIKE understands it."""
+        return self._records("WHERE models.id IN (SELECT model FROM registrations WHERE name LIKE ?)", (pattern,))
+
+    def count(self) -> int:
+        """How many models there are."""
+        with _translated(self.folder):
+            return int(self._database.execute("SELECT count(*) FROM models").fetchone()[0])
+
+    def last_id(self) -> int:
+        """The highest id that was ever given to a model; 0 if none was."""
+        with _translated(self.folder):
+            found = self._database.execute("SELECT seq FROM sqlite_sequence WHERE name = 'models'").fetchone()
+            return 0 if found is None else int(found[0])
+
+    def has_depth(self, depth: str) -> bool:
+        """Whether a model was measured at that depth."""
+        with _translated(self.folder):
+            query = "SELECT EXISTS (SELECT 1 FROM models WHERE depth = ?)"
+            return bool(self._database.execute(query, (depth,)).fetchone()[0])
+
+    def identity(self, model: int) -> str | None:
+        """The identity of the model with that id."""
+        with _translated(self.folder):
+            found = self._database.execute("SELECT identity FROM models WHERE id = ?", (model,)).fetchone()
+            return None if found is None else str(found[0])
+
+    def mark(self) -> Mark:
+        """The newest entry of the log of changes."""
+        with _translated(self.folder):
+            query = "SELECT number, token FROM changes ORDER BY number DESC LIMIT 1"
+            found = self._database.execute(query).fetchone()
+            return START if found is None else Mark(*found)
+
+    def changes(self, since: Mark) -> tuple[list[tuple[int, bool]], Mark] | None:
+        """Models that came (true) and went after an entry of the log, in that order, and the newest entry.
+
+        ``None`` if the log has no such entry.
+        """
+        with _translated(self.folder):
+            query = "SELECT number, token, model, added FROM changes WHERE number >= ? ORDER BY number"
+            rows = self._database.execute(query, (since.number,)).fetchall()
+        if since != START:
+            if not rows or Mark(*rows[0][:2]) != since:
+                return None
+            rows = rows[1:]
+        return [(row[2], bool(row[3])) for row in rows], Mark(*rows[-1][:2]) if rows else since
+
     def by_id(self, model: int) -> ModelRecord | None:
         """The model with that id."""
         found = self._records("WHERE models.id = ?", (model,))
@@ -151,8 +221,13 @@ class Store:
 
     def digest(self) -> str:
         """A hash of the identities of all models: equal for registries of the same models."""
-        identities = sorted(self.model_ids().values())
-        return f"sha256:{hashlib.sha256(''.join(identities).encode()).hexdigest()}"
+        mark = self.mark()
+        if self._digest is None or self._digest[0] != mark:
+            with _translated(self.folder):
+                query = "SELECT group_concat(identity, '') FROM (SELECT identity FROM models ORDER BY identity)"
+                identities = self._database.execute(query).fetchone()[0] or ""
+            self._digest = mark, f"sha256:{hashlib.sha256(identities.encode()).hexdigest()}"
+        return self._digest[1]
 
     def read_file(self, identity: str) -> bytes | None:
         """The signature file of a model, None if it is absent; raises ``UnknownModelError`` if the model is."""
@@ -160,7 +235,9 @@ class Store:
         for place in (*places, *places):  # a file may move to the place just looked at
             with _translated(self.folder), suppress(FileNotFoundError):
                 return place.read_bytes()
-        if identity not in self.model_ids().values():
+        with _translated(self.folder):
+            known = self._database.execute("SELECT 1 FROM models WHERE identity = ?", (identity,)).fetchone()
+        if known is None:
             raise UnknownModelError(f"no registered model has the signature {clipped(identity)}")
         return None
 
@@ -175,21 +252,37 @@ class Store:
     def writing(self) -> Iterator[None]:
         """Hold the write lock; what is done inside happens whole or not at all.
 
-        Raises ``RegistryBusyError`` if another process holds the lock for too long.
+        Raises ``RegistryBusyError`` if another process holds the lock for too long. Inside another ``writing`` it is a
+        part of that.
         """
+        if self._database.in_transaction:
+            yield
+            return
         with _translated(self.folder):
             self._database.execute("BEGIN IMMEDIATE")
         try:
             with _translated(self.folder):
                 self._settle()
                 yield
+                self._flush()
                 self._database.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):
                 self._database.execute("ROLLBACK")
             raise
         finally:
+            self._unflushed.clear()
             self._try_to_settle()
+
+    def _flush(self) -> None:
+        """Return when the disk has the signature files that the transaction mentions."""
+        if len(self._unflushed) > _MANY and hasattr(os, "sync"):
+            os.sync()
+            return
+        for path in self._unflushed:
+            flush_file(path)
+        if self._unflushed:
+            flush_folder(self._pending)
 
     def add_model(
         self,
@@ -207,8 +300,8 @@ class Store:
         digest and elements.
         """
         self._pending.mkdir(exist_ok=True)
-        write_flushed(self._pending_place(identity), data)
-        flush_folder(self._pending)
+        self._pending_place(identity).write_bytes(data)
+        self._unflushed.append(self._pending_place(identity))
         row = (identity, weights, depth, *counts)
         insert = "INSERT INTO models (identity, weights, depth, parameters, tensors) VALUES (?, ?, ?, ?, ?)"
         model = self._database.execute(insert, row).lastrowid
@@ -302,6 +395,7 @@ class Store:
             path.unlink(missing_ok=True)
         if not self._pending.is_dir():
             return
+        changed = set[Path]()
         for path in sorted(self._pending.glob("*.fpsig")):
             identity = f"sha256:{path.stem}"
             known = self._database.execute("SELECT 1 FROM models WHERE identity = ?", (identity,)).fetchone()
@@ -309,9 +403,11 @@ class Store:
             if known and not place.exists():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 path.replace(place)
-                flush_folder(place.parent)
+                changed.add(place.parent)
             else:
                 path.unlink()
+        for folder in changed:
+            flush_folder(folder)
 
     def _try_to_settle(self) -> None:
         """Settle at once if nobody else holds the lock; otherwise whoever holds it next does."""
@@ -336,6 +432,7 @@ def _create(folder: Path, method: Mapping[str, int]) -> None:
         try:
             database.execute("PRAGMA journal_mode = WAL")
             database.executescript(_SCHEMA)
+            database.executescript(_SECOND_SCHEMA)
             rows = [("uuid", uuid.uuid4().hex), ("method", json.dumps(dict(method), sort_keys=True))]
             database.executemany("INSERT INTO meta (name, value) VALUES (?, ?)", rows)
             database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -367,7 +464,32 @@ def _connect(path: Path, timeout: float) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=timeout, isolation_level=None)
     database.execute("PRAGMA foreign_keys = ON")
     database.execute("PRAGMA synchronous = FULL")
+    database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     return database
+
+
+def _migrate(database: sqlite3.Connection) -> None:
+    """From version 1 to 2, once, whoever comes first."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        if database.execute("PRAGMA user_version").fetchone()[0] == 1:
+            for statement in _statements(_SECOND_SCHEMA):
+                database.execute(statement)
+            database.execute("PRAGMA user_version = 2")
+        database.execute("COMMIT")
+    except BaseException:
+        database.execute("ROLLBACK")
+        raise
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script one by one: ``executescript`` would commit before it runs."""
+    statement = ""
+    for line in script.splitlines():
+        statement += line + "\n"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
 
 
 def _checked_meta(database: sqlite3.Connection, path: Path, method: Mapping[str, int]) -> dict[str, str]:
@@ -375,6 +497,9 @@ def _checked_meta(database: sqlite3.Connection, path: Path, method: Mapping[str,
     version = database.execute("PRAGMA user_version").fetchone()[0]
     if application != APPLICATION_ID:
         raise RegistryBrokenError(f"{path}: this is not the database of a registry")
+    if version == 1:
+        _migrate(database)
+        version = database.execute("PRAGMA user_version").fetchone()[0]
     if version != SCHEMA_VERSION:
         raise RegistryBrokenError(
             f"{path}: the registry has version {version}; this program knows version {SCHEMA_VERSION}"

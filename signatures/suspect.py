@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
-from fingerprint.assemble import SUSPECT_NEURONS, measure_checkpoint
+from fingerprint.assemble import SUSPECT_NEURONS, deepened, measure_checkpoint
 from fingerprint.checkpoint import open_checkpoint
 from fingerprint.quick import quick_look
 from fingerprint.revisit import Parts, kernels, with_parts, with_turned_digests
@@ -129,13 +129,20 @@ class Opened:
     signature: Fingerprint | None
     registered: bool
     progress: Callable[[int], None] | None
+    _whole: list[Measured] = field(default_factory=list)
+    """What was measured at full depth, from which a deeper look goes on."""
 
     def depths(self, wanted: str) -> tuple[Depth, ...]:
         """The depths to try for the option ``wanted``, one after the other as long as nothing is explained."""
         if wanted != AUTO:
             return (Depth(wanted),)
-        small = self.checkpoint is None or self.checkpoint.bytes <= AUTO_WHOLE
-        return (Depth.FULL,) if small else (Depth.QUICK, Depth.FULL)
+        whole = (Depth.FULL, Depth.DEEP)
+        if self.checkpoint is None:
+            return (Depth.FULL,)
+        small = self.checkpoint.bytes <= AUTO_WHOLE
+        if self.checkpoint.transfer is not None:
+            return (Depth.QUICK, *whole) if small else (Depth.QUICK,)
+        return whole if small else (Depth.QUICK, *whole)
 
     def at(self, depth: Depth) -> Suspect:
         """What there is, measured at ``depth``; raises ``InputError``."""
@@ -145,12 +152,33 @@ class Opened:
             return Suspect(self.signature, None)
         if depth is Depth.QUICK:
             looked = quick_look(self.checkpoint, casts=self.registered, progress=self.progress)
-            return Suspect(looked.fingerprint, None)
-        neurons = None if self.registered else SUSPECT_NEURONS
-        measured = measure_checkpoint(self.checkpoint, casts=self.registered, neurons=neurons, progress=self.progress)
-        if not self.registered:
-            measured = with_turned_digests(measured, kernels(measured))
+            return Suspect(_as_fetched(looked.fingerprint, self.checkpoint), None)
+        if not self._whole:
+            neurons = None if self.registered else SUSPECT_NEURONS
+            measured = measure_checkpoint(
+                self.checkpoint, casts=self.registered, neurons=neurons, progress=self.progress, deep=False
+            )
+            if not self.registered:
+                measured = with_turned_digests(measured, kernels(measured))
+            self._whole.append(measured)
+        (measured,) = self._whole
+        if depth is Depth.DEEP and not self.registered:
+            measured = deepened(measured)
+        measured = replace(measured, fingerprint=_as_fetched(measured.fingerprint, self.checkpoint))
         return Suspect(measured.fingerprint, measured)
+
+
+def _as_fetched(made: Fingerprint, checkpoint: Checkpoint) -> Fingerprint:
+    """Of a checkpoint that lies elsewhere: with the bytes that were fetched for it, and what that leaves unread."""
+    transfer = checkpoint.transfer
+    if transfer is None:
+        return made
+    text = f"fetched in {transfer.requests:,} requests"
+    if transfer.retries:
+        text += f", {transfer.retries:,} of them again after a failure"
+    if made.depth == Depth.QUICK:
+        text += "; --depth full reads every byte"
+    return replace(made, bytes_read=transfer.bytes, findings=(*made.findings, ("fetched", text)))
 
 
 @contextmanager

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
-from signatures.indexes import IndexStatus
+from fingerprint.claims import ClaimKind
+from signatures.indexes import IndexCheck, IndexStatus
 from signatures.records import ModelRecord, Registration
 from signatures.report import (
+    CheckedClaim,
+    ClaimsReport,
     Component,
     Confidence,
     Coverage,
@@ -14,10 +18,13 @@ from signatures.report import (
     Link,
     Match,
     Mixture,
+    Part,
+    PartMatch,
     Power,
     RegistrySummary,
     Relation,
     Report,
+    Standing,
     SuspectSummary,
     Verdict,
 )
@@ -105,6 +112,44 @@ REPORTS = {
     "hostile": report(match(model=HOSTILE), path=HOSTILE),
 }
 
+CLAIMS = ClaimsReport(
+    checked=(
+        CheckedClaim(
+            ClaimKind.BASE, HOSTILE, "README.md: base_model", HOSTILE, HOSTILE, None, Standing.UNREGISTERED, HOSTILE
+        ),
+        CheckedClaim(ClaimKind.NAME, HOSTILE, "GGUF: general.name", "", "", "acme/base-7b", Standing.CONFIRMED, ""),
+    ),
+    unnamed=("acme/base-7b",),
+    architectures=(HOSTILE,),
+    quantisation=HOSTILE,
+    statements=(HOSTILE, f"names no base, but shares weights with {HOSTILE}", *(f"claim {n}" for n in range(12))),
+)
+PARTS = (
+    Part(
+        "vision_tower", "vision tower", (), 12, 52_000, 0.15, (PartMatch("acme/base-7b", "", 1.0, 1.0, identical=True),)
+    ),
+    Part(
+        HOSTILE,
+        "language model",
+        (),
+        30,
+        283_000,
+        0.75,
+        (
+            PartMatch(HOSTILE, HOSTILE, 0.62, 0.98, identical=False),
+            PartMatch("other/m", "", 0.5, None, identical=False),
+        ),
+    ),
+    Part("", "", (HOSTILE, "mlp1"), 3, 7_000, 0.1, ()),
+    Part("head", "head", (), 1, 10, 0.0, ()),
+)
+REPORTS["claims"] = replace(report(match()), claims=CLAIMS, parts=PARTS)
+REPORTS["parts"] = replace(
+    report(match(Link.SHARED_COMPONENT, Confidence.POSSIBLE), verdict=Verdict.POSSIBLE),
+    parts=PARTS,
+    claims=ClaimsReport(),
+)
+
 RECORD = ModelRecord(
     id=1,
     identity=IDENTITY,
@@ -117,4 +162,5 @@ RECORD = ModelRecord(
         Registration("acme/alias", None, None, None, None, None, "file:partner", NOW, NOW),
     ),
 )
-STATUS = IndexStatus(3, 2, 80, 1, 123_456, (3,), ())
+STATUS = IndexStatus(3, 2, 80, 1, 123_456, (3,), (), 23_456, {"sketches": "inverted lists", "slices": "flat"})
+CHECKED = IndexCheck(STATUS, 200, ("a problem",), 0.985, 0.912, 0.9)

@@ -24,7 +24,7 @@ from cli.schemas import schema_names
 from signatures.report import COMPARE_SCHEMA, Link, Verdict
 from signatures.signature import sign
 from tests.cli_support import validate, weights
-from tests.cli_values import HOSTILE, RECORD, REPORTS, STATUS, match, report
+from tests.cli_values import CHECKED, HOSTILE, RECORD, REPORTS, STATUS, match, report
 
 if TYPE_CHECKING:
     from cli.render.view import Renderer, View
@@ -81,14 +81,21 @@ KINDS = [
     Kind("scan", report_view(), tuple(REPORTS.values())),
     Kind("compare", report_view(COMPARE_SCHEMA), (REPORTS["lineage"],)),
     Kind("list", model_view(), (RECORD, RECORD)),
-    Kind("register", REGISTRATION_VIEW, tuple(Registered(step, "acme/alias", RECORD, HOSTILE, 3) for step in Step)),
+    Kind(
+        "register",
+        REGISTRATION_VIEW,
+        (
+            *(Registered(step, HOSTILE, "acme/alias", RECORD, HOSTILE, 3) for step in Step if step is not Step.ERROR),
+            Registered(Step.ERROR, HOSTILE, "acme/alias", None, HOSTILE, 3, HOSTILE),
+        ),
+    ),
     Kind(
         "index",
         INDEX_VIEW,
         (
-            IndexState("status", STATUS, (), 0),
-            IndexState("build", replace(STATUS, missing=(), superfluous=()), (), 0),
-            IndexState("check", STATUS, (HOSTILE, "another"), 200),
+            IndexState("status", STATUS),
+            IndexState("build", replace(STATUS, missing=(), superfluous=())),
+            IndexState("check", STATUS, (HOSTILE, "another"), CHECKED),
         ),
     ),
     Kind("inspect", inspection_view(tensors=False), (INSPECTION, replace(INSPECTION, kind="signature", tensors=()))),
@@ -214,6 +221,8 @@ def test_csv_has_a_row_a_match_or_one_for_the_suspect() -> None:
         ("nothing-registered", ["? INCONCLUSIVE", "the registry is empty"]),
         ("inconclusive", ["? INCONCLUSIVE", "clears nothing"]),
         ("error", ["✗ ERROR"]),
+        ("claims", ["names no base, but shares weights with", "6 more with -v"]),
+        ("parts", ["vision_tower is that of acme/base-7b; 62% of", "nothing that is registered explains the rest"]),
     ],
 )
 def test_text_says_what_an_analyst_must_know(name: str, phrases: list[str]) -> None:
@@ -233,7 +242,7 @@ def test_the_verdict_comes_first_and_does_not_rest_on_colour_alone() -> None:
 
 def test_only_an_accusation_is_red() -> None:
     red = {name for name, one in REPORTS.items() if "\x1b[31m" in report_text(one, Look(colour=True))}
-    assert red == {"lineage", "likely", "merge", "hostile", "error"}
+    assert red == {"lineage", "likely", "merge", "hostile", "error", "claims"}
 
 
 def test_more_details_show_all_parts_and_all_matches() -> None:

@@ -16,7 +16,7 @@ from benchmarks.lineage.derive_cases import Verdict as Truth
 from benchmarks.lineage.derive_table import all_cases
 from cli.exits import Exit
 from cli.main import fp
-from signatures.report import Confidence, Link, Relation, Verdict
+from signatures.report import Confidence, Link, Relation, Standing, Verdict
 from tests.small_models import low_rank_change, model, save
 
 if TYPE_CHECKING:
@@ -158,6 +158,8 @@ def test_tables_name_every_verdict_confidence_link_and_exit() -> None:
         assert f"| `{word}` |" in verdicts
     for word in Link:
         assert f"`{word}`" in readme
+        assert f"| `{word}` |" in verdicts
+    for word in Standing:
         assert f"| `{word}` |" in verdicts
     for status in Exit:
         assert f"| {status.value} |" in readme

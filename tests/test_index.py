@@ -1,7 +1,12 @@
-"""Every index answers as the slow one does, counts models instead of rows, and never hides one behind ties."""
+"""Every index answers as the slow one does, counts models instead of rows, and never hides one behind ties.
+
+The suite runs on the indexes in memory and on every engine (``tests/engines.py``).
+"""
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,12 +15,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fingerprint.errors import RegistryBrokenError, UsageError
-from signatures.index import TIE, ExactIndex, FlatIndex, Hits, VectorIndex, merged, unit_vectors
+from signatures.index import (
+    Block,
+    ExactIndex,
+    FlatIndex,
+    Hits,
+    VectorIndex,
+    best_of_models,
+    merged,
+    unit_vectors,
+    without_models,
+)
+from tests.engines import ENGINES, NAMES, EngineIndex
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
 WIDTH = 16
+SCORE = 2e-5
+"""What scores of an engine may be off: vectors are stored rounded there."""
 Kind = type[ExactIndex] | type[FlatIndex]
 
 
@@ -24,9 +42,9 @@ def units(random: np.random.Generator, rows: int, width: int = WIDTH) -> np.ndar
     return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 
 
-def filled(kind: Kind, sizes: dict[int, int], seed: int = 0) -> VectorIndex:
+def filled(kind: Callable[[int], VectorIndex], sizes: dict[int, int], seed: int = 0) -> VectorIndex:
     random = np.random.default_rng(seed)
-    index: VectorIndex = kind(WIDTH)
+    index = kind(WIDTH)
     for model, rows in sizes.items():
         index.add(model, np.arange(rows) * 3, units(random, rows))
     return index
@@ -41,14 +59,26 @@ def assert_agree(fast: Hits, slow: Hits) -> None:
         got.pop(-1, None)
         want.pop(-1, None)
         last = min(want.values(), default=0.0)
-        assert {model for model in want if want[model] > last + 2 * TIE} <= set(got)
-        assert {model for model in got if got[model] > last + 2 * TIE} <= set(want)
-        assert all(abs(got[model] - want[model]) <= TIE for model in set(got) & set(want))
+        assert {model for model in want if want[model] > last + 2 * SCORE} <= set(got)
+        assert {model for model in got if got[model] > last + 2 * SCORE} <= set(want)
+        assert all(abs(got[model] - want[model]) <= SCORE for model in set(got) & set(want))
 
 
 @pytest.fixture(params=[ExactIndex, FlatIndex], ids=["exact", "flat"])
-def kind(request: pytest.FixtureRequest) -> Kind:
+def saved(request: pytest.FixtureRequest) -> Kind:
     return request.param
+
+
+@pytest.fixture(params=["exact in memory", "flat in memory", *NAMES])
+def kind(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[int], VectorIndex]:
+    if request.param.endswith("in memory"):
+        return ExactIndex if request.param.startswith("exact") else FlatIndex
+
+    def opened(width: int) -> VectorIndex:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        return EngineIndex(ENGINES[request.param](folder, "key", width))  # type: ignore[return-value]
+
+    return opened
 
 
 def test_an_empty_index_finds_nothing(kind: Kind) -> None:
@@ -63,7 +93,7 @@ def test_a_row_is_found_with_its_model_and_position(kind: Kind) -> None:
     hits = index.search(vectors, 1)
     assert np.all(hits.models[:, 0] == 2)
     assert np.all(hits.positions[:, 0] == positions)
-    assert np.allclose(hits.scores[:, 0], 1, atol=1e-5)
+    assert np.allclose(hits.scores[:, 0], 1, atol=SCORE)
 
 
 def test_it_says_which_models_it_covers_even_without_rows(kind: Kind) -> None:
@@ -101,23 +131,23 @@ def test_rows_that_cannot_be_are_refused(kind: Kind) -> None:
     assert index.covers() == {1: 4}
 
 
-def test_an_index_that_was_saved_is_the_same(kind: Kind, tmp_path: Path) -> None:
-    index = filled(kind, {1: 4, 5: 0, 3: 9})
+def test_an_index_that_was_saved_is_the_same(saved: Kind, tmp_path: Path) -> None:
+    index = filled(saved, {1: 4, 5: 0, 3: 9})
     index.save(tmp_path / "index")
-    loaded: VectorIndex = kind.load(tmp_path / "index")
+    loaded: VectorIndex = saved.load(tmp_path / "index")
     assert loaded.covers() == index.covers()
     queries = units(np.random.default_rng(1), 4)
     assert_agree(loaded.search(queries, 2), index.search(queries, 2))
     loaded.remove(1)
     loaded.add(8, np.arange(1), queries[:1])
     assert loaded.search(queries[:1], 1).models.tolist() == [[8]]
-    assert kind.load(tmp_path / "index").covers() == index.covers()
+    assert saved.load(tmp_path / "index").covers() == index.covers()
 
 
 @pytest.mark.parametrize("damage", ["absent", "cut", "about", "mixed"])
-def test_a_damaged_file_is_refused(kind: Kind, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_is_refused(saved: Kind, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "index"
-    filled(kind, {1: 400, 3: 9}).save(path)
+    filled(saved, {1: 400, 3: 9}).save(path)
     data = path.read_bytes()
     if damage == "absent":
         path.unlink()
@@ -128,22 +158,27 @@ def test_a_damaged_file_is_refused(kind: Kind, tmp_path: Path, damage: str) -> N
     else:
         path.write_bytes(bytes(len(data)))
     with pytest.raises(RegistryBrokenError):
-        kind.load(tmp_path / "index")
+        saved.load(tmp_path / "index")
 
 
-def test_copies_of_a_model_do_not_hide_the_nearest_one() -> None:
+@pytest.mark.parametrize("copies", [6, 50])
+def test_copies_of_a_model_do_not_hide_the_nearest_one(kind: Callable[[int], VectorIndex], copies: int) -> None:
     random = np.random.default_rng(5)
     shared, own = units(random, 1), units(random, 1)
-    for kind in (ExactIndex, FlatIndex):
-        index: VectorIndex = kind(WIDTH)
-        for model in range(300):
-            index.add(model, np.arange(50), np.repeat(shared, 50, axis=0))  # each with 50 copies of one tensor
-        index.add(1000, np.arange(1), own)
-        near = shared + 0.5 * own
-        near /= np.linalg.norm(near)
-        hits = index.search(near.astype(np.float32), 5)
-        assert set(hits.models[0].tolist()) == set(range(300))  # all tie for the best place: none is left out
-        assert 1000 in index.search(near.astype(np.float32), 301).models
+    index = kind(WIDTH)
+    models = 4000 // copies if isinstance(index, EngineIndex) else 300
+    rows = {model: (np.arange(copies), np.repeat(shared, copies, axis=0)) for model in range(models)}
+    if isinstance(index, EngineIndex):
+        index.add_all(rows)
+    else:
+        for model, held in rows.items():
+            index.add(model, *held)
+    index.add(100_000, np.arange(1), own)
+    near = shared + 0.5 * own
+    near /= np.linalg.norm(near)
+    hits = index.search(near.astype(np.float32), 5)
+    assert set(hits.models[0].tolist()) == set(range(models))  # all tie for the best place: none is left out
+    assert 100_000 in index.search(near.astype(np.float32), models + 1).models
 
 
 @settings(max_examples=60, deadline=None)
@@ -178,15 +213,61 @@ def test_parts_are_joined_as_one_index_would_answer() -> None:
         assert_agree(merged([part.search(queries, n) for part in parts], n), whole.search(queries, n))
 
 
-def test_an_index_absorbs_chosen_models_of_another() -> None:
+@pytest.mark.parametrize("engine", NAMES)
+def test_an_engine_that_was_added_to_and_taken_from_agrees_with_the_slow_search(engine: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    slow = ExactIndex(WIDTH)
+    fast = EngineIndex(ENGINES[engine](tmp_path, "key", WIDTH))
+    for model in range(60):
+        rows = np.arange(model % 11), units(random, model % 11)
+        slow.add(model, *rows)
+        fast.add(model, *rows)
+        if model % 5 == 4:
+            gone = int(random.integers(model))
+            slow.remove(gone)
+            fast.remove(gone)
+        if model % 20 == 19:
+            queries = units(random, 4)
+            for n in (1, 7, 100):
+                assert_agree(fast.search(queries, n), slow.search(queries, n))
+    assert fast.covers() == slow.covers()
+    assert len(fast) == len(slow)
+    for model in slow.covers():
+        assert np.array_equal(fast.rows(model)[0], slow.rows(model)[0])
+        assert np.allclose(fast.rows(model)[1], slow.rows(model)[1], atol=SCORE)
+
+
+def test_an_index_takes_in_the_rows_of_another_but_for_some_models() -> None:
     source, target = filled(FlatIndex, {1: 3, 2: 0, 3: 4}), filled(FlatIndex, {9: 2})
     assert isinstance(source, FlatIndex)
     assert isinstance(target, FlatIndex)
-    target.absorb(source, {2, 3})
+    target.extend(source.block().without({1}))
     assert target.covers() == {9: 2, 2: 0, 3: 4}
     assert np.array_equal(target.rows(3)[1], source.rows(3)[1])
     with pytest.raises(UsageError):
-        target.absorb(source, {3})
+        target.extend(source.block())
+
+
+def test_one_product_over_a_block_finds_what_the_slow_search_finds() -> None:
+    slow = filled(ExactIndex, {4: 3, 2: 0, 9: 8, 1: 5})
+    held = [slow.rows(model) for model in (4, 2, 9, 1)]
+    block = Block(
+        np.array([4, 2, 9, 1]),
+        np.array([3, 0, 8, 5]),
+        np.concatenate([positions for positions, _ in held]),
+        np.concatenate([vectors for _, vectors in held]),
+    )
+    queries = units(np.random.default_rng(1), 5)
+    for n in (0, 2, 9):
+        assert_agree(best_of_models(block, queries, n), slow.search(queries, n))
+    assert_agree(without_models(slow.search(queries, 9), {9}), filled_without(slow, 9).search(queries, 9))
+
+
+def filled_without(index: VectorIndex, gone: int) -> VectorIndex:
+    rest = ExactIndex(WIDTH)
+    for model in set(index.covers()) - {gone}:
+        rest.add(model, *index.rows(model))
+    return rest
 
 
 def test_sketches_become_unit_vectors() -> None:

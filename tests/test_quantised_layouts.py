@@ -30,9 +30,10 @@ DATA = Path(__file__).parent / "data" / "quantised"
 VECTORS = sorted(path.stem for path in DATA.glob("*.safetensors"))
 MODULE = "model.layers.0.mlp.up_proj"
 STORAGE = {
-    "awq": "AWQ_4", "bnb-fp4": "FP4", "bnb-nf4-nested": "NF4", "bnb-int8": "LLM_INT8", "ct-int4-group": "PACKED_I4",
-    "ct-fp8-block": "F8_E4M3_SCALED", "ct-int8": "I8_SCALED", "ct-mxfp4": "MXFP4", "ct-nvfp4": "NVFP4",
-    "gptq-4": "GPTQ_4", "hqq-2-axis1": "HQQ_2", "mlx-3": "MLX_3", "mlx-mxfp4": "MXFP4",
+    "awq": "AWQ_4", "awq-gemv": "AWQ_4", "awq-gemv-fast": "AWQ_4", "marlin": "MARLIN_4", "bnb-fp4": "FP4",
+    "bnb-nf4-nested": "NF4", "bnb-int8": "LLM_INT8", "ct-int4-group": "PACKED_I4", "ct-fp8-block": "F8_E4M3_SCALED",
+    "ct-int8": "I8_SCALED", "ct-mxfp4": "MXFP4", "ct-nvfp4": "NVFP4", "gptq-4": "GPTQ_4", "hqq-2-axis1": "HQQ_2",
+    "mlx-3": "MLX_3", "mlx-mxfp4": "MXFP4",
 }  # fmt: skip
 
 

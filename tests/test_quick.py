@@ -17,7 +17,7 @@ from fingerprint.quick import quick_look
 from fingerprint.vocabulary import Content, Depth
 from signatures import suspect as suspects
 from signatures.registry import Registry
-from signatures.report import Link, Relation, Report, Verdict
+from signatures.report import Confidence, Link, Relation, Report, Verdict
 from signatures.scan import ScanOptions, compare_paths, scan_path
 from signatures.signature import decode, encode, sign
 from tests.small_models import Weights, low_rank_change, save
@@ -227,8 +227,9 @@ def test_auto_looks_quickly_first_and_reads_on_only_where_nothing_is_explained(r
         for name, value in model(1).items()
         if "mlp" in name
     }
+    # Permuted MLPs without embeddings are a part of a model to a full look, so that a deep one follows.
     report = scan(registry, rearranged, tmp_path, depth="auto")
-    assert report.suspect.depth == Depth.FULL
+    assert report.suspect.depth == Depth.DEEP
     assert [match.model for match in report.matches] == ["full/llama"]
 
 
@@ -261,9 +262,43 @@ def test_the_index_of_slices_follows_the_registry(registry) -> None:
 
 
 def test_what_is_not_read_says_so(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("fingerprint.quick.MOST_MATRICES", 4)
+    monkeypatch.setattr("fingerprint.quick.MOST_REGISTERED", 4)
     looked = looked_at(model(1), tmp_path / "m.safetensors", quick=True)
     unread = [tensor for tensor in looked.tensors if tensor.content is Content.UNREAD]
     assert len([tensor for tensor in looked.tensors if tensor.axes]) == 4
     assert len(unread) == 7 * LAYERS + 2 - 4
     assert not any(tensor.digest for tensor in unread)
+
+
+def experts(seed: int, layers: int = 2, number: int = 16) -> dict[str, np.ndarray]:
+    """The experts of a mixture, each of three matrices too large to be read whole."""
+    rng = np.random.default_rng(seed)
+    shapes = {"gate_proj": (192, 96), "up_proj": (192, 96), "down_proj": (96, 192)}
+    return {
+        f"model.layers.{layer}.mlp.experts.{expert}.{part}.weight": (rng.normal(size=shape) * 0.05).astype(np.float32)
+        for layer in range(layers)
+        for expert in range(number)
+        for part, shape in shapes.items()
+    }
+
+
+def test_a_part_is_no_component_because_of_what_nobody_looked_at(tmp_path, monkeypatch) -> None:
+    """Of thousands of experts a quick look sees some: that the others of a shard match nothing says nothing."""
+    for module in ("fingerprint.quick", "fingerprint.comparing.sampled"):
+        monkeypatch.setattr(f"{module}.MOST_REGISTERED", 30)
+    whole = experts(1)
+    ours = looked_at(whole, tmp_path / "whole.safetensors", quick=True)
+    read = {tensor.name for tensor in ours.tensors if tensor.axes}
+    assert len(read) == 30
+    shard = {name: value for name, value in whole.items() if "layers.1.mlp.experts.1" in name}
+    seen = read & set(shard)
+    assert 0 < len(seen) < len(shard) / 2
+    with Registry.open(tmp_path / "registry") as opened:
+        opened.register(sign(ours), name="acme/mixture")
+        (match,) = scan(opened, shard, tmp_path, depth="quick").matches
+        assert (match.link, match.relation, match.confidence) == (Link.LINEAGE, Relation.PARTIAL, Confidence.CERTAIN)
+        # Of the experts that were looked at all but one are others now: that is a component.
+        kept = sorted(seen)[:1]
+        changed = experts(2) | {name: whole[name] for name in kept}
+        (match,) = scan(opened, {name: changed[name] for name in shard}, tmp_path, depth="quick").matches
+        assert match.link is Link.SHARED_COMPONENT

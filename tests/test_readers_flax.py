@@ -54,14 +54,40 @@ def test_file_of_flax_is_read() -> None:
         assert checkpoint.complete
         assert checkpoint.findings == ()
         found = values(checkpoint)
-        assert list(found) == ["Dense_0.kernel", "Dense_0.bias", "embed.embedding"]
-        np.testing.assert_array_equal(found["Dense_0.kernel"], np.arange(12).reshape(3, 4))
+        assert list(found) == ["Dense_0.weight", "Dense_0.bias", "embed.weight"]
+        np.testing.assert_array_equal(found["Dense_0.weight"], np.arange(12).reshape(3, 4).T)
         np.testing.assert_array_equal(found["Dense_0.bias"], np.arange(4))
-        np.testing.assert_array_equal(found["embed.embedding"], np.arange(40).reshape(10, 4) - 3.5)
+        np.testing.assert_array_equal(found["embed.weight"], np.arange(40).reshape(10, 4) - 3.5)
         embedding = checkpoint.tensors[2]
         for start in range(41):
             for stop in range(start, 41):
                 np.testing.assert_array_equal(embedding.read(start, stop), np.arange(start, stop) - 3.5)
+
+
+def test_parameters_are_laid_out_as_in_torch(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    heads = {
+        name: {"kernel": random.normal(size=(6, 2, 3)), "bias": np.zeros((2, 3))} for name in ("query", "key", "value")
+    }
+    attention = {**heads, "out": {"kernel": random.normal(size=(2, 3, 6)), "bias": np.zeros(6)}}
+    conv, alone = random.normal(size=(5, 4, 3, 7)), random.normal(size=(5, 3, 7))
+    tree = {
+        "params": {"mha": attention, "conv": {"kernel": conv}, "out": {"kernel": alone}, "norm": {"scale": np.ones(6)}},
+        "batch_stats": {"bn": {"mean": np.ones(3), "var": np.ones(3)}},
+        "both": {"kernel": np.ones(2), "scale": np.ones(2)},
+    }
+    with opened(packed(tree), tmp_path) as checkpoint:
+        found = values(checkpoint)
+
+    def exact(value: np.ndarray) -> np.ndarray:
+        return value.astype(np.float32)
+
+    np.testing.assert_array_equal(exact(attention["query"]["kernel"].reshape(6, 6).T), found["params.mha.query.weight"])
+    np.testing.assert_array_equal(exact(attention["out"]["kernel"].reshape(6, 6).T), found["params.mha.out.weight"])
+    np.testing.assert_array_equal(exact(conv.transpose(3, 2, 0, 1)), found["params.conv.weight"])
+    np.testing.assert_array_equal(exact(alone.transpose(2, 1, 0)), found["params.out.weight"])
+    assert found["params.mha.query.bias"].shape == (6,)
+    assert {"params.norm.weight", "batch_stats.bn.running_mean", "both.kernel", "both.scale"} <= found.keys()
 
 
 DTYPES = ["float32", "float16", "float64", "int32", "uint8", "bool", "complex64", "bfloat16", "float8_e4m3fn"]
@@ -89,7 +115,7 @@ def test_moments_of_an_optimiser_are_told_by_their_form(tmp_path: Path) -> None:
     params = {"d": {"kernel": np.ones((2, 3), np.float32), "bias": np.ones(3, np.float32)}}
     tree = {"step": 3, "params": params, "anything": {"0": {"count": 3, "mu": params, "nu": params}, "1": {}}}
     with opened(packed(tree), tmp_path) as checkpoint:
-        assert [tensor.name for tensor in checkpoint.tensors] == ["d.kernel", "d.bias"]
+        assert [tensor.name for tensor in checkpoint.tensors] == ["d.weight", "d.bias"]
         assert {finding.code for finding in checkpoint.findings} == {"optimiser-state"}
     with opened(packed({"opt_state": {"mu": params, "nu": {}}}), tmp_path) as checkpoint:
         assert len(checkpoint.tensors) == 2

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import gguf
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -460,3 +461,28 @@ def test_bytes_of_another_format_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"GGML" + bytes(100))
     with pytest.raises(MalformedFileError, match="does not begin with GGUF"):
         open_checkpoint(path)
+
+
+# --- gains ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("architecture", "shifted"), [("gemma3", True), ("qwen3next", True), ("gemma3n", False)])
+def test_gains_that_conversion_shifts_by_one_are_as_in_the_original(
+    tmp_path: Path, architecture: str, shifted: bool
+) -> None:
+    random = np.random.default_rng(2)
+    original = random.normal(0, 0.3, 96).astype(ml_dtypes.bfloat16).astype(np.float32)
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", architecture)
+    names = ("blk.0.attn_norm.weight", "blk.0.attn_q_norm.weight", "output_norm.weight", "blk.0.ssm_norm.weight")
+    for name in names:
+        writer.add_tensor(name, original + np.float32(shifted and "ssm" not in name))
+    writer.add_tensor("blk.0.attn_norm.bias", original)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    safetensors.numpy.save_file({"norm.weight": original.astype(ml_dtypes.bfloat16)}, tmp_path / "m.safetensors")
+    with open_checkpoint(tmp_path / "model.gguf") as read, open_checkpoint(tmp_path / "m.safetensors") as wanted:
+        digest = measure_digest(wanted.tensors[0], Parameters())
+        assert [measure_digest(tensor, Parameters()) for tensor in read.tensors] == [digest] * 5
+        np.testing.assert_array_equal(read.tensors[0].read(5, 9), original[5:9])

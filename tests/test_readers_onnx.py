@@ -425,3 +425,32 @@ def test_any_range_of_any_grid_of_scales_is_dequantised() -> None:
         start, stop = sorted(chance.integers(0, numbers.size + 1, 2))
         assert np.array_equal(view.read(start, stop), expected[start:stop])
         assert np.array_equal(view.read(0, numbers.size), expected)
+
+
+MORE = FOLDER / "more"
+
+
+@pytest.mark.parametrize("kind", ["fp4", "nf4"])
+def test_four_bit_floats_are_what_onnx_runtime_multiplies_by(kind: str) -> None:
+    got = read(MORE / f"bnb4_{kind}.onnx")
+    assert list(got) == ["up.weight"]
+    np.testing.assert_array_equal(got["up.weight"], np.load(MORE / "weights.npz")[f"bnb4_{kind}"])
+
+
+@pytest.mark.parametrize("name", ["lstm_dynamic", "lstm_dynamic_channels"])
+def test_quantised_recurrent_layers_have_the_gates_of_torch(name: str) -> None:
+    got, wanted = read(MORE / f"{name}.onnx"), np.load(MORE / "weights.npz")
+    assert set(got) == {f"rnn.{part}_l0" for part in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+    for key in got:
+        weight = wanted[key]
+        step = np.abs(weight).max(1, keepdims=True) if name.endswith("channels") and weight.ndim > 1 else 4.0
+        exact = key.startswith("rnn.bias")
+        assert np.all(np.abs(got[key].reshape(weight.shape) - weight) <= (0 if exact else step / 127)), key
+
+
+def test_odd_contrib_operations_are_read_as_stored(tmp_path: Path) -> None:
+    codes = numpy_helper.from_array(np.zeros(10, np.uint8), "w")
+    absmax = numpy_helper.from_array(np.ones(3, np.float32), "s")
+    options = {"K": 4, "N": 4, "block_size": 16, "quant_type": 1}
+    node = helper.make_node("MatMulBnb4", ["x", "w", "s"], ["y"], domain="com.microsoft", **options)
+    assert {name: value.size for name, value in read(save(tmp_path, [node], [codes, absmax])).items()}["s"] == 3

@@ -1,1 +1,1 @@
-"""Programs that feed damaged files to the readers."""
+"""Coverage-guided fuzzing of every parser of hostile bytes, with atheris."""

@@ -73,7 +73,7 @@ def run(
     models: Sequence[str] = ("*",),
     only: Sequence[str] = ("*",),
     changed_rules: bool = False,
-    depth: Depth = Depth.FULL,
+    depth: Depth = Depth.DEEP,
     report: Callable[[str], None] = lambda _: None,
 ) -> list[Outcome]:
     """Do everything, and write the results to ``out``.
@@ -132,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--changed-rules", action="store_true", help="score family b with rules that are not the frozen ones"
     )
-    options.add_argument("--depth", type=Depth, choices=list(Depth), default=Depth.FULL, help="depth of the scans")
+    options.add_argument("--depth", type=Depth, choices=list(Depth), default=Depth.DEEP, help="depth of the scans")
     return options
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 STRANGERS = 6
 
 
-def scan_all(jobs: Path, reports: Path, scores: Path, depth: Depth = Depth.FULL) -> None:
+def scan_all(jobs: Path, reports: Path, scores: Path, depth: Depth = Depth.DEEP) -> None:
     """Scan every suspect of a file of jobs."""
     options = ScanOptions(depth=depth)
     with reports.open("w") as told, scores.open("w") as scored:

@@ -82,7 +82,7 @@ def _counts(outcomes: Sequence[Outcome]) -> dict[str, dict[str, int]]:
 
 
 def _depth(about: Mapping[str, Any]) -> str:
-    return "" if about["depth"] == Depth.FULL else f", scanned at {about['depth']} depth"
+    return "" if about["depth"] == Depth.DEEP else f", scanned at {about['depth']} depth"
 
 
 def to_markdown(outcomes: Sequence[Outcome], about: Mapping[str, Any], plot: str) -> str:

@@ -1,6 +1,7 @@
 """Command: a registry of a thousand models, three thousand suspects, and whether the index proposes their relatives.
 
-Writes ``retrieval.md`` and ``retrieval.json`` to OUT. Exit status 1 if the index misses too many or is too slow.
+Writes ``retrieval.md`` and ``retrieval.json`` to OUT (``retrieval-10000.md`` for 10,000 models, and so on). Exit status
+1 if the index misses too many or is too slow.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
     options.out.mkdir(parents=True, exist_ok=True)
     name = "retrieval-quick" if options.quick else "retrieval"
+    if options.models != parser.get_default("models") and not options.quick:
+        name += f"-{options.models}"
     (options.out / f"{name}.json").write_text(to_json(result))
     page = to_markdown(result)
     (options.out / f"{name}.md").write_text(page)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.retrieval.population import Arrays, tuned
+from benchmarks.retrieval.rewrites import rotated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -114,6 +115,13 @@ DAMAGE: dict[str, Damage] = {
     "matrix, pruned 50%": lambda w, _o, r: one_matrix(pruned(w, 0.5), r),
     "matrix, fine-tuned": lambda w, _o, r: one_matrix(tuned(w, 0.3, r), r),
     "matrix, noise 100%": lambda w, _o, r: one_matrix(noise(w, 1.0, r), r),
+    "rotated": lambda w, _o, r: rotated(w, r),
+    "rotated, 4 bits": lambda w, _o, r: quantised(rotated(w, r), 4),
+    "rotated, fine-tuned": lambda w, _o, r: tuned(rotated(w, r), 0.1, r),
+    "rotated, trained on": lambda w, _o, r: tuned(rotated(w, r), 0.6, r),
+    "rotated, noise 20%": lambda w, _o, r: noise(rotated(w, r), 0.2, r),
+    "rotated, pruned 50%": lambda w, _o, r: pruned(rotated(w, r), 0.5),
+    "rotated, merged 70/30": lambda w, o, r: rotated(merged(w, o, 0.7), r),
 }
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from benchmarks.zoo.models import Weights
-    from fingerprint.undoing.undo import Undoing
+    from fingerprint.undoing.result import Undoing
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks" / "undoing.md"
 HEAD = """# Deep comparisons

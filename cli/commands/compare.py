@@ -17,6 +17,7 @@ from signatures.report import COMPARE_SCHEMA, Confidence
 @options.fail_on
 @options.globs
 @options.depth
+@options.remote
 @click.option(
     "--deep",
     is_flag=True,
@@ -65,17 +66,18 @@ def command(
     refuse_overwriting(transform, (registered, suspect))
     secret = options.secret_key(key)
     with reading(console, registered, suspect) as progress:
+        ours, theirs = options.located(registered), options.located(suspect)
         asked = ScanOptions(**chosen)
         if deep:
             from signatures.deep import compare_deep
 
-            report = compare_deep(registered, suspect, options=asked, progress=progress, transform=transform)
+            report = compare_deep(ours, theirs, options=asked, progress=progress, transform=transform)
         else:
-            report = compare_paths(registered, suspect, options=asked, progress=progress)
+            report = compare_paths(ours, theirs, options=asked, progress=progress)
         if secret is not None:
             from signatures.keyed_check import check_comparison
 
-            report = check_comparison(report, registered, suspect, secret, progress)
+            report = check_comparison(report, ours, theirs, secret, progress)
     statuses = [of_report(report, Confidence(fail_on))]
     with keeping(statuses, console):
         write_all(report_view(COMPARE_SCHEMA, against=registered), [report], format, output, console)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 @click.command("inspect")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...", type=options.PATH)
 @click.option("--tensors", is_flag=True, help="Show all tensors: name, shape, type, role, layer.")
+@options.remote
 @options.output
 @options.messages
 @click.pass_context
@@ -28,7 +29,8 @@ def command(
     format: str,  # noqa: A002 - the option's word
     output: str | None,
 ) -> Exit:
-    """Show what a checkpoint or signature is: format, number types, tensors, inferred roles and layers, findings.
+    """Show what a checkpoint or signature is: format, quantisation, number types, tensors, inferred roles and layers,
+    findings, and what it says about where it comes from.
 
     Reads names and shapes only, no weights. Exit status: 2 if a path cannot be read, 3 if parts of it are absent.
     """
@@ -65,5 +67,5 @@ def _inspected(path: str) -> Inspection:
 
     if is_signature(path):
         return of_fingerprint(path, read_signature(path).fingerprint)
-    with open_checkpoint(path) as checkpoint:
+    with open_checkpoint(options.located(path)) as checkpoint:
         return of_checkpoint(path, checkpoint)

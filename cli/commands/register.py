@@ -1,22 +1,37 @@
-"""``fp register``: put a model into the registry."""
+"""``fp register``: put models into the registry."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli import options
 from cli.exits import Exit
+from cli.paths import STANDARD
 
 if TYPE_CHECKING:
+    from cli.console import Console
+    from cli.measure import Measuring
     from signatures.records import ModelRecord
     from signatures.registry import Registry
 
 
 @click.command("register")
-@click.argument("path", metavar="PATH", type=options.PATH)
-@click.option("--name", required=True, metavar="ORG/MODEL", help="Name of the model in the registry.")
+@click.argument("paths", nargs=-1, metavar="PATH...", type=options.PATH)
+@click.option(
+    "--name",
+    metavar="ORG/MODEL",
+    help="Name of the model in the registry; of several, a template with {stem} or {folder}.",
+)
+@click.option(
+    "--list",
+    "table",
+    metavar="FILE",
+    type=options.PATH,
+    help="Register the models of a table instead (-: standard input): JSON objects, one a line, or columns set apart "
+    "by tabs under headings: path, name, owner, license, revision, base, note.",
+)
 @click.option("--owner", metavar="TEXT", help="Who owns the weights.")
 @click.option("--license", metavar="TEXT", help="Their license.")
 @click.option("--revision", metavar="TEXT", help="Their version: a commit, a tag, a date.")
@@ -29,6 +44,11 @@ if TYPE_CHECKING:
 @click.option("--note", metavar="TEXT", help="Anything else that reports of matches should help to find.")
 @click.option("--replace", is_flag=True, help="If the name has other weights already, let it stand for these.")
 @options.registered_depth
+@options.remote
+@options.bulk
+@click.option(
+    "-0", "--null", is_flag=True, help="Paths on standard input end with NUL (find -print0), not with a line break."
+)
 @options.key
 @options.disclose
 @options.registry
@@ -39,72 +59,100 @@ def command(
     ctx: click.Context,
     /,
     *,
-    path: str,
-    name: str,
-    owner: str | None,
-    license: str | None,  # noqa: A002 - the option's word
-    revision: str | None,
-    base: str | None,
-    note: str | None,
-    replace: bool,
-    depth: str,
+    paths: tuple[str, ...],
+    name: str | None,
+    table: str | None,
+    executor: str | None,
+    jobs: int | None,
+    resume: str | None,
+    null: bool,
+    depth: str | None,
     key: str | None,
     disclose: str,
-    registry: str | None,
-    format: str,  # noqa: A002 - likewise
     output: str | None,
+    **chosen: Any,
 ) -> Exit:
-    """Measure a model and put its signature into the registry.
+    """Measure models and put their signatures into the registry.
 
-    PATH is a checkpoint or a signature (fp sketch). The weights are not copied. Register public bases first: a match
-    that an earlier registration explains is reported as a sibling, not as a copy. The same weights again under the
-    same name change nothing; under another name they get an alias.
+    PATH is a checkpoint or a signature (fp sketch); - reads a list of paths from standard input. The weights are not
+    copied. Register public bases first: a match that an earlier registration explains is reported as a sibling, not as
+    a copy. The same weights again under the same name change nothing; under another name they get an alias.
+
+    Of several models each gets its name from a template ('acme/{stem}') or from the table of --list. They are
+    registered in that order, whoever is measured first, and an error of one does not stop the rest.
     """
-    from cli.measure import signature_of
+    from cli.bulk import Bulk
+    from cli.measure import Measuring
     from cli.messages import route
     from cli.output import refuse_overwriting
-    from cli.registry import open_for_writing
-    from cli.render.registration import REGISTRATION_VIEW, Registered, Step
-    from cli.render.write import write_all
-    from signatures.records import require_name
+    from cli.worklist import has_places
 
     console = options.console(ctx)
     route(console)
-    refuse_overwriting(output, (path,))
-    require_name(name)
+    inputs = (*paths, *([table] if table else []))
+    refuse_overwriting(output, inputs)
+    refuse_overwriting(resume, (*inputs, *([output] if output else [])))
+    bulk = Bulk(executor, jobs, resume)
+    if not inputs or (paths and table is not None):
+        raise click.UsageError("give either PATHs or a table with --list", ctx)
+    if table is None and name is None:
+        raise click.UsageError("Missing option '--name'.", ctx)
+    how = Measuring(depth, options.secret_key(key), less=disclose == "less")
+    several = len(paths) > 1 or STANDARD in paths
+    if several and name is not None and not has_places(name):
+        raise click.UsageError("several models need several names: --name 'acme/{stem}', or --list", ctx)
+    if several or table is not None or resume is not None or not bulk.alone:
+        from cli.registering import register_list
+
+        return register_list(paths, name, table, bulk, console, null=null, how=how, output=output, **chosen)
+    return _register_one(paths[0], name or "", console, how=how, output=output, **chosen)
+
+
+def _register_one(
+    path: str,
+    name: str,
+    console: Console,
+    *,
+    how: Measuring,
+    base: str | None,
+    registry: str | None,
+    format: str,  # noqa: A002 - the option's word
+    output: str | None,
+    **said: Any,
+) -> Exit:
+    """Register one model; whatever goes wrong is raised."""
+    from cli.measure import signature_of
+    from cli.registering import step_of
+    from cli.registry import open_for_writing
+    from cli.render.registration import REGISTRATION_VIEW, Registered
+    from cli.render.write import write_all
+    from cli.worklist import named
+    from signatures.records import require_name
+
+    name = require_name(named(path, name))
     with open_for_writing(registry) as opened:
-        if base is not None and not _has(opened, base):
+        if base is not None and _found(opened, base) is None:
             console.warning(f"the base {base} is not registered: siblings cannot be told from copies until it is")
-        signature = signature_of(path, console, depth, options.secret_key(key), less=disclose == "less")
-        before = {record.id: record for record in opened.models()}
-        record = opened.register(
-            signature,
-            name=name,
-            owner=owner,
-            license=license,
-            revision=revision,
-            base=base,
-            note=note,
-            replace=replace,
+        signature = signature_of(path, console, how)
+        holder = _found(opened, name)
+        record = opened.register(signature, name=name, base=base, **said)
+        done = Registered(
+            step_of(None if holder is None else holder.id, record),
+            path,
+            name,
+            record,
+            str(opened.folder),
+            opened.count(),
         )
-        step = Step(_step(before.get(record.id), name))
-        done = Registered(step, name, record, str(opened.folder), len(opened.models()))
         write_all(REGISTRATION_VIEW, [done], format, output, console)
     return Exit.OK
 
 
-def _has(registry: Registry, name: str) -> bool:
+def _found(registry: Registry, name: str) -> ModelRecord | None:
+    """The model of that name, None if there is none."""
     from fingerprint.errors import UnknownModelError
 
     try:
-        registry.get(name)
+        return registry.get(name)
     except UnknownModelError:
-        return False
-    return True
-
-
-def _step(before: ModelRecord | None, name: str) -> str:
-    """What the registration did, from the model's record before it."""
-    if before is None:
-        return "new"
-    return "unchanged" if before.named(name) is not None else "alias"
+        return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli import options
+from cli.bulk import Answer
 from cli.exits import Exit, of_report, strongest
 from cli.paths import STANDARD
 from signatures.report import (
@@ -21,8 +23,10 @@ from signatures.report import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cli.bulk import Bulk
     from cli.console import Console
     from cli.render.write import Writer
+    from cli.tasks import ScanTask
     from signatures.keyed import Key
     from signatures.registry import Registry
     from signatures.scan import ScanOptions
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
 )
 @options.globs
 @options.depth
+@options.remote
+@options.bulk
 @click.option(
     "-0", "--null", is_flag=True, help="Paths on standard input end with NUL (find -print0), not with a line break."
 )
@@ -60,6 +66,9 @@ def command(
     fail_on: str,
     top_k: int,
     null: bool,
+    executor: str | None,
+    jobs: int | None,
+    resume: str | None,
     key: str | None,
     format: str,  # noqa: A002 - the option's word
     output: str | None,
@@ -68,12 +77,14 @@ def command(
     """Match suspects against the registered models.
 
     PATH is a checkpoint (a file, a folder, an index of shards) or a signature; - reads a list of paths from standard
-    input. An error of one suspect does not stop the rest.
+    input. An error of one suspect does not stop the rest. With --jobs several are scanned at once; the results come in
+    the order of the list in any case. With --resume a run that was interrupted goes on where it stopped.
 
     Exit status: 1 if there is a match at or above --fail-on, else 2 if there was an error, else 3 if a scan was not
     whole or inconclusive, or the list of paths was empty, else 0. Siblings, shared components and common
     initialisation do not raise it.
     """
+    from cli.bulk import Bulk
     from cli.messages import route
     from cli.output import refuse_overwriting
     from cli.registry import open_if_any
@@ -84,6 +95,8 @@ def command(
     console = options.console(ctx)
     route(console)
     refuse_overwriting(output, paths)
+    refuse_overwriting(resume, (*paths, *([output] if output else [])))
+    bulk = Bulk(executor, jobs, resume)
     wanted = ScanOptions(top_k=top_k, **chosen)
     secret = options.secret_key(key)
     statuses: list[Exit] = []
@@ -91,7 +104,7 @@ def command(
         if opened is not None:
             _require_models(opened, wanted.base)
         with writing(report_view(), format, output, console) as writer:
-            for report in _reports(opened, paths, wanted, secret, console, null=null):
+            for report in _reports(opened, paths, wanted, secret, console, bulk, null=null):
                 statuses.append(of_report(report, Confidence(fail_on)))
                 if report.error is not None:
                     console.error(report.error)
@@ -114,13 +127,98 @@ def _reports(
     wanted: ScanOptions,
     key: Key | None,
     console: Console,
+    bulk: Bulk,
     *,
     null: bool,
 ) -> Iterator[Report]:
+    """The reports in the order of the paths, by whom ``bulk`` says."""
+    from cli.bulk import worked
     from cli.paths import expanded
 
-    for path in expanded(paths, null=null):
-        yield _scan_one(registry, path, wanted, key, console)
+    if bulk.alone and bulk.resume is None:
+        for path in expanded(paths, null=null):
+            yield scan_one(registry, path, wanted, key, console)
+        return
+    _require_shared(bulk)
+    with bulk.journal(lambda: _settings(registry, wanted, key)) as journal:
+
+        def known(path: str) -> Report | None:
+            return None if journal is None else _from_journal(journal.result(path))
+
+        def done(path: str, report: Report) -> None:
+            if journal is not None and report.error is None:  # an error is tried again by the next run
+                journal.add(path, report.to_json())
+
+        here = _Here(registry, wanted, key, console)
+        with bulk.workers(here, lambda: _task(registry, wanted, key, console)) as workers:
+            total = None if STANDARD in paths else len(paths)
+            for _, report in worked(workers, expanded(paths, null=null), console, total=total, known=known, done=done):
+                yield report
+
+
+def _require_shared(bulk: Bulk) -> None:
+    """Raise ``UsageError`` if several processes are to search where one at a time can."""
+    from fingerprint.errors import UsageError
+    from signatures.engines import serves_one_process
+
+    if not bulk.alone and serves_one_process():
+        raise UsageError(
+            "FP_INDEX names embedded Milvus, which serves one process at a time: leave out --jobs and --executor, "
+            "or let it name a server"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """The task of a list where this process does the work."""
+
+    registry: Registry | None
+    wanted: ScanOptions
+    key: Key | None
+    console: Console
+
+    def do(self, item: str) -> Answer[Report]:
+        """See ``Task.do``."""
+        return Answer(scan_one(self.registry, item, self.wanted, self.key, self.console))
+
+    def lost(self, item: str, reason: str) -> Answer[Report]:
+        """See ``Task.lost``."""
+        return Answer(failed(item, reason))
+
+
+def _task(registry: Registry | None, wanted: ScanOptions, key: Key | None, console: Console) -> ScanTask:
+    import os
+
+    from cli.tasks import ScanTask
+
+    folder = None if registry is None else os.path.abspath(registry.folder)
+    return ScanTask(os.getcwd(), folder, wanted, key, console.verbosity, options.fetching())
+
+
+def _settings(registry: Registry | None, wanted: ScanOptions, key: Key | None) -> dict[str, Any]:
+    """What reports depend on besides the suspect: the registered models with their names, options, the program."""
+    import hashlib
+    from dataclasses import asdict
+    from importlib.metadata import version
+
+    names = hashlib.sha256()
+    for record in () if registry is None else registry.models():
+        entries = [(entry.name, entry.base) for entry in record.registrations]
+        names.update(f"{record.id} {record.identity} {entries}\n".encode())
+    about = {"task": "scan", "program": version("weightprint"), "models": names.hexdigest()}
+    return {**about, "key": None if key is None else key.identity, **asdict(wanted)}
+
+
+def _from_journal(values: Any) -> Report | None:
+    """A report as the journal keeps it; None if there is none, or if another version of the program wrote it."""
+    from signatures.bulk.parsed import parsed
+
+    if values is None:
+        return None
+    try:
+        return parsed(Report, values)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _hand_out(report: Report, writer: Writer[Report], statuses: list[Exit], *, last: bool) -> None:
@@ -135,7 +233,7 @@ def _hand_out(report: Report, writer: Writer[Report], statuses: list[Exit], *, l
         raise
 
 
-def _scan_one(registry: Registry | None, path: str, wanted: ScanOptions, key: Key | None, console: Console) -> Report:
+def scan_one(registry: Registry | None, path: str, wanted: ScanOptions, key: Key | None, console: Console) -> Report:
     """The report of one suspect, also for what no reader expected."""
     from cli.progress import reading
     from fingerprint.errors import RegistryError, WeightprintError
@@ -143,30 +241,34 @@ def _scan_one(registry: Registry | None, path: str, wanted: ScanOptions, key: Ke
     from signatures.scan import scan_path
 
     try:
-        if registry is None or not registry.models():
+        if registry is None or not registry.count():
             return _not_compared(path, registry, console)
         with reading(console, path) as progress:
-            report = scan_path(registry, path, options=wanted, progress=progress)
-            return report if key is None else check_scan(registry, report, path, key, progress)
+            place = options.located(path)
+            report = scan_path(registry, place, options=wanted, progress=progress)
+            return report if key is None else check_scan(registry, report, place, key, progress)
     except RegistryError:
         raise
     except WeightprintError as error:
         console.trace(error)
-        return _failed(path, f"{path}: {error}")
+        return failed(path, f"{path}: {error}")
     except Exception as error:  # noqa: BLE001 - a defect met in one suspect must not hide the results of the others
         console.trace(error)
-        return _failed(path, f"{path}: unexpected {type(error).__name__}: {error} (a defect of this program)")
+        return failed(path, f"{path}: unexpected {type(error).__name__}: {error} (a defect of this program)")
 
 
 def _not_compared(path: str, registry: Registry | None, console: Console) -> Report:
     """The report where no model is registered: the suspect is opened, so that errors show, but not measured."""
     from fingerprint.checkpoint import open_checkpoint
+    from fingerprint.claims import read_claims
     from fingerprint.errors import WeightprintError
+    from signatures.claims import check_claims
     from signatures.signature import is_signature, read_signature
 
     try:
         if is_signature(path):
             held = read_signature(path).fingerprint
+            claimed = held.claims
             suspect = SuspectSummary(
                 path=path,
                 format=held.format,
@@ -177,7 +279,8 @@ def _not_compared(path: str, registry: Registry | None, console: Console) -> Rep
                 dtypes=dict(held.dtypes),
             )
         else:
-            with open_checkpoint(path) as checkpoint:
+            with open_checkpoint(options.located(path)) as checkpoint:
+                claimed = checkpoint.metadata
                 suspect = SuspectSummary(
                     path=path,
                     format=checkpoint.format,
@@ -189,7 +292,7 @@ def _not_compared(path: str, registry: Registry | None, console: Console) -> Rep
                 )
     except WeightprintError as error:
         console.trace(error)
-        return _failed(path, str(error))
+        return failed(path, str(error))
     return Report(
         suspect=suspect,
         verdict=Verdict.INCONCLUSIVE,
@@ -200,10 +303,12 @@ def _not_compared(path: str, registry: Registry | None, console: Console) -> Rep
         notes=("the registry is empty: there was nothing to compare with",),
         registry=RegistrySummary(0, "" if registry is None else registry.digest),
         seconds=0.0,
+        claims=check_claims(read_claims(claimed), (), None, Verdict.INCONCLUSIVE),
     )
 
 
-def _failed(path: str, message: str) -> Report:
+def failed(path: str, message: str) -> Report:
+    """The report of a suspect that could not be scanned."""
     return Report(
         suspect=SuspectSummary(path=path),
         verdict=Verdict.ERROR,

@@ -20,12 +20,13 @@ from cli.exits import Exit
 )
 @click.option("--force", is_flag=True, help="Replace FILE even if it exists and is no signature.")
 @options.registered_depth
+@options.remote
 @options.key
 @options.disclose
 @options.messages
 @click.pass_context
 def command(
-    ctx: click.Context, /, *, path: str, output: str, force: bool, depth: str, key: str | None, disclose: str
+    ctx: click.Context, /, *, path: str, output: str, force: bool, depth: str | None, key: str | None, disclose: str
 ) -> Exit:
     """Measure a checkpoint and write its signature to a file.
 
@@ -33,7 +34,7 @@ def command(
     """
     import os
 
-    from cli.measure import signature_of
+    from cli.measure import Measuring, signature_of
     from cli.messages import route
     from cli.output import refuse_overwriting, refuse_replacing
     from cli.text import counted, file_size
@@ -47,7 +48,7 @@ def command(
         refuse_replacing(output, "signature", known=is_signature(output))
     if not os.path.isdir(os.path.dirname(os.path.abspath(output))):
         raise UsageError(f"{output}: its folder does not exist")
-    signature = signature_of(path, console, depth, options.secret_key(key), less=disclose == "less")
+    signature = signature_of(path, console, Measuring(depth, options.secret_key(key), less=disclose == "less"))
     write_signature(output, signature)
     tensors = counted(len(signature.fingerprint.tensors), "tensor")
     console.note(f"{output}: {signature.identity}, {tensors}, {file_size(os.path.getsize(output))}")

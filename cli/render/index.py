@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from cli.console import Look
-    from signatures.indexes import IndexStatus
+    from signatures.indexes import IndexCheck, IndexStatus
 
 INDEX_SCHEMA: Final = "fp.index/1"
 
 
 @dataclass(frozen=True, slots=True)
 class IndexState:
-    """What a command of ``fp index`` (``action``) found; ``queries`` were searched both ways by a check."""
+    """What a command of ``fp index`` (``action``) found; ``check`` is the outcome of a check."""
 
     action: str
     status: IndexStatus
-    problems: tuple[str, ...]
-    queries: int
+    problems: tuple[str, ...] = ()
+    check: IndexCheck | None = None
 
 
 def _object(state: IndexState) -> Mapping[str, Any]:
@@ -38,21 +38,27 @@ def _object(state: IndexState) -> Mapping[str, Any]:
         "vectors": status.vectors,
         "segments": status.segments,
         "bytes": status.bytes,
+        "memory": status.memory,
+        "kinds": dict(status.kinds),
         "missing": len(status.missing),
         "superfluous": len(status.superfluous),
         "current": status.current,
-        "queries": state.queries,
+        "queries": 0 if state.check is None else state.check.queries,
+        "recall": None if state.check is None else round(state.check.recall, 6),
+        "recall_of_ten": None if state.check is None else round(state.check.recall_of_ten, 6),
         "problems": list(state.problems),
     }
 
 
 def _rows(state: IndexState) -> Iterable[Mapping[str, Any]]:
-    yield {**_object(state), "problems": "; ".join(state.problems)}
+    found = _object(state)
+    kinds = "; ".join(f"{name}: {kind}" for name, kind in found["kinds"].items())
+    yield {**found, "kinds": kinds, "problems": "; ".join(state.problems)}
 
 
 _COLUMNS: Final = (
-    "action", "models", "covered", "vectors", "segments", "bytes", "missing", "superfluous", "current", "queries",
-    "problems",
+    "action", "models", "covered", "vectors", "segments", "bytes", "memory", "kinds", "missing", "superfluous",
+    "current", "queries", "recall", "recall_of_ten", "problems",
 )  # fmt: skip
 
 
@@ -70,16 +76,24 @@ def _text(state: IndexState, look: Look) -> str:
     lines += fields(
         [
             ("Covers", f"{status.covered:,} of {counted(status.models, 'model')}, {counted(status.vectors, 'vector')}"),
+            ("Searched by", "; ".join(f"{name}: {kind}" for name, kind in status.kinds.items())),
             ("On disk", f"{counted(status.segments, 'segment')}, {file_size(status.bytes)}"),
+            ("Gone through", f"{file_size(status.memory)}: as much memory as searches want"),
             ("Missing", "" if not status.missing else counted(len(status.missing), "model")),
             ("Superfluous", "" if not status.superfluous else counted(len(status.superfluous), "model")),
-            ("Checked", "" if state.action != "check" else f"{state.queries:,} searches, by the index and slowly"),
+            ("Checked", "" if state.check is None else f"{state.check.queries:,} searches, by the index and slowly"),
+            ("Recall", "" if state.check is None else _recall(state.check)),
             ("To do", "" if status.current else "nothing: scans catch up by themselves; or fp index build"),
             *(("Problem", problem) for problem in state.problems),
         ],
         look,
     )
     return "\n".join(lines) + "\n"
+
+
+def _recall(found: IndexCheck) -> str:
+    demanded = "" if found.least_recall >= 1 else f" ({found.least_recall:.0%} of the nearest are demanded)"
+    return f"{found.recall:.1%} of the nearest models, {found.recall_of_ten:.1%} of the ten nearest{demanded}"
 
 
 INDEX_VIEW: Final = View(_object, _COLUMNS, _rows, lambda look: EachText(_text, look))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from cli.render.layout import EachText, fields, table
 from cli.render.view import View
 from cli.text import counted, file_size, magnitude, percent, printable, ranges
+from fingerprint.claims import ClaimKind, read_claims
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from cli.console import Look
     from fingerprint.checkpoint import Checkpoint
+    from fingerprint.claims import Claim
     from fingerprint.records import Fingerprint
 
 INSPECT_SCHEMA: Final = "fp.inspect/1"
@@ -61,6 +63,11 @@ class Inspection:
     findings: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
     claims: Mapping[str, str]
+
+    @property
+    def provenance(self) -> tuple[Claim, ...]:
+        """What the claims say about where the weights come from."""
+        return read_claims(self.claims).claims
 
     @property
     def layers(self) -> list[int]:
@@ -139,9 +146,11 @@ def of_fingerprint(path: str, held: Fingerprint) -> Inspection:
 def _quantisation(dtypes: Mapping[str, int], claims: Mapping[str, str]) -> str:
     """What number types show, and what is claimed beside the weights."""
     from fingerprint.dtypes import DTYPES
+    from fingerprint.readers.adapters import LOW_RANK
 
-    # Quantised layouts, which are dequantised while reading, have names of their own.
+    # Quantised layouts, which are dequantised while reading, have names of their own; products of factors have too.
     narrow = [name for name in dtypes if name not in DTYPES or name.startswith(("F8", "F6", "F4"))]
+    narrow = [name for name in narrow if name != LOW_RANK.name]
     total = sum(dtypes.values()) or 1
     packed = sum(number for name, number in dtypes.items() if name in DTYPES and name.startswith(_INTEGERS))
     parts = []
@@ -189,6 +198,7 @@ def _object(found: Inspection, *, tensors: bool) -> Mapping[str, Any]:
         "roles": dict(Counter(one.role for one in found.tensors).most_common()),
         "findings": [{"code": code, "message": message} for code, message in found.findings],
         "notes": list(found.notes),
+        "provenance": [asdict(claim) for claim in found.provenance],
         "claims": dict(found.claims),
     }
     if tensors:
@@ -238,17 +248,25 @@ def _text(found: Inspection, look: Look, *, tensors: bool) -> str:
             ("Not whole", "" if found.complete else "parts are absent or cannot be read: see the findings"),
             ("Tensors", _tensor_counts(found)),
             ("Types", ", ".join(f"{name} {magnitude(number)}" for name, number in found.dtypes.items())),
-            ("Quantised", found.quantisation),
+            ("Quantised", found.quantisation or "no, as far as names, types and claims show"),
             ("Layout", _layout(found)),
         ],
         look,
     )
     lines += _some([("Finding", message) for _, message in found.findings], look)
     lines += _some([("Note", note) for note in found.notes], look)
+    lines += _some([("Says of itself", _said(claim)) for claim in found.provenance], look)
     lines += _some([("Claim", f"{key} = {value[:200]}") for key, value in sorted(found.claims.items())], look)
     lines.append("")
     lines += _tensor_table(found, look) if tensors else _role_table(found, look)
     return "\n".join(lines) + "\n"
+
+
+def _said(claim: Claim) -> str:
+    about = f"{claim.part}: " if claim.part else ""
+    lead = {ClaimKind.BASE: "its base is", ClaimKind.NAME: "it is", ClaimKind.SCRATCH: "it says"}[claim.kind]
+    how = f", {claim.relation}" if claim.relation else ""
+    return f'{about}{lead} "{claim.value}" ({claim.source}{how})'
 
 
 def _files(found: Inspection) -> str:
@@ -266,8 +284,8 @@ def _layout(found: Inspection) -> str:
     parts = []
     if found.kind == "checkpoint":
         parts.append(f"names as in {found.family}" if found.family else "names not known: roles from shapes")
-    if found.layers:
-        parts.append(f"{counted(len(found.layers), 'layer')} ({ranges(found.layers)})")
+    numbered = f"{counted(len(found.layers), 'layer')} ({ranges(found.layers)})"
+    parts.append(numbered if found.layers else "no layers that are numbered")
     if found.experts:
         parts.append(counted(found.experts, "expert"))
     if found.width:

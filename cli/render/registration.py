@@ -27,48 +27,79 @@ class Step(StrEnum):
     NEW = "new"
     UNCHANGED = "unchanged"
     ALIAS = "alias"
+    ERROR = "error"
 
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A registration that was carried out; ``models`` is the number of models in the ``registry`` after it."""
+    """A registration that was carried out, or one of a list that failed: then ``record`` is None and ``error`` a line.
+
+    ``models`` is the number of models in the ``registry`` after it.
+    """
 
     step: Step
+    path: str
     name: str
-    record: ModelRecord
+    record: ModelRecord | None
     registry: str
     models: int
+    error: str | None = None
 
 
 def _object(done: Registered) -> Mapping[str, Any]:
     return {
         "schema": REGISTRATION_SCHEMA,
         "action": done.step.value,
+        "path": done.path,
         "registered_as": done.name,
-        "model": model_object(done.record),
+        "model": None if done.record is None else model_object(done.record),
         "registry": {"path": done.registry, "models": done.models},
+        "error": done.error,
     }
 
 
 def _rows(done: Registered) -> Iterable[Mapping[str, Any]]:
     record = done.record
+    of_model = (
+        {}
+        if record is None
+        else {
+            "model": record.name,
+            "identity": record.identity,
+            "parameters": record.parameters,
+            "tensors": record.tensors,
+        }
+    )
     yield {
         "action": done.step.value,
+        "path": done.path,
         "registered_as": done.name,
-        "model": record.name,
-        "identity": record.identity,
-        "parameters": record.parameters,
-        "tensors": record.tensors,
+        **of_model,
         "registry": done.registry,
         "models": done.models,
+        "error": done.error,
     }
 
 
-_COLUMNS: Final = ("action", "registered_as", "model", "identity", "parameters", "tensors", "registry", "models")
+_COLUMNS: Final = (
+    "action",
+    "path",
+    "registered_as",
+    "model",
+    "identity",
+    "parameters",
+    "tensors",
+    "registry",
+    "models",
+    "error",
+)
 
 
 def _text(done: Registered, look: Look) -> str:
     record = done.record
+    if record is None:
+        lines = textwrap.wrap(printable(f"not registered: {done.name}"), look.width)
+        return "\n".join([*lines, *fields([("Error", done.error or "")], look)]) + "\n"
     head = {
         Step.NEW: f"registered {done.name}",
         Step.UNCHANGED: f"{done.name} is registered with these weights already: nothing was changed",

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from cli.render.layout import EachText
+from cli.render.part_text import part_name
 from cli.render.report_text import report_text
 from cli.render.view import View
 from signatures.report import SCAN_SCHEMA
@@ -38,6 +39,8 @@ COLUMNS: Final = (
     "parameters",
     "registry_models",
     "seconds",
+    "claims",
+    "parts",
 )
 
 
@@ -64,6 +67,7 @@ def _rows(report: Report) -> Iterable[Mapping[str, Any]]:
         "parameters": suspect.parameters,
         "registry_models": report.registry.models,
         "seconds": report.seconds,
+        "claims": "; ".join(report.claims.statements) if report.claims is not None else None,
     }
     if not report.matches:
         return [shared]
@@ -83,6 +87,12 @@ def _rows(report: Report) -> Iterable[Mapping[str, Any]]:
             "explained_by": match.explained_by,
             "note": match.note,
             "signature": match.signature,
+            "parts": "; ".join(
+                f"{part_name(part)} {one.coverage:.0%}"
+                for part in report.parts
+                for one in part.matches
+                if one.model == match.model
+            ),
         }
         for match in report.matches
     ]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from cli.render.layer_text import layer_lines, layer_mixture_lines
 from cli.render.layout import INDENT, fields, table
+from cli.render.part_text import part_lines, parts_of_match
 from cli.render.undoing_text import undoing_lines
 from cli.text import clipped_middle, counted, duration, file_size, magnitude, odds, percent, printable, probability
 from fingerprint.vocabulary import Depth
@@ -81,10 +82,12 @@ def report_text(report: Report, look: Look, against: str | None = None) -> str:
     if report.matches:
         lines += _match_lines(report.matches[0], report, look)
         lines += _other_matches(report, look)
+        lines += part_lines(report, look)
     else:
         lines += fields([("Why", _why_not(report, against))], look)
         lines += fields([("Would be found", report.power.detectable)], look)
     lines += _mixture_lines(report.mixture, look)
+    lines += _claim_lines(report, look)
     lines += undoing_lines(report.undoing, look)
     lines += fields(_keyed(report), look)
     lines += fields([*(("Not tested", one) for one in report.power.not_tested), *_notes(report)], look)
@@ -117,7 +120,7 @@ def _colour(report: Report) -> str:
 def _match_lines(match: Match, report: Report, look: Look) -> list[str]:
     lines = fields(
         [
-            ("Why", _why(match, sampled=report.suspect.depth == Depth.QUICK)),
+            ("Why", _why(match, report)),
             ("How sure", _how_sure(match)),
             ("What it is not", _what_it_is_not(match)),
             ("Also named", ", ".join(match.aliases)),
@@ -150,11 +153,13 @@ def _short(model: str) -> str:
     return clipped_middle(printable(model), _NAME_WIDTH)
 
 
-def _why(match: Match, *, sampled: bool) -> str:
+def _why(match: Match, report: Report) -> str:
     suspect, registered = percent(match.coverage.suspect), percent(match.coverage.registered)
     verb = "correspond" if match.log10_p <= _LIKELY_P else "may correspond"
     share = f"{suspect} of the suspect's weights {verb} to {registered} of those of {_short(match.model)}"
-    share += ", as far as a sample of both tells" if sampled else ""
+    share += ", as far as a sample of both tells" if report.suspect.depth == Depth.QUICK else ""
+    parts = parts_of_match(match, report)
+    share += f" ({printable(parts)})" if parts else ""
     if match.link is Link.LINEAGE:
         return f"{share}: {_LOOKS_LIKE[match.relation]}."
     if match.link is Link.SIBLING:
@@ -249,6 +254,20 @@ def _mixture_lines(mixture: Mixture | None, look: Look) -> list[str]:
 
 def _models_in_layers(mixture: Mixture) -> set[str]:
     return {model for weights in mixture.layers.values() for model in weights}
+
+
+def _claim_lines(report: Report, look: Look) -> list[str]:
+    """What the suspect says about itself; with details also what says no more than what it is."""
+    if report.claims is None:
+        return []
+    said = list(report.claims.statements)
+    if look.details:
+        said += [f'calls itself "{one.value}" ({one.source})' for one in report.claims.checked if not one.says]
+        said += [f"architecture {one} (config.json)" for one in report.claims.architectures]
+        said += [f"quantised as {report.claims.quantisation}"] if report.claims.quantisation else []
+    shown = said if look.details else said[:_SHOWN_PARTS]
+    shown += [f"{len(said) - len(shown)} more with -v"] if len(shown) < len(said) else []
+    return fields([("Claims", one) for one in shown], look)
 
 
 def _why_not(report: Report, against: str | None) -> str:

@@ -9,7 +9,7 @@ from cli.text import percent
 
 if TYPE_CHECKING:
     from cli.console import Look
-    from fingerprint.undoing.undo import Total, Undoing
+    from fingerprint.undoing.result import Total, Undoing
 
 _USES: Final = {"held-out": "held out", "ordered": "own order only", "fitted": "fitted"}
 _SOURCES: Final = {

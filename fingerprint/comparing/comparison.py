@@ -14,7 +14,7 @@ from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, to
 from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni
 from fingerprint.comparing.gauge import AGREED, Gauge, alike_circuits, compare_gauge
 from fingerprint.comparing.matching import SketchCosines, TensorMatch, is_distinctive, match_tensors
-from fingerprint.comparing.sampled import as_sampled, is_sampled
+from fingerprint.comparing.sampled import as_sampled, is_sampled, without_unseen
 from fingerprint.comparing.tail import sketch_log10_p
 from fingerprint.neurons import UNNAMED
 from fingerprint.vocabulary import Content, Frame, Role
@@ -43,6 +43,7 @@ class Comparison:
     circuits and frames explain; ``evidence`` is corrected for all that was
     tried within this comparison, strongest first; the coverages are shares of the weight elements (matrices) of either
     side that the matches explain; ``similarity`` is their mean cosine, weighted by elements.
+    ``covered`` are the shares of the suspect's tensors, by position, that matches and layers explain together.
     ``sampled``: only what a quick look sees was compared, and ``registered`` and ``suspect`` are what it sees.
     """
 
@@ -57,6 +58,7 @@ class Comparison:
     digest_coverage: float
     gauge: Gauge = field(default_factory=Gauge)
     through_layers: Mapping[int, float] = field(default_factory=dict)
+    covered: Mapping[int, float] = field(default_factory=dict)
     sampled: bool = False
 
     @property
@@ -99,6 +101,10 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
         )
         if one is not None
     ]
+    if sampled:
+        held = without_unseen(registered, suspect, {match.registered for match in matches})
+        suspect = without_unseen(suspect, registered, {match.suspect for match in matches})
+        registered = held
     ours, theirs = _through_layers(registered, suspect, neurons, gauge)
     suspect_cover = theirs | {match.suspect: 1.0 for match in matches}
     registered_cover = ours | {match.registered: 1.0 for match in matches}
@@ -120,6 +126,7 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
         digest_coverage=_share(suspect.tensors, {match.suspect: 1.0 for match in matches if match.digest}),
         gauge=gauge,
         through_layers=ours,
+        covered=suspect_cover,
         sampled=sampled,
     )
 

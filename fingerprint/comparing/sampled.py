@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fingerprint.measure import matrix_shape
-from fingerprint.quick import WHOLE_ELEMENTS, first_matrices
+from fingerprint.quick import MOST_REGISTERED, WHOLE_ELEMENTS, first_matrices
 from fingerprint.signs import Stream, sample_indices
 from fingerprint.slices import DIGESTED_SLICES, digested_indices, places_within, quick_indices
 from fingerprint.units import unit_of
@@ -80,11 +80,36 @@ def _correspondence(quick: Fingerprint, other: Fingerprint) -> tuple[dict[Shape,
     return found, {shape for shape, _ in turned} - {shape for shape, _ in straight}
 
 
+def without_unseen(fingerprint: Fingerprint, other: Fingerprint, matched: set[int]) -> Fingerprint:
+    """``fingerprint`` without what is known of matrices that are not ``matched`` (positions) and that ``other`` has in
+    the same place and did not look at: that they match nothing says nothing, so they count neither way.
+
+    One side may have looked at more of a very large model than the other, or hold another part of it.
+    """
+    unseen: set[object] = set()
+    seen: set[object] = set()
+    for tensor in other.tensors:
+        (unseen if tensor.content is Content.UNREAD else seen).add(_place(tensor))
+    unseen -= seen
+    tensors = tuple(
+        tensor
+        if position in matched or tensor.elements <= WHOLE_ELEMENTS or _place(tensor) not in unseen
+        else _hidden(tensor)
+        for position, tensor in enumerate(fingerprint.tensors)
+    )
+    return replace(fingerprint, tensors=tensors)
+
+
+def _place(tensor: TensorRecord) -> tuple[object, ...]:
+    return tensor.role, tensor.layer, tensor.expert, tensor.shape
+
+
 def _seen(fingerprint: Fingerprint, dimensions: dict[Shape, int], turned: set[Shape]) -> Fingerprint:
     tensors = fingerprint.tensors
     looked_at = first_matrices(
         [one.shape if one.content is not Content.INTEGER else () for one in tensors],
         [unit_of(one.layer, one.expert) for one in tensors],
+        MOST_REGISTERED,
     )
     seen = [
         _seen_record(tensor, dimensions, turned, fingerprint.parameters)

@@ -101,17 +101,17 @@ def attention_blocks(
 def project_attention(setting: Setting, block: Block) -> Attention:
     """Project the matrices of one block in all variants. Raises ``InputError``."""
     size = len(setting.variants) * setting.parameters.frame_width
+    none = np.zeros((0, setting.width), np.float32)
 
     def reading(position: int) -> Float32 | None:
         if position < 0:
             return None
-        directions, scales = setting.reading(position)
-        return project(setting.tensors[position].view, directions, scales, columns=False).coordinates[:, :size]
+        directions = setting.reading(position)[0][:size]
+        return project(setting.tensors[position].view, directions, none, columns=False).coordinates
 
     def writing(position: int) -> Float32 | None:
         if position < 0:
             return None
-        none = np.zeros((0, setting.width), np.float32)
         return project(setting.tensors[position].view, setting.writing, none, columns=True).coordinates
 
     query, key, value = (reading(position) for position in (block.query, block.key, block.value))

@@ -150,8 +150,8 @@ def says_offset(hints: Mapping[str, str]) -> bool | None:
     return any(family in value for value in named for family in _OFFSET_FAMILIES)
 
 
-_FAMILY_KEYS: Final = frozenset({"model_type", "architectures"})
-_OFFSET_FAMILIES: Final = ("gemma", "qwen3_next", "nemotron")
+_FAMILY_KEYS: Final = frozenset({"model_type", "architectures", "architecture"})
+_OFFSET_FAMILIES: Final = ("gemma", "qwen3_next", "qwen3next", "qwen35", "nemotron")
 
 
 def has_layer_norm(tensors: Iterable[CanonicalTensor]) -> bool:

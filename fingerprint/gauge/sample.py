@@ -13,13 +13,13 @@ from fingerprint.gauge.attention_samples import rotary_of, sample_channels
 from fingerprint.gauge.fold import find_gains, has_layer_norm, reading_by_names, says_offset
 from fingerprint.gauge.frames import find_frames
 from fingerprint.gauge.gram import outer, sketched
-from fingerprint.gauge.project import project
+from fingerprint.gauge.project import coordinates_of, project, survey, take_slices
 from fingerprint.gauge.setting import Setting, Variant
 from fingerprint.measure import matrix_shape
 from fingerprint.records import ChannelSample, LayerGram, NeuronSample
 from fingerprint.signs import Stream, sample_indices
-from fingerprint.units import first_of, unit_of
-from fingerprint.vocabulary import Circuit, Content
+from fingerprint.units import first_of, spread, unit_of
+from fingerprint.vocabulary import Circuit, Content, Frame
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,14 +36,25 @@ if TYPE_CHECKING:
 
 MOST_MLPS: Final = 256
 """MLPs that are projected: of a mixture of experts a hashed part."""
-MOST_NEURONS: Final = 1 << 17
-"""Neurons that are sampled of a suspect in one frame, all MLPs together: 100 MB of coordinates."""
+MOST_NEURONS: Final = 1 << 15
+"""Neurons that are sampled of a suspect in one frame, all MLPs together, as long as each gets ``LEAST_OF_ONE``."""
+LEAST_OF_ONE: Final = 1 << 9
 MOST_OF_ONE: Final = 1 << 12
+WHOLE_SHARE: Final = 8
+"""One in so many MLPs of a suspect has all of its neurons projected: a vector by which a layer is looked up is a sum
+over all of them."""
+WHOLE_NUMBERS: Final = 1 << 25
+"""Numbers of gates of small models, all of whose MLPs have."""
 MOST_SIZE: Final = 1 << 18
 """Neurons of the largest MLP that is projected."""
 MOST_VARIANTS: Final = 6
 MOST_VECTORS: Final = 1 << 14
 _BY_NORM: Final = 0.75
+_NUMBERS_AT_ONCE: Final = 1 << 22
+MOST_DEEP: Final = 1 << 19
+"""Neurons that are sampled in one frame where all are wanted: 400 MB of coordinates."""
+MOVING: Final = frozenset({Frame.ANCHORS, Frame.POSITIONS})
+"""The frames of ``sample_gauge``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +84,13 @@ def sample_gauge(
     pool: Executor,
     *,
     suspect: bool,
+    deep: bool = False,
 ) -> Sampled:
     """Sample a checkpoint in all its frames. Reads the matrices of MLPs and attention a second time.
 
     ``contents`` are those of the canonical tensors, ``mlps`` the MLPs by position. Of a suspect more neurons are kept,
-    and where its tensors can be read in several ways each reading gives samples of its own. Raises ``InputError``.
+    and where its tensors can be read in several ways each reading gives samples of its own; ``deep``: all neurons, up
+    to a bound. Raises ``InputError``.
     """
     width = layout.width
     if width is None:
@@ -96,8 +109,21 @@ def sample_gauge(
         return Sampled(missing="no MLP and no attention was recognised")
     count = parameters.gauge_samples
     if suspect:
-        count = max(count, min(MOST_OF_ONE, MOST_NEURONS // max(len(chosen) * len(variants), 1)))
-    neurons = list(pool.map(lambda mlp: _sample_mlp(setting, mlp, count), chosen))
+        room = (MOST_DEEP if deep else MOST_NEURONS) // max(len(chosen) * len(variants), 1)
+        count = max(count, room if deep else min(MOST_OF_ONE, max(LEAST_OF_ONE, room)))
+    whole = spread(len(chosen), len(chosen))
+    if suspect and not deep:
+        most = max(
+            2, len(chosen) // WHOLE_SHARE, WHOLE_NUMBERS // max(_size(setting, chosen[0]) * width, 1) if chosen else 0
+        )
+        whole = spread(len(chosen), most)
+
+    def sample(number: int) -> _Sample:
+        mlp = chosen[number]
+        few = number not in whole and 2 * count <= _size(setting, mlp)
+        return _sample_some(setting, mlp, count) if few else _sample_mlp(setting, mlp, count)
+
+    neurons = list(pool.map(sample, range(len(chosen))))
     attention = list(pool.map(lambda block: project_attention(setting, block), blocks))
     grams = [gram for mlp, found in zip(chosen, neurons, strict=True) for gram in _mlp_grams(setting, mlp, found)]
     sizes = MOST_HEAD_SIZES if suspect else 1
@@ -134,14 +160,81 @@ def _can_be_projected(setting: Setting, contents: Sequence[Content], mlp: Projec
     return True
 
 
+def _size(setting: Setting, mlp: Projections) -> int:
+    position, turned = mlp.gate
+    return matrix_shape(setting.tensors[position].view.shape)[1 if turned else 0]
+
+
+def _sample_some(setting: Setting, mlp: Projections, count: int) -> _Sample:
+    """As ``_sample_mlp``, but only the sampled neurons are projected, and there are no products."""
+    position, turned = mlp.gate
+    directions, gains = setting.reading(position)
+    size = len(setting.variants) * setting.parameters.frame_width
+    found = survey(setting.tensors[position].view, gains, directions[size:], columns=turned)
+    norms = _norms(found.norms, found.products)
+    wanted = [
+        choose_by_norm(norms[:, setting.offsets.index(variant.offset)], count, setting.parameters)
+        for variant in setting.variants
+    ]
+    indices = np.unique(np.concatenate(wanted))
+
+    def coordinates(part: tuple[int, bool], *, reads: bool) -> Float32:
+        frame = setting.reading(part[0])[0][:size] if reads else setting.writing
+        view, columns = setting.tensors[part[0]].view, part[1] == reads
+        step = max(1, _NUMBERS_AT_ONCE // setting.width)
+        pieces = [indices[low : low + step] for low in range(0, indices.size, step)]
+        return np.concatenate([coordinates_of(take_slices(view, one, columns=columns), frame) for one in pieces])
+
+    gate = coordinates(mlp.gate, reads=True) - coordinates_of(found.mean[None], directions[:size])
+    up = None if mlp.up is None else coordinates(mlp.up, reads=True)
+    down = coordinates(mlp.down, reads=False)
+    samples = []
+    for number, (variant, chosen) in enumerate(zip(setting.variants, wanted, strict=True)):
+        rows = np.searchsorted(indices, chosen)
+        parts = (None if one is None else setting.part(one, number)[rows] for one in (gate, up, down))
+        samples.append(_neuron_sample(mlp, variant, norms.shape[0], chosen, *parts))
+    return _Sample(tuple(samples), ())
+
+
+def _norms(norms: Float32, along_mean: Float32) -> Float64:
+    """Norms of folded gates, less what they have along the mean of the stream where norms subtract that."""
+    wide = norms.astype(np.float64)
+    if along_mean.shape[1]:
+        wide = np.sqrt(np.maximum(wide**2 - along_mean.astype(np.float64) ** 2, 0.0))
+    return wide
+
+
+def _neuron_sample(
+    mlp: Projections,
+    variant: Variant,
+    size: int,
+    indices: NDArray[np.int64],
+    gate: Float32 | None,
+    up: Float32 | None,
+    down: Float32 | None,
+) -> NeuronSample:
+    if gate is None or down is None:
+        raise ValueError("an MLP has a gate and a down projection")
+    return NeuronSample(
+        layer=mlp.layer,
+        expert=mlp.expert,
+        frame=variant.frame.name,
+        activation=mlp.activation,
+        size=size,
+        tensors=(mlp.gate[0], -1 if mlp.up is None else mlp.up[0], mlp.down[0]),
+        indices=indices,
+        gate=gate,
+        up=up,
+        down=down,
+    )
+
+
 def _sample_mlp(setting: Setting, mlp: Projections, count: int) -> _Sample:
     size = len(setting.variants) * setting.parameters.frame_width
     view = setting.tensors[mlp.gate[0]].view
     directions, gains = setting.reading(mlp.gate[0])
     gate = project(view, directions, gains, columns=mlp.gate[1])
-    norms = gate.norms.astype(np.float64)
-    if setting.centred:
-        norms = np.sqrt(np.maximum(norms**2 - gate.coordinates[:, size:].astype(np.float64) ** 2, 0.0))
+    norms = _norms(gate.norms, gate.coordinates[:, size:])
     rows = gate.coordinates[:, :size]
     # What all gates of an MLP have in common says nothing about one of them.
     rows = rows - rows.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -160,17 +253,14 @@ def _sample_mlp(setting: Setting, mlp: Projections, count: int) -> _Sample:
         first = setting.part(gate.coordinates if up is None else up, number)
         last = setting.part(down, number)
         samples.append(
-            NeuronSample(
-                layer=mlp.layer,
-                expert=mlp.expert,
-                frame=variant.frame.name,
-                activation=mlp.activation,
-                size=norms.shape[0],
-                tensors=(mlp.gate[0], -1 if mlp.up is None else mlp.up[0], mlp.down[0]),
-                indices=indices,
-                gate=setting.part(rows, number)[indices],
-                up=None if up is None else first[indices],
-                down=last[indices],
+            _neuron_sample(
+                mlp,
+                variant,
+                norms.shape[0],
+                indices,
+                setting.part(rows, number)[indices],
+                None if up is None else first[indices],
+                last[indices],
             )
         )
         products.append(outer(last, first))
@@ -179,6 +269,8 @@ def _sample_mlp(setting: Setting, mlp: Projections, count: int) -> _Sample:
 
 def _mlp_grams(setting: Setting, mlp: Projections, found: _Sample) -> list[LayerGram]:
     """The vectors of one MLP, for each variant."""
+    if not found.products:
+        return []
     first, _ = mlp.up or mlp.gate
     return _grams(setting, mlp.layer, Circuit.DOWN_UP, (mlp.down[0], first), found.products)
 

@@ -1,7 +1,7 @@
-"""GPTQ and AWQ: numbers of 2 to 8 bits in 32-bit words, with a scale and a zero point for each group of inputs.
+"""GPTQ: numbers of 2 to 8 bits in 32-bit words, with a scale and a zero point for each group of inputs.
 
-Layouts as in AutoGPTQ's and AutoAWQ's linear modules. Both keep (in, out), and so do the views here; the weights that
-were quantised are their transposes.
+The layout is that of AutoGPTQ's linear modules, which keep (in, out), and so does the view here; the weights that were
+quantised are its transpose.
 """
 
 from __future__ import annotations
@@ -16,9 +16,6 @@ from fingerprint.quant.rows import RowsView, floats, group_indices, matrix, unpa
 
 if TYPE_CHECKING:
     from fingerprint.tensors import Array, TensorView
-
-AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Of eight neighbouring outputs, the one that is in the lowest four bits, in the next four, and so on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,29 +64,3 @@ class Gptq(RowsView):
         if self.g_idx is None:
             return np.arange(first, last) // -(-self.shape[0] // count)
         return group_indices(self.g_idx, first, last, count)
-
-
-@dataclass(frozen=True, slots=True)
-class Awq(RowsView):
-    """``qweight`` (in, out / 8) packed along the outputs in ``AWQ_ORDER``, ``qzeros`` (groups, out / 8) likewise,
-    ``scales`` (groups, out); groups of inputs follow one another."""
-
-    qweight: TensorView
-    qzeros: TensorView
-    scales: TensorView
-
-    def rows(self, first: int, last: int) -> Array:
-        """See ``RowsView.rows``."""
-        size = self.shape[0] // self.scales.shape[0]
-        low, high = first // size, -(-last // size)
-        groups = np.arange(first, last) // size - low
-        values = self._unpacked(self.qweight, first, last).astype(np.float32)
-        values -= self._unpacked(self.qzeros, low, high).astype(np.float32)[groups]
-        values *= floats(matrix(self.scales, low, high))[groups]
-        return values
-
-    def _unpacked(self, view: TensorView, first: int, last: int) -> Array:
-        stored = unpacked(words(matrix(view, first, last)), 4, self.shape[1]).reshape(-1, 8)
-        ordered = np.empty_like(stored)
-        ordered[:, AWQ_ORDER] = stored
-        return ordered.reshape(last - first, -1)

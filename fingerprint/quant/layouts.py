@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fingerprint.dtypes import Kind
 from fingerprint.errors import InputError
+from fingerprint.quant.awq import FAST_INPUTS, FAST_ROWS, Awq, AwqGemv, AwqGemvFast, padded_groups
 from fingerprint.quant.flat import Bnb4, Hqq, Nested
-from fingerprint.quant.gptq import Awq, Gptq
+from fingerprint.quant.gptq import Gptq
+from fingerprint.quant.marlin import TILE, Marlin
 from fingerprint.quant.modules import Module, NotUnderstoodError, Restored, as_grid, block_size, demand
 from fingerprint.quant.rows import MAX_ROW, Exponents
 from fingerprint.quant.scaled import Floats4, Mlx, PackedInts, Scaled
@@ -32,6 +34,24 @@ if TYPE_CHECKING:
 MAX_STATE = 1 << 14
 """Most bytes of the settings that bitsandbytes keeps beside a weight."""
 _INTS = (Kind.INT, Kind.UINT)
+
+
+@dataclass(frozen=True, slots=True)
+class AboutLayout:
+    """A row of the table of quantised layouts, in Markdown: ``tensors`` of a module, and the types it is ``shown`` as.
+
+    ``read_by`` are the functions of this module that put it together. A star marks what the config is heard about.
+    """
+
+    title: str
+    tensors: str
+    shown: str
+    read_by: tuple[Callable[[Module, str], Restored | None], ...]
+
+
+def layouts() -> set[Callable[[Module, str], Restored | None]]:
+    """Everything that puts a layout together."""
+    return {*_LAYOUTS.values(), *(layout for _, layout in _SUFFIXES)}
 
 
 def dequantised(contents: Contents) -> Contents:
@@ -107,12 +127,18 @@ def _layout(leaf: str) -> Callable[[Module, str], Restored | None] | None:
 # --- GPTQ and AWQ ---------------------------------------------------------------------------------------------------
 
 
-def _gptq_or_awq(module: Module, leaf: str) -> Restored:
+def _gptq_or_awq(module: Module, leaf: str) -> Restored | None:
     qweight = module.need(leaf, *_INTS, rank=2)
     scales = module.need("scales", Kind.FLOAT, rank=2)
+    if "qzeros" not in module.leaves and qweight.shape[1] == 2 * scales.shape[1]:
+        return _marlin(module, leaf, "scales")
+    if qweight.dtype.bits == 16:
+        return _awq_of_fast_vectors(module, leaf, scales)
     qzeros = module.need("qzeros", *_INTS, rank=2)
     demand(qweight.dtype.bits == qzeros.dtype.bits == 32, "words are not of 32 bits")
     groups, outputs = scales.shape
+    if qweight.shape[0] == groups == qzeros.shape[0] and outputs == 8 * qzeros.shape[1] != 8 * qweight.shape[1]:
+        return _awq_of_vectors(module, leaf, scales, qzeros)
     demand(min(groups, outputs, *qweight.shape) > 0 and qzeros.shape[0] == groups, "sizes do not agree")
     name = _full(module.name, "weight")
     if qweight.shape[1] == qzeros.shape[1] and qweight.shape[1] * 8 == outputs:
@@ -132,6 +158,58 @@ def _gptq_or_awq(module: Module, leaf: str) -> Restored:
     shape = (inputs, _columns(outputs))
     view = Gptq(name, f"GPTQ_{bits}", shape, bits, qweight, qzeros, scales, g_idx, offset)
     return Restored(Transposed(view, name), frozenset({leaf, "scales", "qzeros"} | ({"g_idx"} & module.leaves.keys())))
+
+
+def _awq_of_vectors(module: Module, leaf: str, scales: TensorView, qzeros: TensorView) -> Restored:
+    qweight = module.need(leaf, *_INTS, rank=2)
+    rows, columns = qweight.shape[0], _columns(qweight.shape[1] * 8)
+    demand(rows > 0, "no rows")
+    size = _awq_group(module, columns, qzeros.shape[1])
+    view = AwqGemv(_full(module.name, "weight"), "AWQ_4", (rows, columns), size, qweight, qzeros, scales)
+    return Restored(view, frozenset({leaf, "scales", "qzeros"}))
+
+
+def _awq_of_fast_vectors(module: Module, leaf: str, scales: TensorView) -> Restored:
+    qweight = module.need(leaf, *_INTS, rank=2)
+    qzeros = module.need("qzeros", Kind.FLOAT, rank=2)
+    rows, columns = qweight.shape[0] * FAST_ROWS, _columns(qweight.shape[1])
+    demand(qzeros.shape == scales.shape and scales.shape[1] == rows > 0, "sizes do not agree")
+    demand(columns % FAST_INPUTS == 0 and scales.shape[0] % 8 == 0, f"rows of {columns} elements")
+    size = _awq_group(module, columns, scales.shape[0] // 8)
+    view = AwqGemvFast(_full(module.name, "weight"), "AWQ_4", (rows, columns), size, qweight, qzeros, scales)
+    return Restored(view, frozenset({leaf, "scales", "qzeros"}))
+
+
+def _awq_group(module: Module, inputs: int, held: int) -> int:
+    """How many inputs share a scale, where ``held`` words hold the zero points of a row."""
+    hinted = module.hinted_number("group_size", "q_group_size")
+    tried = (hinted,) if hinted else (128, 64, 32, inputs)
+    size = next((size for size in tried if padded_groups(inputs, size) == held), 0)
+    demand(size > 0, f"{held} words of zero points for {inputs} inputs")
+    return size
+
+
+def _marlin_of_its_own(module: Module, leaf: str) -> Restored | None:
+    return _marlin(module, leaf, "s")
+
+
+def _marlin(module: Module, leaf: str, scale: str) -> Restored | None:
+    packed, scales = module.leaves[leaf], module.leaves.get(scale)
+    if (
+        scales is None
+        or packed.dtype.kind not in _INTS
+        or packed.dtype.bits != 32
+        or scales.dtype.kind is not Kind.FLOAT
+    ):
+        return None
+    demand(len(packed.shape) == len(scales.shape) == 2, "more or fewer axes than two")
+    inputs, (groups, outputs) = packed.shape[0] * TILE, scales.shape
+    demand(packed.shape[1] == 2 * outputs and outputs % 64 == 0, f"{list(packed.shape)} for {outputs} outputs")
+    demand(min(inputs, groups, outputs) > 0 and inputs % groups == 0, f"{groups} groups of {inputs} inputs")
+    name = _full(module.name, "weight")
+    view = Marlin(name, "MARLIN_4", (inputs, _columns(outputs)), packed, scales)
+    used = {leaf, scale} | ({"workspace"} & module.leaves.keys())
+    return Restored(Transposed(view, name), frozenset(used))
 
 
 def _columns(size: int) -> int:
@@ -367,6 +445,7 @@ _HQQ_SETTINGS = frozenset({
 
 _LAYOUTS: dict[str, Callable[[Module, str], Restored | None]] = {
     "qweight": _gptq_or_awq,
+    "B": _marlin_of_its_own,
     "SCB": _bitsandbytes_8bit,
     "weight_packed": _packed_weight,
     "scales": _mlx,
@@ -378,3 +457,63 @@ _SUFFIXES: tuple[tuple[str, Callable[[Module, str], Restored | None]], ...] = (
     ("_scale", _scaled_weight),
     ("_blocks", _mx_blocks),
 )
+
+ABOUT = (
+    AboutLayout(
+        "GPTQ, 2, 3, 4, 8 bits; `checkpoint_format`* tells the second version",
+        "`qweight`, `qzeros`, `scales`, `g_idx`",
+        "`GPTQ_4`",
+        (_gptq_or_awq,),
+    ),
+    AboutLayout(
+        "AWQ: GEMM, GEMV, fast GEMV; `group_size`* of the latter two",
+        "`qweight`, `qzeros`, `scales`",
+        "`AWQ_4`",
+        (_gptq_or_awq,),
+    ),
+    AboutLayout(
+        "Marlin, 4 bits, symmetric", "`B`, `s`; `qweight`, `scales`", "`MARLIN_4`", (_marlin_of_its_own, _gptq_or_awq)
+    ),
+    AboutLayout(
+        "bitsandbytes NF4, FP4, scales plain or nested",
+        "`weight`, `weight.absmax`, `weight.quant_state.…`",
+        "`NF4`, `FP4`",
+        (_bitsandbytes_4bit,),
+    ),
+    AboutLayout("bitsandbytes LLM.int8()", "`weight`, `SCB`, `weight_format`", "`LLM_INT8`", (_bitsandbytes_8bit,)),
+    AboutLayout(
+        "compressed-tensors, 2 to 8 bits packed",
+        "`weight_packed`, `weight_scale`, `weight_zero_point`, `weight_g_idx`, `weight_shape`",
+        "`PACKED_I4`",
+        (_packed_weight,),
+    ),
+    AboutLayout(
+        "8-bit floats or integers with scales by tensor, row, group or block: DeepSeek, compressed-tensors, ModelOpt, "
+        "MXFP8",
+        "`x`, `x_scale_inv` or `x_scale`, `x_zero_point`",
+        "`F8_E4M3_SCALED`, `I8_SCALED`",
+        (_scaled_weight,),
+    ),
+    AboutLayout(
+        "MXFP4: gpt-oss, compressed-tensors, MLX",
+        "`x_blocks`, `x_scales`; `weight_packed`, `weight_scale`",
+        "`MXFP4`",
+        (_mx_blocks, _packed_weight, _mlx),
+    ),
+    AboutLayout(
+        "NVFP4: compressed-tensors, ModelOpt",
+        "`weight_packed`, `weight_scale`, `weight_global_scale`; `weight`, `weight_scale`, `weight_scale_2`",
+        "`NVFP4`",
+        (_packed_weight, _scaled_weight),
+    ),
+    AboutLayout(
+        "MLX, 2 to 8 bits; group size* (64 if not claimed)", "`weight`, `scales`, `biases`", "`MLX_4`", (_mlx,)
+    ),
+    AboutLayout(
+        "HQQ, 1, 2, 4, 8 bits",
+        "`W_q`, `scale`, `zero`, `nbits`, `group_size`, `axis`, `shape`",
+        "`HQQ_4`",
+        (_hqq,),
+    ),
+)
+"""Rows of the table of quantised layouts."""

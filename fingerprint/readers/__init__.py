@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fingerprint.errors import MalformedFileError, UnsupportedFormatError
 from fingerprint.readers import (
+    coreml,
     flax,
     gguf,
     keras,
@@ -28,6 +29,7 @@ READERS: tuple[Reader, ...] = (
     pytorch.READER,
     gguf.READER,
     onnx.READER,
+    coreml.READER,
     keras.READER,
     tflite.READER,
     tensorflow.READER,

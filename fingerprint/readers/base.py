@@ -68,18 +68,34 @@ class Contents:
 
 
 @dataclass(frozen=True, slots=True)
+class About:
+    """A row of the table of formats, in Markdown: what a format is called and recognised by, what is read and what not.
+
+    ``extra`` is the extra of the package that it needs.
+    """
+
+    title: str
+    recognised: str
+    read: str
+    unread: str = ""
+    extra: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Reader:
     """A format: its ``name`` in reports, the ``suffixes`` it usually has, and how to recognise and open it.
 
     ``recognises`` looks at a few bytes and never raises for bytes of another format. ``open`` counts the tensors in the
     catalogue of the whole checkpoint and raises ``InputError``.
     The suffixes only choose the wording of errors and which unreadable files of a folder are worth a finding.
+    ``about`` says to people what is read, a row for each kind of file.
     """
 
     name: str
     suffixes: tuple[str, ...]
     recognises: Callable[[Source], bool]
     open: Callable[[Source, Catalogue], Contents]
+    about: tuple[About, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

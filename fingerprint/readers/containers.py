@@ -19,7 +19,7 @@ from fingerprint.readers.zips import ZipArchive, is_zip
 from fingerprint.source import Section
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from fingerprint.readers.base import Catalogue
     from fingerprint.readers.tars import Member
@@ -231,6 +231,8 @@ def _is_junk(name: str) -> bool:
 class ArchivePlace:
     """A folder in an archive, as ``fingerprint.readers.places.Folder``."""
 
+    distant = False
+
     def __init__(self, archive: str, members: Mapping[str, Callable[[], Source]], prefix: str = "") -> None:
         """``members`` by their path in the archive; ``prefix`` is that of the folder, empty or with a slash behind."""
         self.path = f"{archive}!/{prefix}".removesuffix("!/").removesuffix("/")
@@ -245,6 +247,10 @@ class ArchivePlace:
     def folder_names(self) -> list[str]:
         """See ``Folder``."""
         return sorted({name.partition("/")[0] for name in self._below() if "/" in name})
+
+    def present(self, names: Iterable[str]) -> set[str]:
+        """See ``Folder``."""
+        return set(self.file_names()).intersection(names)
 
     def open(self, name: str) -> Source:
         """See ``Folder``."""

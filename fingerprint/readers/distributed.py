@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeGuard
 import numpy as np
 
 from fingerprint.errors import InputError, LimitExceededError, MalformedFileError, clipped
-from fingerprint.readers.base import Catalogue, Contents, FileRecord, Finding, bounded, checked_count, some
+from fingerprint.readers.base import About, Catalogue, Contents, FileRecord, Finding, bounded, checked_count, some
 from fingerprint.readers.index import is_plain_name
 from fingerprint.readers.pickles import Call, Global, Pairs, read_pickle_at
 from fingerprint.readers.pytorch import open_pytorch
@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 
 METADATA = ".metadata"
 FORMAT = "pytorch-distributed"
+ABOUT = About(
+    "PyTorch distributed checkpoints (DCP)",
+    "a folder with a `.metadata`",
+    "chunks in any grid, put together as they are read; optimisers, told by their form, are set aside",
+    "transformed (compressed) chunks",
+)
 MAX_FILES = 4096
 MAX_CHUNKS = 2**17
 """Most chunks of a checkpoint; each one is opened."""

@@ -2,7 +2,8 @@
 
 Format: flax/serialization.py (0.12) and the MessagePack specification. Type 1 is an array and type 3 a scalar of numpy,
 both as ``(shape, name of the dtype, bytes)``; type 2 is a complex number. An array of more than a gigabyte is a dict of
-flat chunks. Long byte strings stay in the file; depth, items and memory are bounded.
+flat chunks. Weights are laid out as in PyTorch (see ``flax_layout``). Long byte strings stay in the file; depth, items
+and memory are bounded.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from fingerprint.errors import InputError, LimitExceededError, MalformedFileError, clipped
 from fingerprint.readers.base import (
     MAX_NAME,
+    About,
     Catalogue,
     Contents,
     Finding,
@@ -25,6 +27,7 @@ from fingerprint.readers.base import (
     checked_count,
     some,
 )
+from fingerprint.readers.flax_layout import as_in_torch
 from fingerprint.readers.numpy_types import NAMES
 from fingerprint.readers.torch_views import free_name, wrapper
 from fingerprint.tensors import Chained
@@ -205,8 +208,8 @@ def open_flax(source: Source, catalogue: Catalogue | None = None) -> Contents:
         findings.append(Finding("optimiser-state", text))
     unread = any(finding.code == "unread-tensor" for finding in findings)
     prefix = wrapper(tensor.name for tensor in found.tensors)
-    tensors = tuple(replace(tensor, name=tensor.name[len(prefix) :]) for tensor in found.tensors)
-    return Contents(tensors, bounded(findings), complete=not unread)
+    tensors = (replace(tensor, name=tensor.name[len(prefix) :]) for tensor in found.tensors)
+    return Contents(as_in_torch(tensors), bounded(findings), complete=not unread)
 
 
 @dataclass(slots=True)
@@ -312,4 +315,12 @@ def _form(value: Any) -> Any:
     return value.value[0] if isinstance(value, _Extension) and isinstance(value.value, list) and value.value else None
 
 
-READER = Reader("flax", (".msgpack",), recognises, open_flax)
+_ABOUT = (
+    About(
+        "Flax (`flax.serialization`)",
+        "a map in MessagePack that leads to an array of Flax's extension types",
+        "arrays, in chunks or whole, of numpy's types and those of ml_dtypes; moments of Adam are set aside. "
+        "Weights are laid out as PyTorch stores them: see [below](#laid-out-as-in-pytorch)",
+    ),
+)
+READER = Reader("flax", (".msgpack",), recognises, open_flax, _ABOUT)

@@ -14,6 +14,7 @@ from fingerprint.readers import READERS, distributed, gguf, reader_for, recognis
 from fingerprint.readers.adapters import CLAIMS, CONFIG
 from fingerprint.readers.base import MAX_NAME, Catalogue, Contents, FileRecord, Finding, bounded, some
 from fingerprint.readers.bounded_json import Json, JsonCursor
+from fingerprint.readers.cards import claims_beside
 from fingerprint.readers.index import SUFFIXES, compare_index, read_index
 from fingerprint.readers.places import Place
 from fingerprint.tensors import renamed
@@ -36,10 +37,13 @@ _PIPELINE, _MODULES = "model_index.json", "modules.json"
 """What lies beside the components of a pipeline of diffusers, and beside those of sentence-transformers."""
 _SAVED_MODEL = "saved_model.pb"
 """What TensorFlow puts beside the folder of its variables."""
+_MANIFEST, _PACKAGED = "Manifest.json", ("Data", "com.apple.CoreML")
+"""The manifest of a Core ML package, and the folder in it where its model lies."""
 MAX_CONFIG_DEPTH = 4
 MAX_CONFIG_LIST = 8
-NESTED = ("quantization_config", "quantization", "text_config")
+NESTED = ("quantization_config", "quantization", "text_config", "architectures")
 """Objects of a ``config.json`` whose fields are read as well."""
+_ORIGINS = ("config._name_or_path", f"{CLAIMS}base_model_name_or_path")
 _NUMBERED = re.compile(r"(.{0,200})-([0-9]{5})-of-([0-9]{5})\.([a-z]{2,16})")
 _USUAL_SUFFIXES = tuple(suffix for reader in READERS for suffix in reader.suffixes)
 
@@ -71,6 +75,10 @@ def open_files(place: Folder, catalogue: Catalogue) -> FolderContents:
     names = place.file_names()
     if _SAVED_MODEL in names and "variables" in place.folder_names():
         return open_files(place.sub("variables"), catalogue)
+    if _MANIFEST in names and _PACKAGED[0] in place.folder_names():
+        inner = place.sub(_PACKAGED[0])
+        if _PACKAGED[1] in inner.folder_names():
+            return open_files(inner.sub(_PACKAGED[1]), catalogue)
     if distributed.METADATA in names:
         contents, files = distributed.open_distributed(place, catalogue)
         return FolderContents(distributed.FORMAT, files, contents, ())
@@ -88,7 +96,7 @@ def open_files(place: Folder, catalogue: Catalogue) -> FolderContents:
                 weight_map = read_index(source, catalogue)
             finally:
                 source.close()
-            return _open_indexed(place, catalogue, weight_map, names)
+            return _open_indexed(place, catalogue, weight_map)
     return _open_unindexed(place, catalogue, names)
 
 
@@ -101,6 +109,7 @@ def open_components(place: Folder, parts: Mapping[str, Folder], catalogue: Catal
         hint = "give one of them as the path"
         raise LimitExceededError(f"{len(parts)} components; {MAX_COMPONENTS} are allowed", path=place.path, hint=hint)
     joined = _Joined(place, catalogue, {})
+    joined.metadata.update(claims_beside(place))
     opened: list[str] = []
     try:
         for name, part in parts.items():
@@ -141,10 +150,10 @@ def _modules(place: Folder) -> set[str]:
     return {str(module.get("path")) for module in listed if isinstance(module, dict)}
 
 
-def open_index(source: Source) -> FolderContents:
-    """The checkpoint that an index of shards describes; the shards lie beside it. Raises ``InputError``."""
-    place, catalogue = Place(os.path.dirname(source.path) or "."), Catalogue(source.path)
-    return _open_indexed(place, catalogue, read_index(source, catalogue), place.file_names())
+def open_index(source: Source, place: Folder) -> FolderContents:
+    """The checkpoint that an index of shards describes; they lie beside it in ``place``. Raises ``InputError``."""
+    catalogue = Catalogue(source.path)
+    return _open_indexed(place, catalogue, read_index(source, catalogue))
 
 
 def numbered_parts(path: str) -> bool:
@@ -153,27 +162,28 @@ def numbered_parts(path: str) -> bool:
     return match is not None and int(match.group(3)) > 1
 
 
-def open_parts(path: str) -> FolderContents:
-    """The checkpoint that the file ``path`` is a numbered part of; the others lie beside it. Raises ``InputError``."""
+def open_parts(path: str, place: Folder) -> FolderContents:
+    """The checkpoint that the file ``path`` is a numbered part of; the others lie beside it in ``place``.
+
+    Raises ``InputError``.
+    """
     name = os.path.basename(path)
-    place, catalogue = Place(os.path.dirname(path) or "."), Catalogue(path)
-    joined = _Joined(place, catalogue, {})
-    siblings, present = _numbered_siblings([name]), set(place.file_names())
+    joined = _Joined(place, Catalogue(path), {})
+    siblings = _numbered_siblings([name])
+    present = place.present(siblings)
     joined.expect(siblings, present)
-    return joined.read(sorted(siblings.keys() & present | {name}))
+    return joined.read(sorted(present | {name}))
 
 
-def _open_indexed(
-    place: Folder, catalogue: Catalogue, weight_map: Mapping[str, str], names: Iterable[str]
-) -> FolderContents:
+def _open_indexed(place: Folder, catalogue: Catalogue, weight_map: Mapping[str, str]) -> FolderContents:
     expected = Counter(weight_map.values())
-    present = set(names)
+    present = place.present(expected)
     joined = _Joined(place, catalogue, weight_map)
     joined.expect(expected, present)
     shards = [shard for shard in sorted(expected) if shard in present]
     if not shards:
         raise InputError(f"none of the {len(expected)} shards of the index is there", path=place.path)
-    if unlisted := [name for name in names if _is_likely(name) and name not in expected]:
+    if unlisted := [name for name in place.file_names() if _is_likely(name) and name not in expected]:
         text = f"{len(unlisted)} files are not in the index and were not read: {some(unlisted)}"
         joined.findings.append(Finding("unlisted-file", text))
     return joined.read(shards)
@@ -181,6 +191,8 @@ def _open_indexed(
 
 def _open_unindexed(place: Folder, catalogue: Catalogue, names: Iterable[str]) -> FolderContents:
     joined = _Joined(place, catalogue, {})
+    if place.distant:
+        names = sorted(place.present(filter(_is_likely, names)))
     by_format: dict[str, list[str]] = {}
     sure: set[str] = set()
     for name in names:
@@ -287,7 +299,7 @@ class _Joined:
         """The tensors of ``shards`` together. Raises ``InputError`` if not one of them can be read."""
         if len(shards) > MAX_SHARDS:
             raise LimitExceededError(f"more than {MAX_SHARDS} shards", path=self.place.path)
-        self.metadata.update(_config(self.place) | _adapter_config(self.place))
+        self.metadata.update(_config(self.place) | _adapter_config(self.place) | claims_beside(self.place))
         try:
             for shard in shards:
                 self._read_shard(shard)
@@ -407,6 +419,17 @@ def _scalars(key: str, value: Json, nested: bool, depth: int) -> Iterator[tuple[
             items = enumerate(value)
         for inner, item in items:
             yield from _scalars(f"{key}.{inner}", item, nested, depth + 1)
+
+
+def claims_of(place: Folder) -> dict[str, str]:
+    """What the folder that one file lies in says about where the weights come from: cards, and names in configs.
+
+    A server that does not list its files is not asked for them one by one.
+    """
+    if place.distant and not place.file_names():
+        return {}
+    beside = {**_config(place), **_adapter_config(place)}
+    return {key: value for key, value in beside.items() if key in _ORIGINS} | claims_beside(place)
 
 
 def _json(place: Folder, name: str) -> Json:

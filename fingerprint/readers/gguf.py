@@ -18,6 +18,7 @@ from fingerprint.readers.base import (
     MAX_NAME,
     MAX_RANK,
     MAX_TENSORS,
+    About,
     Catalogue,
     Contents,
     Finding,
@@ -184,4 +185,15 @@ class _Kept:
             position, previous = end, number
 
 
-READER = Reader("gguf", (".gguf",), recognises, open_gguf)
+_ABOUT = (
+    About(
+        "GGUF, versions 1 to 3, either byte order, split or whole",
+        "`GGUF`",
+        f"F16 to F64, BF16, integers, and {len(BLOCK_TYPES)} types of blocks, which the `gguf` package dequantises; "
+        "the order of rows of queries and keys that llama.cpp changes is undone where it does that, and so is the one "
+        "that it adds to the gains of Gemma, Nemotron and Qwen3-Next",
+        "types of blocks that the package does not dequantise",
+        extra="gguf",
+    ),
+)
+READER = Reader("gguf", (".gguf",), recognises, open_gguf, _ABOUT)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fingerprint.errors import LimitExceededError, MalformedFileError, clipped
 from fingerprint.readers.base import MAX_TENSORS, Catalogue, Finding, some
 from fingerprint.readers.bounded_json import JsonCursor
+from fingerprint.readers.findings import FindingCode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,8 +82,8 @@ def compare_index(weight_map: Mapping[str, str], homes: Mapping[str, str]) -> li
     misplaced = [name for name, shard in weight_map.items() if homes.get(name, shard) != shard]
     unlisted = [name for name in homes if name not in weight_map]
     texts = (
-        ("absent-tensor", absent, "tensors of the index are in no shard that was read"),
-        ("misplaced-tensor", misplaced, "tensors are in another shard than the index says"),
-        ("unlisted-tensor", unlisted, "tensors are not in the index"),
+        (FindingCode.ABSENT_TENSOR, absent, "tensors of the index are in no shard that was read"),
+        (FindingCode.MISPLACED_TENSOR, misplaced, "tensors are in another shard than the index says"),
+        (FindingCode.UNLISTED_TENSOR, unlisted, "tensors are not in the index"),
     )
     return [Finding(code, f"{len(names)} {text}: {some(names)}", names[0]) for code, names, text in texts if names]

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from fingerprint.errors import InputError, LimitExceededError, MalformedFileError
-from fingerprint.readers.base import Catalogue, Contents, Finding, Reader, bounded, some
+from fingerprint.readers.base import About, Catalogue, Contents, Finding, Reader, bounded, some
 from fingerprint.readers.hdf5 import Dataset, is_hdf5, read_datasets
 from fingerprint.readers.keras_layout import as_in_torch
 from fingerprint.readers.zips import MAX_RATIO, ZipArchive, find_directory, is_zip
@@ -100,4 +100,14 @@ def contents_of(found: Iterable[Dataset], catalogue: Catalogue, findings: list[F
     return Contents(tuple(tensors), bounded(findings), {}, complete)
 
 
-READER = Reader("keras", (".h5", ".hdf5", ".keras"), recognises, open_keras)
+_ABOUT = (
+    About(
+        "Keras: `.h5` of any version, `.weights.h5`, `.keras`",
+        "the signature of HDF5; a ZIP archive with `.weights.h5` in it",
+        "contiguous, compact and chunked data (deflate, shuffle, Fletcher's checksum); no layer is built, no code"
+        " loaded",
+        "links, external or virtual datasets",
+        extra="keras",
+    ),
+)
+READER = Reader("keras", (".h5", ".hdf5", ".keras"), recognises, open_keras, _ABOUT)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fingerprint.dtypes import BF16
 from fingerprint.errors import InputError, LimitExceededError, MalformedFileError, UnsupportedFormatError, clipped
-from fingerprint.readers.base import Catalogue, Contents, Finding, Reader, bounded, checked_count, truncated
+from fingerprint.readers.base import About, Catalogue, Contents, Finding, Reader, bounded, checked_count, truncated
 from fingerprint.readers.numpy_objects import laid_out
 from fingerprint.readers.numpy_types import NoNumbersError, UnreadTypeError, dtype_of
 from fingerprint.readers.zips import ZipArchive, find_directory, first_name, has_directory, is_zip
@@ -160,5 +160,21 @@ def _shape(text: str, path: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-NPY_READER = Reader("npy", (".npy",), recognises_npy, open_npy)
-NPZ_READER = Reader("npz", (".npz",), recognises_npz, open_npz)
+_ABOUT_NPY = (
+    About(
+        "npy",
+        "numpy's magic string",
+        "versions 1 to 3, both orders of axes and of bytes; `V2` is read as bfloat16, with a finding",
+        "arrays of objects, structures, complex128",
+    ),
+)
+NPY_READER = Reader("npy", (".npy",), recognises_npy, open_npy, _ABOUT_NPY)
+_ABOUT_NPZ = (
+    About(
+        "npz",
+        "a ZIP archive of `.npy` files only, stored or deflated",
+        "the same, of each array",
+        "the same",
+    ),
+)
+NPZ_READER = Reader("npz", (".npz",), recognises_npz, open_npz, _ABOUT_NPZ)

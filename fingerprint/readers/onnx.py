@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fingerprint.errors import LimitExceededError
-from fingerprint.readers.base import Catalogue, Contents, Finding, Reader, bounded
+from fingerprint.readers.base import About, Catalogue, Contents, Finding, Reader, bounded
 from fingerprint.readers.onnx_data import Data
 from fingerprint.readers.onnx_model import looks_like_onnx, read_model
 from fingerprint.readers.onnx_weights import Collector, Weights
@@ -52,4 +52,13 @@ def _check(weights: Weights, catalogue: Catalogue, size: int) -> None:
         raise LimitExceededError(f"the tensors claim more than {MAX_SHARING} times the files", path=catalogue.path)
 
 
-READER = Reader("onnx", (".onnx",), looks_like_onnx, open_onnx)
+_ABOUT = (
+    About(
+        "ONNX",
+        "fields of a `ModelProto` with a graph among them",
+        "initialisers and constants of all graphs and functions, raw, typed, or in files beside the model inside "
+        "its folder. Weights are laid out as PyTorch stores them: see [below](#laid-out-as-in-pytorch)",
+        "strings, complex128, sparse tensors",
+    ),
+)
+READER = Reader("onnx", (".onnx",), looks_like_onnx, open_onnx, _ABOUT)

@@ -28,7 +28,8 @@ _HEADER = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
 """The numbers of ModelProto's fields."""
 _GRAPH = 7
 _KEPT_NUMBERS = frozenset({
-    "axis", "axes", "bits", "block_size", "direction", "hidden_size", "K", "N", "perm", "transA", "transB", "to",
+    "axis", "axes", "bits", "block_size", "direction", "hidden_size", "K", "N", "perm", "quant_type", "transA",
+    "transB", "to",
 })  # fmt: skip
 
 

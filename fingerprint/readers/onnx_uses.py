@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 _FACTORS = {
     "MatMul": 1, "Gemm": 1, "FusedMatMul": 1, "MatMulInteger": 1, "MatMulIntegerToFloat": 1, "DynamicQuantizeMatMul": 1,
-    "QLinearMatMul": 3, "QGemm": 3, "Attention": 1, "QAttention": 1, "FusedGemm": 1, "MatMulBnb4": 1, "GemmFloat8": 1,
+    "QLinearMatMul": 3, "QGemm": 3, "Attention": 1, "QAttention": 1, "FusedGemm": 1, "GemmFloat8": 1,
 }  # fmt: skip
 """The input that is the weight, stored (in, out) unless ``transB`` says otherwise."""
 _TABLES = frozenset({"Gather", "GatherElements", "GatherND", "EmbedLayerNormalization"})
 _CONVOLUTIONS = frozenset({"Conv", "ConvInteger", "ConvTranspose", "FusedConv", "QLinearConv"})
-_GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
+_GATES = {"LSTM": (0, 2, 3, 1), "DynamicQuantizeLSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 """Where PyTorch's gates (i, f, g, o; r, z, n) lie among those of ONNX (i, o, f, c; z, r, h)."""
 _UNTOLD = re.compile(
     r"(?:onnx::\w{1,64}|val|_v|t|tensor|const\w{0,32}|weight|w|b|bias|arg\w{0,16}|\w{0,64}_initializer|_inlfunc.{0,64})?"

@@ -16,6 +16,7 @@ from fingerprint import dtypes
 from fingerprint.dtypes import Kind
 from fingerprint.quant.affine import Affine, blocks_along, blocks_of, quantised_dtype
 from fingerprint.readers.base import Finding, some
+from fingerprint.readers.onnx_contrib import four_bit_floats, quantised_gates
 from fingerprint.readers.onnx_data import UnreadableError
 from fingerprint.readers.onnx_uses import Scope, Use, Value, is_factor, is_parameter, views_of
 from fingerprint.readers.packed import Cropped, Packed, Repeated
@@ -211,6 +212,16 @@ class Collector:
         if node.op == "MatMulNBits":
             self._dequantise_nbits(node, inputs)
             return
+        if node.op == "MatMulBnb4" and (codes := at(1)) is not None and (absmax := at(2)) is not None:
+            self._replace(inputs, 1, four_bit_floats(node, codes.view, absmax.view), absmax)
+            return
+        if node.op == "DynamicQuantizeLSTM":
+            for place, next_to in ((1, 8), (2, 10)):
+                gates, step, offset = at(place), at(next_to), at(next_to + 1)
+                if gates is not None and step is not None:
+                    found = quantised_gates(gates.view, step.view, offset.view if offset is not None else None)
+                    self._replace(inputs, place, found, step, offset)
+            return
         if node.op in _SUMS:
             place, *scales = _SUMS[node.op]
             self._put(inputs, place, self._summed(at(place), [at(scale) for scale in scales]))
@@ -221,6 +232,15 @@ class Collector:
             self._put(inputs, 1, self._tried(at(1), scale_value, at(_INTEGER[node.op]), node))
         elif node.op == "Gather" and (table := at(0)) is not None and _is_integer(table):
             self._put(inputs, 0, self._tried(table, *self._scale_of_rows(scope, node, table), None))
+
+    def _replace(
+        self, inputs: list[Value | None], place: int, view: TensorView | None, *parameters: Value | None
+    ) -> None:
+        """Puts ``view`` in the place of an input, if there is one; ``parameters`` are no weights then."""
+        old = inputs[place]
+        if view is not None and old is not None:
+            self._put(inputs, place, replace(old, view=view))
+            self._absorbed.update(one.constant for one in parameters if one is not None)
 
     def _put(self, inputs: list[Value | None], place: int, value: Value | None) -> None:
         if value is not None:

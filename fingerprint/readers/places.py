@@ -10,7 +10,7 @@ from fingerprint.errors import InputError, LimitExceededError
 from fingerprint.source import FileSource, os_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from fingerprint.source import Source
 
@@ -19,7 +19,14 @@ MAX_ENTRIES = 10_000
 
 
 class Folder(Protocol):
-    """A folder of files that may be one checkpoint."""
+    """A folder of files that may be one checkpoint.
+
+    ``distant``: opening a file of it takes a request to another machine, so that none is opened to see what it is.
+    """
+
+    @property
+    def distant(self) -> bool:
+        """See above."""
 
     @property
     def path(self) -> str:
@@ -30,6 +37,9 @@ class Folder(Protocol):
 
     def folder_names(self) -> list[str]:
         """Names of the folders in it, sorted. Raises ``InputError``."""
+
+    def present(self, names: Iterable[str]) -> set[str]:
+        """Those of ``names`` that are files in it, which are likely to be opened next. Raises ``InputError``."""
 
     def open(self, name: str) -> Source:
         """The bytes of the file ``name``. Raises ``InputError``."""
@@ -50,6 +60,8 @@ class Place:
     cache (``<repository>/snapshots/<revision>``), among that repository's own ``blobs``; nowhere else.
     """
 
+    distant = False
+
     def __init__(self, path: str, within: Place | None = None) -> None:
         """``within``: the folder that this one lies in, which links may lead into as well."""
         self.path = path
@@ -69,6 +81,10 @@ class Place:
     def folder_names(self) -> list[str]:
         """Names of the folders in it, sorted; links to folders are none. Raises ``InputError``."""
         return self._names(stat.S_ISDIR)
+
+    def present(self, names: Iterable[str]) -> set[str]:
+        """See ``Folder``."""
+        return set(self.file_names()).intersection(names)
 
     def _names(self, *kinds: Callable[[int], bool]) -> list[str]:
         names = []

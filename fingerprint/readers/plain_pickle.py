@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn
 
 from fingerprint.errors import MalformedFileError, clipped
-from fingerprint.readers.base import Catalogue, Contents, Finding, Reader
+from fingerprint.readers.base import About, Catalogue, Contents, Finding, Reader
 from fingerprint.readers.pickles import read_pickle_at
 from fingerprint.readers.torch_views import Storages, assembled, described
 
@@ -34,4 +34,12 @@ def open_pickle(source: Source, catalogue: Catalogue | None = None) -> Contents:
     return assembled(found, Storages(source.path, locate), catalogue, source.size, findings)
 
 
-READER = Reader("pickle", (".pkl", ".pickle"), recognises, open_pickle)
+_ABOUT = (
+    About(
+        "pickle (plain, of numpy arrays)",
+        "the first opcode of protocol 2 to 5",
+        "dicts and lists of arrays in row-major or column-major order, also bfloat16 and float8 of ml_dtypes",
+        "structured arrays, complex128",
+    ),
+)
+READER = Reader("pickle", (".pkl", ".pickle"), recognises, open_pickle, _ABOUT)

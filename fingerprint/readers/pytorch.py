@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from fingerprint.errors import MalformedFileError
 from fingerprint.readers import torch_legacy, torch_zip
-from fingerprint.readers.base import Catalogue, Contents, Reader
+from fingerprint.readers.base import About, Catalogue, Contents, Reader
 from fingerprint.readers.zips import is_zip
 
 if TYPE_CHECKING:
@@ -29,4 +29,18 @@ def open_pytorch(source: Source, catalogue: Catalogue | None = None) -> Contents
     raise MalformedFileError("not a file of PyTorch", path=source.path, hint=hint)
 
 
-READER = Reader("pytorch", (".pt", ".pth", ".bin", ".ckpt"), recognises, open_pytorch)
+_ABOUT = (
+    About(
+        "PyTorch (`torch.save` since 1.6, also TorchScript)",
+        "a ZIP archive that begins with an entry and has a `data.pkl`",
+        "strided, tied and subclassed tensors, float8, whole pickled modules, numpy arrays",
+        "sparse, quantised, complex128, or lazily conjugated tensors",
+    ),
+    About(
+        "PyTorch before 1.6",
+        "the magic number in the first pickle",
+        "the same",
+        "the same",
+    ),
+)
+READER = Reader("pytorch", (".pt", ".pth", ".bin", ".ckpt"), recognises, open_pytorch, _ABOUT)

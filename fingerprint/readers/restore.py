@@ -8,6 +8,7 @@ from fingerprint.quant.layouts import dequantised
 from fingerprint.readers import gguf
 from fingerprint.readers.adapters import with_products
 from fingerprint.readers.rope_order import with_halves_first
+from fingerprint.readers.shifted_gains import with_gains_less_one
 
 if TYPE_CHECKING:
     from fingerprint.readers.base import Contents
@@ -16,5 +17,5 @@ if TYPE_CHECKING:
 def restored(contents: Contents, file_format: str) -> Contents:
     """``contents`` of a checkpoint of that format (several joined with ``+``) as the weights that it stands for."""
     if gguf.READER.name in file_format.split("+"):
-        contents = with_halves_first(contents)
+        contents = with_gains_less_one(with_halves_first(contents))
     return with_products(dequantised(contents))

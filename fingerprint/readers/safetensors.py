@@ -16,6 +16,7 @@ from fingerprint.errors import InputError, LimitExceededError, MalformedFileErro
 from fingerprint.readers.base import (
     MAX_ELEMENTS,
     MAX_NAME,
+    About,
     Catalogue,
     Contents,
     Finding,
@@ -205,4 +206,11 @@ def _check_layout(
     return findings
 
 
-READER = Reader("safetensors", (".safetensors",), recognises, open_safetensors)
+_ABOUT = (
+    About(
+        "safetensors",
+        "a header length of at most 100 MB, then `{`",
+        "all dtypes of safetensors 0.8",
+    ),
+)
+READER = Reader("safetensors", (".safetensors",), recognises, open_safetensors, _ABOUT)

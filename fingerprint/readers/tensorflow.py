@@ -17,6 +17,7 @@ from fingerprint.errors import InputError, LimitExceededError, MalformedFileErro
 from fingerprint.readers.base import (
     MAX_NAME,
     MAX_RANK,
+    About,
     Catalogue,
     Contents,
     FileRecord,
@@ -267,4 +268,12 @@ class _Reader:
 
 
 # Other programs call their files ``.index`` too: the suffix tells nothing.
-READER = Reader("tensorflow", (), is_table, open_checkpoint_index)
+_ABOUT = (
+    About(
+        "TensorFlow: checkpoints (`.index`, `.data-…`) and SavedModels",
+        "the end of a LevelDB table; a folder with `saved_model.pb` and `variables`",
+        "variables under the names of the graph of objects, without those of optimisers",
+        "slices of partitioned variables, compressed tables, frozen graphs",
+    ),
+)
+READER = Reader("tensorflow", (), is_table, open_checkpoint_index, _ABOUT)

@@ -18,6 +18,7 @@ from fingerprint.readers.base import (
     MAX_ELEMENTS,
     MAX_NAME,
     MAX_RANK,
+    About,
     Catalogue,
     Contents,
     FileRecord,
@@ -204,4 +205,12 @@ def _packed(value: float) -> bytes:
     return struct.pack("<d", value)
 
 
-READER = Reader("tfjs", (), recognises, open_tfjs)
+_ABOUT = (
+    About(
+        "TensorFlow.js",
+        "a JSON object with a `weightsManifest`",
+        "all types but strings; uint8, uint16 and float16 dequantised",
+        "strings",
+    ),
+)
+READER = Reader("tfjs", (), recognises, open_tfjs, _ABOUT)

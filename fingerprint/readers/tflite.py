@@ -20,6 +20,7 @@ from fingerprint.quant.affine import Affine, blocks_along, quantised_dtype
 from fingerprint.readers.base import (
     MAX_NAME,
     MAX_RANK,
+    About,
     Catalogue,
     Contents,
     Finding,
@@ -262,4 +263,12 @@ def _arranged(view: TensorView, taker: tuple[int, int] | None) -> TensorView:
     return view
 
 
-READER = Reader("tflite", (".tflite",), recognises, open_tflite)
+_ABOUT = (
+    About(
+        "TFLite",
+        "`TFL3`",
+        "constants of all subgraphs; integers dequantised, by tensor or by channel",
+        "sparse tensors",
+    ),
+)
+READER = Reader("tflite", (".tflite",), recognises, open_tflite, _ABOUT)

@@ -222,7 +222,8 @@ def _end(source: Source) -> tuple[int, bytes, int]:
     """Where the tail that may hold the end of the archive begins, the tail, and where in it that end is, or -1."""
     start = max(source.size - _END.size - 0xFFFF, 0)
     tail = bytes(source.read(start, source.size - start))
-    return start, tail, tail.rfind(b"PK\x05\x06", 0, len(tail) - _END.size + 4)
+    # A negative place would count from behind.
+    return start, tail, tail.rfind(b"PK\x05\x06", 0, max(len(tail) - _END.size + 4, 0))
 
 
 def first_name(source: Source) -> str:

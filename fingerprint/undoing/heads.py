@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from fingerprint.undoing.algebra import orthonormal_heads, polar, subspace_likeness
-from fingerprint.undoing.scores import Use
+from fingerprint.undoing.result import Use
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

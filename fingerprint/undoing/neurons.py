@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from fingerprint.undoing.scores import Use
+from fingerprint.undoing.result import Use
 from fingerprint.undoing.stream import gate_partners, joint_partners, neuron_rows
 from fingerprint.vectors import unit_rows
 

@@ -3,46 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fingerprint.undoing.algebra import relative
+from fingerprint.undoing.result import Residual
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from fingerprint.undoing.result import Use
+
     Floats = NDArray[np.floating]
-
-
-class Use(StrEnum):
-    """What was estimated from a tensor.
-
-    ``FITTED``: the rotation, or an order of rows, signs and scales together with it. ``ORDERED``: nothing but the
-    order, signs and scales of its own neurons or heads; the rotation comes from elsewhere. ``HELD_OUT``: nothing.
-    """
-
-    FITTED = "fitted"
-    ORDERED = "ordered"
-    HELD_OUT = "held-out"
-
-
-@dataclass(frozen=True, slots=True)
-class Residual:
-    """``|theirs - T(ours)| / |theirs|`` of all tensors of one kind and use together.
-
-    ``control`` is the same after giving every row the transformed row of its neighbour: what no correspondence at all
-    looks like. ``kind`` is a role, or ``… circuit`` for products of two matrices that no rewrite changes.
-    """
-
-    kind: str
-    use: str
-    residual: float
-    control: float
-    tensors: int
-    elements: int
 
 
 class Tally:

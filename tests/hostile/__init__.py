@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tests.hostile.case import CANARY, Case, Expect
 from tests.hostile.container_cases import CONTAINER_CASES
+from tests.hostile.coreml_cases import COREML_CASES
 from tests.hostile.folder_cases import FOLDER_CASES
 from tests.hostile.legacy_cases import LEGACY_CASES
 from tests.hostile.numpy_cases import NUMPY_CASES
@@ -25,6 +26,7 @@ CASES: tuple[Case, ...] = (
     *LEGACY_CASES,
     *NUMPY_CASES,
     *CONTAINER_CASES,
+    *COREML_CASES,
 )
 
 __all__ = ["CANARY", "CASES", "Case", "Expect"]

@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.hostile.case import GOOD, Case, Expect, entry, safetensors
+from tests.hostile.case import CANARY, GOOD, Case, Expect, entry, safetensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +50,22 @@ def _link(target: str, *, outside: bytes | None = None) -> Callable[[Path], Path
         return inner
 
     return build
+
+
+def _beside(name: str, raw: bytes) -> Case:
+    """A sound file with a hostile text beside it, which must claim nothing and cost nothing."""
+
+    def build(folder: Path) -> Path:
+        (folder / "model.safetensors").write_bytes(GOOD)
+        (folder / name).write_bytes(raw)
+        return folder
+
+    return Case(f"text beside the weights: {name}, {raw[:24]!r}", build, Expect.FINE)
+
+
+_LAUGHS = b"a0: &a0 [x, x]\n" + b"".join(
+    b"a%d: &a%d [*a%d, *a%d, *a%d]\n" % (n, n, n - 1, n - 1, n - 1) for n in range(1, 60)
+)
 
 
 def _snapshot(blob: str) -> Callable[[Path], Path]:
@@ -147,6 +163,13 @@ def _endless_config(folder: Path) -> Path:
 OTHER = safetensors({"other": entry()}, bytes(16))
 
 FOLDER_CASES: tuple[Case, ...] = (
+    _beside("README.md", b"---\n" + _LAUGHS + b"base_model: *a59\n---\n"),
+    _beside("README.md", b"---\nbase_model: " + b"[" * 60_000 + b"\n---\n"),
+    _beside("README.md", b"---\n" * 100_000),
+    _beside("README.md", b"---\nbase_model: !!python/object/apply:os.system ['touch " + CANARY.encode() + b"']\n---\n"),
+    _beside("mergekit_config.yml", b"models:\n" + b"- model: a/b\n" * 500_000),
+    _beside("mergekit_config.yml", b"\xff\xfe" + b"\0" * 10_000),
+    _beside("config.json", b'{"_name_or_path": "' + b"a" * 70_000 + b'"}'),
     Case("path: nothing there", lambda folder: folder / "absent", Expect.ERROR, NOT_FOUND),
     Case("path: a NUL in it", lambda folder: folder / "a\0b", Expect.ERROR, "InputError"),
     Case("path: too long", lambda folder: folder / ("a" * 5_000), Expect.ERROR, "InputError"),

@@ -107,6 +107,9 @@ _REDUCED: tuple[tuple[str, Payload], ...] = (
     ("builtins.getattr", lambda shell, _: call("builtins", "getattr", call("importlib", "import_module", text("os")), text("system")) + tuple_of(shell) + b"R"),
     ("reduces nested five deep", lambda shell, _: call("builtins", "max", call("builtins", "abs", call("builtins", "abs", call("builtins", "abs", call("os", "system", shell)))), integer(1))),
     ("_pickle.loads of another pickle", lambda shell, _: call("_pickle", "loads", _bytes(b"\x80\x02" + call("os", "system", shell) + b"."))),
+    ("pkgutil.resolve_name", lambda shell, _: call("pkgutil", "resolve_name", text("os:system")) + tuple_of(shell) + b"R"),
+    ("_operator.methodcaller", lambda shell, _: call("_operator", "methodcaller", text("system"), shell) + tuple_of(call("importlib", "import_module", text("os"))) + b"R"),
+    ("profile.run", lambda _, code: call("profile", "run", code)),
 )  # fmt: skip
 
 
@@ -125,6 +128,9 @@ _LIVE: tuple[Case, ...] = (
     _live("NEWOBJ_EX", lambda shell, _: name("subprocess", "Popen") + b")}" + text("args") + shell + b"s" + text("shell") + b"\x88s\x92", live=False),
     _live("BUILD with a __setstate__ of its own", lambda shell, _: call("types", "SimpleNamespace") + b"}" + text("__setstate__") + name("os", "system") + b"sb" + shell + b"b"),
     _live("memo written over", lambda shell, _: text("fine") + b"r\xf0\xff\x00\x000" + name("os", "system") + b"r\xf0\xff\x00\x000j\xf0\xff\x00\x00" + tuple_of(shell) + b"R"),
+    _live("memo of MEMOIZE and of numbers mixed", lambda shell, _: text("os") + b"r\xf0\xff\x00\x000" + text("system") + b"r\xf1\xff\x00\x000" + text("torch._utils") + b"\x940" + text("_rebuild_tensor_v2") + b"\x940j\xf0\xff\x00\x00j\xf1\xff\x00\x00\x93" + tuple_of(shell) + b"R"),
+    _live("call behind a FLOAT, which a scanner did not know", lambda shell, _: b"F1.0\n0" + call("os", "system", shell)),
+    _live("call behind a BYTEARRAY8, which a scanner did not know", lambda shell, _: b"\x96" + struct.pack("<Q", 3) + b"abc0" + call("os", "system", shell)),
     _live("call whose result is thrown away", lambda shell, _: call("os", "system", shell) + b"0N"),
     _live("call below a POP_MARK", lambda shell, _: b"(" + call("os", "system", shell) + b"1N"),
     _live("call as a key", lambda shell, _: b"}" + call("os", "system", shell) + b"Ns"),
@@ -143,6 +149,28 @@ _LIVE: tuple[Case, ...] = (
     _live("a rebuilding function of another module", lambda *_: call("evil", "_rebuild_tensor_v2", storage(), integer(0), sizes(2, 2), sizes(2, 1)), live=False),
     _live("_rebuild_from_type_v2 around os.system", lambda shell, _: call("torch._tensor", "_rebuild_from_type_v2", name("os", "system"), name("torch", "Tensor"), tuple_of(shell), b"}"), live=False),
 )  # fmt: skip
+
+_OVERLOOKED = (
+    "_interpreters.create", "_io.FileIO", "_posixsubprocess.fork_exec", "_xxsubinterpreters.run_string",
+    "asyncio.unix_events._UnixSubprocessTransport._start", "atexit.register", "codeop.compile_command", "ctypes.CDLL",
+    "distutils.file_util.write_file", "doctest.debug_script", "ensurepip._run_pip", "idlelib.pyshell.ModifiedInterpreter.runcommand",
+    "imp.load_source", "lib2to3.pgen2.grammar.Grammar.loads", "linecache.getline", "marshal.loads", "numpy.f2py.crackfortran._eval_length",
+    "numpy.f2py.crackfortran.getlincoef", "pdb.run", "pipes.Template", "pydoc.pipepager", "requests.get", "site.addpackage",
+    "ssl.get_server_certificate", "torch._dynamo.guards.GuardBuilder.get", "torch._inductor.codecache.compile_file",
+    "torch.fx.experimental.symbolic_shapes.ShapeEnv.evaluate_guards_expression", "torch.jit.unsupported_tensor_ops.execWrapper",
+    "torch.utils._config_module.ConfigModule.load_config", "torch.utils.bottleneck.__main__.run_cprofile",
+    "torch.utils.data.datapipes.utils.decoder.basichandlers", "trace.Trace.run", "types.CodeType", "urllib.request.urlopen", "venv.create",
+)  # fmt: skip
+"""Names that published bypasses of picklescan, fickling and modelscan went through, up to August 2026."""
+
+
+def _overlooked(full: str) -> Case:
+    """A call of a name that a scanner did not know."""
+    module, _, attribute = full.rpartition(".")
+    return _live(f"{full}, once overlooked by a scanner", lambda shell, _: call(module, attribute, shell), live=False)
+
+
+_LIVE = (*_LIVE, *map(_overlooked, _OVERLOOKED))
 # The storage in a persistent id stays unread, and so does a tensor that os.system is to make.
 _LIVE = tuple(
     Case(c.name, c.build, Expect.PARTIAL, UNKNOWN, c.live)

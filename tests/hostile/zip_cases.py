@@ -120,6 +120,7 @@ ZIP_CASES: tuple[Case, ...] = (
     _error("unknown byte order", archive(entries={"archive/byteorder": b"middle"})),
     _error("byte order of a megabyte", lambda: archive(entries={"archive/byteorder": b"b" * 1_000_000}), LIMIT),
     _error("no storage", archive(storages=False)),
+    _error("an end of 13 bytes in a file of 16", b"P\x00\x00PK\x05\x06\x00\x00\x00\x00#\x00\x00\x00\x00"),
     _finding("another name in the local header", _renamed(), "zip-names"),
     _finding("marked as encrypted", _central(_PICKLE, 8, "<H", 1), "zip-encrypted"),
     _finding("wrong checksum of the pickle", _central(_PICKLE, 16, "<I", 1), "crc-mismatch"),

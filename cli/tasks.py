@@ -1,0 +1,117 @@
+"""What worker processes do with the items of a list: scan a suspect, measure a model. Tasks travel as pickles."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from cli import options
+from cli.bulk import Answer
+from cli.console import Gathered
+from cli.messages import route
+from fingerprint.errors import WeightprintError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cli.console import Console
+    from cli.measure import Measuring
+    from cli.worklist import Entry
+    from signatures.keyed import Key
+    from signatures.registry import Registry
+    from signatures.report import Report
+    from signatures.scan import ScanOptions
+
+
+@dataclass(frozen=True, slots=True)
+class ScanTask:
+    """Scans the suspect at a path, seen from the folder ``cwd``; ``registry`` is its folder, None if there is none."""
+
+    cwd: str
+    registry: str | None
+    options: ScanOptions
+    key: Key | None
+    verbosity: int
+    fetching: Mapping[str, bool]
+
+    def do(self, item: str) -> Answer[Report]:
+        """See ``Task.do``."""
+        from cli.commands.scan import scan_one
+
+        console = _console(self)
+        opened = None if self.registry is None else _opened(self.registry)
+        report = scan_one(opened, item, self.options, self.key, console)
+        return Answer(report, tuple(console.told))
+
+    def lost(self, item: str, reason: str) -> Answer[Report]:
+        """See ``Task.lost``."""
+        from cli.commands.scan import failed
+
+        return Answer(failed(item, f"{item}: not scanned: {reason}"))
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The signature file of a model as bytes, or an error."""
+
+    data: bytes = b""
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureTask:
+    """Measures the model at an entry's path, seen from the folder ``cwd``."""
+
+    cwd: str
+    how: Measuring
+    verbosity: int
+    fetching: Mapping[str, bool]
+
+    def do(self, item: Entry) -> Answer[Measured]:
+        """See ``Task.do``."""
+        console = _console(self)
+        return measured_by(item, self.how, console)
+
+    def lost(self, item: Entry, reason: str) -> Answer[Measured]:
+        """See ``Task.lost``."""
+        return Answer(Measured(error=f"{item.path}: not registered: {reason}"))
+
+
+def measured_by(item: Entry, how: Measuring, console: Console) -> Answer[Measured]:
+    """Measure a model; whatever goes wrong with it is part of the answer, and so is what a ``Gathered`` was told."""
+    from cli.measure import signature_of
+    from signatures.signature import encode
+
+    try:
+        found = Measured(encode(signature_of(item.path, console, how)))
+    except WeightprintError as error:
+        console.trace(error)
+        found = Measured(error=_naming(item.path, str(error)))
+    except Exception as error:  # noqa: BLE001 - a defect met in one model must not stop the others
+        console.trace(error)
+        found = Measured(error=f"{item.path}: unexpected {type(error).__name__}: {error} (a defect of this program)")
+    return Answer(found, tuple(console.told) if isinstance(console, Gathered) else ())
+
+
+def _naming(path: str, message: str) -> str:
+    return message if path in message else f"{path}: {message}"
+
+
+def _console(task: ScanTask | MeasureTask) -> Gathered:
+    with suppress(OSError):  # another machine may not have it: relative paths are then not found, which is an error
+        os.chdir(task.cwd)
+    options.fetch_as(task.fetching)
+    console = Gathered(task.verbosity)
+    route(console)
+    return console
+
+
+@lru_cache(maxsize=1)
+def _opened(folder: str) -> Registry:
+    """The registry, open for as long as the process works."""
+    from signatures.registry import Registry
+
+    return Registry.open(folder, create=False)

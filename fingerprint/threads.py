@@ -1,0 +1,25 @@
+"""How many threads measuring may use: the processors of this process, or what the environment says."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import Final
+
+VARIABLE: Final = "FP_THREADS"
+"""Sets the number; worker processes that share a machine get their part of it in this way."""
+
+
+def thread_count() -> int:
+    """A number from 1 on: that of ``FP_THREADS`` if it is one, else of the processors that this process may run on."""
+    with suppress(ValueError):
+        if (wanted := int(os.environ.get(VARIABLE, ""))) > 0:
+            return wanted
+    return processors()
+
+
+def processors() -> int:
+    """Processors that this process may run on, at least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) or 1
+    return os.cpu_count() or 1

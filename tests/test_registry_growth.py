@@ -1,0 +1,124 @@
+"""What keeps a registry of very many models quick: no registration and no scan looks at all of them."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING
+
+import pytest
+
+from benchmarks.synthetic import small_model
+from signatures.engine import START, Mark
+from signatures.registry import Registry
+from signatures.scan import scan_path
+from signatures.signature import sign, write_signature
+from signatures.store import SCHEMA_VERSION, Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from signatures.signature import Signature
+
+
+@pytest.fixture(scope="module")
+def signatures() -> list[Signature]:
+    return [sign(small_model(seed, layers=1)) for seed in range(4)]
+
+
+def test_neither_a_registration_nor_a_scan_looks_at_all_models(
+    tmp_path: Path, signatures: list[Signature], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Registry.open(tmp_path / "registry") as registry:
+        registry.register(signatures[0], name="org/m0")
+        registry.register(signatures[1], name="org/m1")
+    write_signature(tmp_path / "suspect.fpsig", signatures[1])
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("all models were looked at")
+
+    monkeypatch.setattr(Store, "models", refuse)
+    monkeypatch.setattr(Store, "model_ids", refuse)
+    with Registry.open(tmp_path / "registry") as registry:
+        registry.register(signatures[2], name="org/m2")
+        registry.register(signatures[2], name="org/alias")
+        registry.remove("org/m0")
+        report = scan_path(registry, tmp_path / "suspect.fpsig")
+        assert report.error is None
+        assert [match.model for match in report.matches] == ["org/m1"]
+        assert report.registry.models == 2
+
+
+def test_the_log_tells_what_came_and_went(tmp_path: Path, signatures: list[Signature]) -> None:
+    with Registry.open(tmp_path) as registry:
+        store = registry._store
+        assert store.mark() == START
+        first = registry.register(signatures[0], name="org/m0").id
+        mark = store.mark()
+        second = registry.register(signatures[1], name="org/m1").id
+        registry.register(signatures[1], name="org/alias")
+        registry.remove("org/m0")
+        assert store.changes(mark) == ([(second, True), (first, False)], store.mark())
+        assert store.changes(store.mark()) == ([], store.mark())
+        assert store.changes(START) == ([(first, True), (second, True), (first, False)], store.mark())
+        assert store.changes(Mark(mark.number, "0" * 16)) is None
+        assert store.changes(Mark(99, mark.token)) is None
+
+
+def test_what_is_registered_together_is_there_whole_and_indexed(tmp_path: Path, signatures: list[Signature]) -> None:
+    with Registry.open(tmp_path) as registry:
+        with registry.together():
+            records = [registry.register(one, name=f"org/m{at}") for at, one in enumerate(signatures)]
+            with Registry.open(tmp_path) as other:
+                assert other.count() == 0
+        assert registry.count() == len(signatures)
+        assert registry.index_status().current
+        assert registry.check() == ()
+        assert registry.load_signature(records[2]).identity == signatures[2].identity
+
+
+def test_what_fails_together_leaves_nothing(tmp_path: Path, signatures: list[Signature]) -> None:
+    with Registry.open(tmp_path) as registry:
+        registry.register(signatures[3], name="org/m3")
+        with pytest.raises(KeyboardInterrupt):
+            _interrupted(registry, signatures[0])
+        assert [record.name for record in registry.models()] == ["org/m3"]
+        assert registry.check() == ()
+        registry.register(signatures[0], name="org/m0")
+        assert registry.index_status().current
+
+
+def test_a_registry_of_the_first_version_is_brought_up_to_date(tmp_path: Path, signatures: list[Signature]) -> None:
+    with Registry.open(tmp_path) as registry:
+        for at, one in enumerate(signatures[:3]):
+            registry.register(one, name=f"org/m{at}")
+        registry.remove("org/m1")
+        digest = registry.digest
+    database = sqlite3.connect(tmp_path / "registry.sqlite3")
+    database.executescript(
+        "DROP TRIGGER model_added; DROP TRIGGER model_removed; DROP TABLE changes; DROP INDEX models_depth;"
+        "PRAGMA user_version = 1"
+    )
+    database.close()
+    with Registry.open(tmp_path) as registry, Registry.open(tmp_path) as other:
+        assert registry._store._database.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION
+        assert registry.digest == other.digest == digest
+        registry.register(signatures[3], name="org/m3")
+        assert other.index_status().current
+        assert [added for _, added in registry._store.changes(START)[0]] == [True, True, True]
+
+
+def test_digests_are_looked_up_by_an_index_of_the_database(tmp_path: Path, signatures: list[Signature]) -> None:
+    with Registry.open(tmp_path) as registry:
+        registry.register(signatures[0], name="org/m0")
+        plan = registry._store._database.execute(
+            "EXPLAIN QUERY PLAN SELECT digest, model, position, kind, elements FROM digests WHERE digest IN (?, ?)",
+            (b"", b""),
+        ).fetchall()
+        assert all("USING INDEX digests_digest" in row[3] for row in plan), plan
+
+
+def _interrupted(registry: Registry, signature: Signature) -> None:
+    with registry.together():
+        registry.register(signature, name="org/m0")
+        registry.remove("org/m3")
+        raise KeyboardInterrupt

@@ -17,6 +17,7 @@ from fingerprint.errors import InputError, SignatureError, UsageError
 from fingerprint.readers.findings import FindingCode
 from fingerprint.vocabulary import Content, Depth, Frame
 from signatures.claims import check_claims, may_name
+from signatures.contradiction import with_contradictions
 from signatures.disclosure import with_tests_lost
 from signatures.mixture import gather
 from signatures.parts import parts_of
@@ -156,7 +157,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
         seconds=time.perf_counter() - started,
         named=registry.resembling,
     )
-    return with_tests_lost(report, [(model.name, ours) for model, ours in known])
+    return with_contradictions(with_tests_lost(report, [(model.name, ours) for model, ours in known]))
 
 
 def compare_all(suspect: Suspect, registered: Sequence[Fingerprint]) -> list[Comparison]:
@@ -473,7 +474,7 @@ def compare_paths(
                 seconds=0.0,
                 named=lambda name: [model] if may_name(name, model) else [],
             )
-            return with_tests_lost(report, [(str(registered), first)])
+            return with_contradictions(with_tests_lost(report, [(str(registered), first)]))
 
         depths = theirs.depths(options.depth)
         if ours.depths(options.depth) == (Depth.QUICK,):  # it lies elsewhere, and is large

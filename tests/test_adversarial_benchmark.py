@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from benchmarks.adversarial import attacks
 from benchmarks.rewrites.forward import logits
@@ -11,6 +12,7 @@ from benchmarks.zoo.models import generator, initial_weights
 from benchmarks.zoo.recipes import family
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.sketch import MatrixSketcher
+from signatures import compare_paths
 
 SPEC = next(spec for spec in family("a", quick=True) if spec.id == "quick-a-llama-48-A")
 VICTIM, OTHER = (initial_weights(SPEC.shape, key) for key in "VU")
@@ -54,6 +56,26 @@ def test_the_least_change_gives_the_public_samples_of_the_target():
     change, entries = attacks.changed({name: OTHER[name]}, {name: made[name]})
     assert 0.1 < change < 0.5
     assert entries > 0.99
+
+
+def test_a_match_forged_on_public_samples_is_said_to_contradict_itself(tmp_path):
+    shapes = {
+        "model.embed_tokens.weight": (512, 256),
+        "model.layers.0.mlp.gate_proj.weight": (512, 256),
+        "model.layers.0.mlp.up_proj.weight": (512, 256),
+        "model.layers.0.mlp.down_proj.weight": (256, 512),
+    }
+    random = generator("forged")
+    victim, other = ({name: torch.randn(shape, generator=random) for name, shape in shapes.items()} for _ in range(2))
+    forged = attacks.sketched_as(other, victim.__getitem__, slices=True, neurons=False)
+    tuned = {name: w + 0.2 * torch.randn(w.shape, generator=random) for name, w in victim.items()}
+    paths = [tmp_path / f"{name}.safetensors" for name in ("victim", "forged", "tuned")]
+    for path, weights in zip(paths, (victim, forged, tuned), strict=True):
+        save_file(weights, path)
+    made, honest = (compare_paths(paths[0], path) for path in paths[1:])
+    assert made.verdict == honest.verdict == "match"
+    assert any("made to match a public signature" in note for note in made.notes)
+    assert not any("public signature" in note for note in honest.notes)
 
 
 def test_sampled_rows_are_a_small_share_of_entries():

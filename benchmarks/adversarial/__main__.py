@@ -102,6 +102,8 @@ def row(attack: Attack, report: Report, bench: Bench, victim: Weights) -> str:
         tests = {item.test: item.log10_p for item in match.evidence}
         best = min((test for test in tests if test != "sketch"), key=lambda test: tests[test], default="sketch")
         said = f"{report.verdict.value}: {match.link.value}, {match.confidence.value}, 10^{match.log10_p:.0f} ({best})"
+    if any("public signature" in note for note in report.notes):
+        said += "; contradiction noted"
     deep = bench.deep(victim, attack.after)
     key = "-"
     if report.keyed:

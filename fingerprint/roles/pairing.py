@@ -55,7 +55,8 @@ class _Group:
 
     @property
     def gated(self) -> bool:
-        return len(self.firsts) > len(self.seconds)
+        """Two to one; a table that happens to have the same size is one more, not twice as many."""
+        return 2 * len(self.firsts) > 3 * len(self.seconds)
 
 
 @dataclass(frozen=True, slots=True)

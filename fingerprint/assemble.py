@@ -25,7 +25,7 @@ from fingerprint.neurons import (
 )
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.records import AxisSample, Fingerprint, NeuronSample, TensorRecord
-from fingerprint.roles.infer import infer_wiring
+from fingerprint.roles.infer import infer_wiring, width_of_mlps
 from fingerprint.roles.residual import SliceNorms
 from fingerprint.roles.wiring import Wiring, layer_of
 from fingerprint.tensors import element_count
@@ -283,7 +283,8 @@ def _wiring(layout: Layout, measured: Sequence[TensorMeasurement], parameters: P
         if result.row_norms is not None and result.column_norms is not None
     }
     contents = [result.content for result in measured]
-    return infer_wiring(layout.tensors, contents, norms, layout.width, parameters.seed)
+    width = layout.width or width_of_mlps(layout.tensors, contents)
+    return infer_wiring(layout.tensors, contents, norms, width, parameters.seed)
 
 
 def _sample(

@@ -80,7 +80,7 @@ def shape():
     return {style: specs[f"{stem}-A"].shape for style, stem in STEMS.items()}
 
 
-both = pytest.mark.parametrize("style", list(Style), ids=[s.value for s in Style])
+both = pytest.mark.parametrize("style", list(STEMS), ids=[s.value for s in STEMS])
 
 
 def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.rewrites.cases import rewrite, rewrites
 from benchmarks.rewrites.forward import logits
@@ -93,6 +95,18 @@ def test_a_look_alike_is_not(case: str, zoo: Path, registry: Registry, tmp_path:
     report = scanned(registry, suspect(zoo, "B", case, "intact", tmp_path))
     assert report.verdict is Verdict.NO_MATCH
     assert report.matches == ()
+
+
+@pytest.mark.parametrize(("source", "found"), [("A", True), ("B", False)])
+def test_one_renamed_and_rotated_mlp_is_found(
+    source: str, found: bool, zoo: Path, registry: Registry, tmp_path: Path
+) -> None:
+    whole = suspect(zoo, source, "laundered", "intact", tmp_path)
+    truth = json.loads((tmp_path / "out" / "truth" / "truth.json").read_text())["suspects"]
+    was = next(iter(truth.values()))["tensors"]
+    save_file({name: w for name, w in load_file(whole).items() if ".2.mlp." in was[name]}, tmp_path / "part")
+    report = scanned(registry, tmp_path / "part")
+    assert [match.model for match in report.matches] == (["ours/A"] if found else [])
 
 
 def test_tables_and_attention_get_their_roles_by_values(zoo: Path, tmp_path: Path) -> None:

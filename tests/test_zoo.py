@@ -222,7 +222,7 @@ def test_no_two_models_share_a_stream_unless_they_are_meant_to():
 
 
 def test_a_population_has_forty_of_each_style():
-    for style in Style:
+    for style in (Style.LLAMA, Style.GPT2):
         members = [s for s in family("a") if s.kind == "population" and s.shape.style is style]
         assert len(members) == 40
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from threadpoolctl import threadpool_limits
 
 from benchmarks.rewrites.make import make_all, plan
@@ -39,6 +40,7 @@ TOGETHER = ("laundered", "all-but-vocabulary", "all")
 """Rewrites that damages come on top of."""
 WHOLE = ("A", "B")
 RELATIVES = ("A", "A-ftx")
+_MLP = "*.1.mlp.*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ class Part:
     """One part of the benchmark: whose rewrites are scanned against which registered models.
 
     ``source`` and ``registered`` are endings of ids; ``expected`` that of the model that must come first, "" for none;
-    ``allowed`` those that may be listed beside it, without accusing.
+    ``allowed`` those that may be listed beside it, without accusing. ``kept``: a pattern of the only tensors that the
+    suspect has, by the names that they had.
     """
 
     name: str
@@ -56,12 +59,16 @@ class Part:
     allowed: tuple[str, ...]
     only: tuple[str, ...]
     after: tuple[str, ...]
+    kept: str = "*"
 
 
 PARTS = (
     Part("each alone", "A", WHOLE, "A", (), ("*",), ("intact",)),
     Part("damaged", "A", WHOLE, "A", (), TOGETHER, ("[!i]*",)),
     Part("siblings", "A-fty", RELATIVES, "A", ("A-ftx",), ("*",), ("intact",)),
+    Part("one layer", "A", WHOLE, "A", (), ("laundered",), ("*",), _MLP),
+    Part("one layer, trained on", "A-cont", WHOLE, "A", (), ("laundered",), ("intact",), _MLP),
+    Part("one layer of a look-alike", "B", RELATIVES, "", (), ("laundered",), ("intact", "4bit"), _MLP),
     Part("look-alikes", "B", RELATIVES, "", (), ("*",), ("intact", "4bit", "sparse-50", "neurons-halved")),
 )
 
@@ -121,8 +128,12 @@ def run_part(zoo: Path, part: Part, jobs: Sequence[Job], *, family_name: str, qu
             register(registry, zoo, [f"{stem}-{one}" for stem in stems for one in part.registered])
             for number, job in enumerate(jobs):
                 out = place / str(number)
-                make_all(zoo, [job], out, family_name=family_name, quick=quick)
-                (suspect,) = (out / "suspects").iterdir()
+                truth = json.loads(make_all(zoo, [job], out, family_name=family_name, quick=quick).read_text())
+                ((path, made),) = truth["suspects"].items()
+                suspect = out / path
+                if part.kept != "*":
+                    kept = {name for name, was in made["tensors"].items() if fnmatch.fnmatchcase(was, part.kept)}
+                    save_file({name: w for name, w in load_file(suspect).items() if name in kept}, suspect)
                 started = time.process_time()
                 report = scan_path(registry, suspect)
                 yield {

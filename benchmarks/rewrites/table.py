@@ -18,6 +18,9 @@ _TITLES = {
     "each alone": "Each rewrite alone, and all together",
     "damaged": "All together, and then damaged",
     "siblings": "Siblings: a fine-tune of a registered base beside another one",
+    "one layer": "One MLP alone, without embeddings, permuted, rescaled, folded and rotated",
+    "one layer, trained on": "One MLP alone, of a model that was trained on as long as before, and then rewritten",
+    "one layer of a look-alike": "One MLP alone, of a look-alike",
     "look-alikes": "Look-alikes: the same recipe with another seed",
 }
 
@@ -35,7 +38,7 @@ def page(rows: Sequence[Row], units: Sequence[Row]) -> str:
     for part, title in _TITLES.items():
         chosen = [row for row in rows if row["part"] == part]
         if chosen:
-            lines += [f"## {title}", "", *_table(chosen, positive=part != "look-alikes"), ""]
+            lines += [f"## {title}", "", *_table(chosen, positive="look-alike" not in part), ""]
     for kind in dict.fromkeys(row["kind"] for row in units):
         chosen = [row for row in units if row["kind"] == kind]
         lines += [f"## {_KINDS[kind]}", "", *_of_units(chosen), ""]

@@ -125,7 +125,8 @@ def _in_input_space(tensors: Sequence[CanonicalTensor], cell: _Cell) -> Iterator
         return scaled
 
     first = read(cell.matrix)
-    yield _Rows(cell.matrix, first, coins=True)
+    # Shapes alone do not tell a cell from other blocks, whose signs may be no coins.
+    yield _Rows(cell.matrix, first, coins=bool(cell.levels))
     front = candidate(first)
     if cell.levels:
         for matrix, loop in cell.levels:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from fingerprint.roles.layout import CanonicalTensor
     from fingerprint.roles.wiring import NeuronMatrices
 
+MOST_ALONE: Final = 96
+"""Matrices up to which a checkpoint may be nothing but MLPs."""
 _FUSED: Final = frozenset({Role.QUERY, Role.KEY, Role.VALUE, Role.GATE, Role.UP})
 
 
@@ -66,6 +68,26 @@ def infer_wiring(
     references = [place.position for mlp in mlps for place in mlp.places]
     attentions, more = pair_attention(tensors, rest, width, along, _flow_of_mlps(mlps) or flow, references)
     return Wiring(tuple(mlps), tuple(attentions), tables, positions, gains, (*notes, *more))
+
+
+def width_of_mlps(tensors: Sequence[CanonicalTensor], contents: Sequence[Content]) -> int | None:
+    """The width of the stream of a few gated MLPs alone, whose matrices all have the same two sizes: the smaller one.
+
+    Half as many lie the one way round as the other; None for anything else. As many of both kinds may be autoencoders,
+    whose two sides are alike in any model.
+    """
+    shapes = Counter(
+        tensor.view.shape
+        for tensor, content in zip(tensors, contents, strict=True)
+        if content is Content.WEIGHTS and len(tensor.view.shape) == 2
+    )
+    if len(shapes) != 2 or shapes.total() > MOST_ALONE:
+        return None
+    (shape, first), (other, second) = shapes.items()
+    fewer, more = sorted((first, second))
+    if shape != other[::-1] or more != 2 * fewer:
+        return None
+    return int(min(shape))
 
 
 def _without(positions: Sequence[int], taken: Sequence[int]) -> list[int]:

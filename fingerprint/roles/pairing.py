@@ -57,6 +57,11 @@ class _Group:
     def gated(self) -> bool:
         return len(self.firsts) > len(self.seconds)
 
+    @property
+    def few(self) -> bool:
+        """Whether there are far from two firsts for each second: a table may happen to have the size of an MLP."""
+        return 2 * len(self.firsts) <= 3 * len(self.seconds)
+
 
 @dataclass(frozen=True, slots=True)
 class _Scores:
@@ -136,7 +141,8 @@ def _pair(
 ) -> list[NeuronMatrices]:
     scores = _scores(tensors, group, count, gains)
     total = scores.total
-    per_second = 2 if group.gated else 1
+    gated = group.gated and not (group.few and np.sort(total, axis=0)[-2].max() < _ACCEPT)
+    per_second = 2 if gated else 1
     rows, columns = linear_sum_assignment(-np.repeat(total, per_second, axis=1))
     seconds = columns // per_second
     taken = np.zeros(total.shape, bool)
@@ -150,7 +156,7 @@ def _pair(
     for row, second, score in zip(rows.tolist(), seconds.tolist(), scores_of.tolist(), strict=True):
         if score >= least:
             members[second].append(row)
-    if not group.gated:
+    if not gated:
         return _ungated(group, scores, {second: rows[0] for second, rows in members.items()}, gains, flow)
     return [_gated(group, scores, second, rows) for second, rows in sorted(members.items()) if len(rows) == per_second]
 

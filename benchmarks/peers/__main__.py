@@ -246,13 +246,18 @@ def page(answers: dict[str, list[tuple[Case, Answer]]], sizes: dict[str, str]) -
     lines.append("| bytes kept of model A | " + " | ".join(sizes.get(tool, "-") for tool in answers) + " |")
     lines += ["", "| suspect | descends from A | " + " | ".join(answers) + " |", "|---|---|" + "---|" * len(answers)]
     for number, (case, _) in enumerate(next(iter(answers.values()))):
-        said = [f"{found[number][1].outcome}: {found[number][1].words}" for found in answers.values()]
+        said = [_said(case, found[number][1]) for found in answers.values()]
         lines.append(f"| {case.name} | {'yes' if case.related else 'no'} | " + " | ".join(said) + " |")
     lines.append(
         "\nmodeldna is version 0.1.0, cisco is cisco-ai-provenance-kit 1.0.0, where they have a column. Times include "
         "the start of the program. x86_64, 2 cores."
     )
     return "\n".join(lines) + "\n"
+
+
+def _said(case: Case, answer: Answer) -> str:
+    outcome = "cleared" if answer.outcome == "missed" and not case.related else answer.outcome
+    return f"{outcome}: {answer.words}"
 
 
 if __name__ == "__main__":

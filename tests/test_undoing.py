@@ -147,6 +147,19 @@ def test_streams_of_different_width_are_said_to_be(zoo, tmp_path):
     assert transform is None
 
 
+@pytest.mark.parametrize("value", [0.0, 3e38, float("nan"), float("inf")])
+def test_a_hostile_suspect_leaves_a_residual_and_no_traceback(zoo, tmp_path, value):
+    weights = load_weights(zoo, f"{LLAMA}-A")
+    hostile = {name: torch.full_like(w, value) for name, w in weights.items()}
+    found, _ = undone(tmp_path, weights, hostile)
+    assert not found.recovered
+    mixed = {name: w.clone() for name, w in weights.items()}
+    for w in mixed.values():
+        w.view(-1)[::7] = value
+    found, _ = undone(tmp_path, weights, mixed)
+    assert all(np.isfinite(one.residual) for one in found.residuals)
+
+
 def test_partners_are_mutual_first_and_then_assigned():
     random = np.random.default_rng(1)
     rows = random.standard_normal((40, 16)).astype(np.float32)

@@ -115,6 +115,16 @@ def written(case: Case, folder: Path, shape: Shape) -> Path:
             "torch_dtype": "float32",
         }  # fmt: skip
         (folder / "config.json").write_text(json.dumps(config))
+        # Cisco's kit does not work without a tokenizer; this one has words without a meaning.
+        words = {f"w{number}": number for number in range(shape.vocabulary)}
+        tokenizer = {
+            "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+            "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
+            "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"},
+        }  # fmt: skip
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        described = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(described))
     return folder
 
 

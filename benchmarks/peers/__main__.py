@@ -115,6 +115,16 @@ def written(case: Case, folder: Path, shape: Shape) -> Path:
             "torch_dtype": "float32",
         }  # fmt: skip
         (folder / "config.json").write_text(json.dumps(config))
+        # Cisco's kit does not work without a tokenizer; this one has words without a meaning.
+        words = {f"w{number}": number for number in range(shape.vocabulary)}
+        tokenizer = {
+            "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+            "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
+            "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"},
+        }  # fmt: skip
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        described = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "w0"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(described))
     return folder
 
 
@@ -246,13 +256,18 @@ def page(answers: dict[str, list[tuple[Case, Answer]]], sizes: dict[str, str]) -
     lines.append("| bytes kept of model A | " + " | ".join(sizes.get(tool, "-") for tool in answers) + " |")
     lines += ["", "| suspect | descends from A | " + " | ".join(answers) + " |", "|---|---|" + "---|" * len(answers)]
     for number, (case, _) in enumerate(next(iter(answers.values()))):
-        said = [f"{found[number][1].outcome}: {found[number][1].words}" for found in answers.values()]
+        said = [_said(case, found[number][1]) for found in answers.values()]
         lines.append(f"| {case.name} | {'yes' if case.related else 'no'} | " + " | ".join(said) + " |")
     lines.append(
         "\nmodeldna is version 0.1.0, cisco is cisco-ai-provenance-kit 1.0.0, where they have a column. Times include "
         "the start of the program. x86_64, 2 cores."
     )
     return "\n".join(lines) + "\n"
+
+
+def _said(case: Case, answer: Answer) -> str:
+    outcome = "cleared" if answer.outcome == "missed" and not case.related else answer.outcome
+    return f"{outcome}: {answer.words}"
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ MOST_ELEMENTS: Final = 1 << 29
 """Largest matrix that is read whole: 2 GB of float32."""
 _BLOCK: Final = 1 << 22
 _LEAST: Final = 1024
+_LARGEST: Final = np.float32(1e12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +67,9 @@ class Part:
 
         Values that are not finite count as 0. Raises ``InputError``.
         """
-        source, across = (
-            (self.view.source, not self.across)
-            if isinstance(self.view, Transposed)
-            else (
-                self.view,
-                self.across,
-            )
-        )
+        source, across = self.view, self.across
+        if isinstance(source, Transposed):
+            source, across = source.source, not across
         height, length = source.shape
         if most is not None and not across:
             height = min(height, most)
@@ -87,8 +83,11 @@ class Part:
             else:
                 found[start : start + len(block)] = block
         found = found[:most]
-        if self.gain is not None:
-            found *= self.gain.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.gain is not None:
+                found *= self.gain.astype(np.float32)
+        # Products of three of them still fit into a float64, and sums of squares into a float32.
+        np.clip(np.nan_to_num(found, copy=False, nan=0.0), -_LARGEST, _LARGEST, out=found)
         if centred:
             found -= found.mean(axis=1, keepdims=True)
         return found
@@ -202,7 +201,7 @@ def _named(
         tensor = tensors[position]
         if len(tensor.view.shape) != 2 or tensor.view.shape[0 if writes else 1] != width:
             return None
-        if element_count(tensor.view.shape) > MOST_ELEMENTS:
+        if not 0 < element_count(tensor.view.shape) <= MOST_ELEMENTS:
             return None
         gain = None if writes or offset is None else _gain(wired.gains, position, offset, width)
         return Part(position, tensor.name, tensor.role, tensor.view, writes, gain)
@@ -315,6 +314,8 @@ def _unnamed(
         if place is None:
             return None
         tensor = tensors[place.position]
+        if not 0 < element_count(tensor.view.shape) <= MOST_ELEMENTS:
+            return None
         across = place.transposed != writes
         chosen = [one.position for one in (place, *beside) if one is not None]
         gain = next((wiring.gains[position] for position in chosen if position in wiring.gains), None)

@@ -32,7 +32,8 @@ demo: $(CORE) ## fetch real weights, register two models, scan four suspects
 	$(BIN)/python -m benchmarks.demo --cache $(CACHE)
 
 test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	# One thread each: the workers share the processors, and threads of BLAS that wait for one another burn them.
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # Ray and Milvus are large, and most users need neither.
 $(ENGINES): $(STAMP)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MANIFEST: Final = "manifest.ocdbt"
 MAX_NODE: Final = 16 << 20
 """Most bytes of a node, unpacked; the library writes 8 MiB at most unless it is told otherwise."""
-MAX_NODES: Final = 1 << 14
+MAX_NODES: Final = 1 << 13
 MAX_NODE_BYTES: Final = 512 << 20
 """Most bytes of all nodes, unpacked."""
 MAX_KEYS: Final = 1 << 19
@@ -81,10 +81,17 @@ class Database:
             return None
         if value.inline is not None:
             return MemorySource(value.inline, f"{self._opened.path}:{key}")
-        source = self._opened.get(value.file)
+        return Section(self._file(value.file), value.offset, value.length)
+
+    def _file(self, path: str) -> Source:
+        """A data file. Raises ``InputError``, also for a path that leads out of the folder."""
+        if not all(map(is_plain_name, path.split("/"))):
+            message = f"OCDBT: a data file must lie below the folder, not at {clipped(path)!r}"
+            raise MalformedFileError(message, path=self._opened.path)
+        source = self._opened.get(path)
         if source is None:
-            raise MalformedFileError("a data file is not there", path=f"{self._opened.path}/{clipped(value.file)}")
-        return Section(source, value.offset, value.length)
+            raise MalformedFileError("a data file is not there", path=f"{self._opened.path}/{clipped(path)}")
+        return source
 
     def _read(self, source: Source) -> None:
         body = _Body(_unwrapped(source, _MANIFEST_MAGIC), source.path)
@@ -112,9 +119,7 @@ class Database:
         if number >= len(files.paths):
             raise MalformedFileError("a node in a file that is not listed", path=self._opened.path)
         path = files.paths[number]
-        source = self._opened.get(path)
-        if source is None:
-            raise MalformedFileError("a data file is not there", path=f"{self._opened.path}/{clipped(path)}")
+        source = self._file(path)
         data = _unwrapped(Section(source, offset, length), _NODE_MAGIC)
         self._bytes += len(data)
         if self._bytes > MAX_NODE_BYTES:
@@ -222,9 +227,9 @@ class _Body:
         paths: list[str] = []
         for path in self.keys(shared, rest):
             full = above + path.decode("utf-8", "replace")
-            if len(full) > MAX_KEY or not all(map(is_plain_name, full.split("/"))):
-                self.fail(f"a data file must lie below the folder, not at {clipped(full)!r}")
-            paths.append(full)
+            if len(full) > MAX_KEY:
+                self.fail("a path that is too long")
+            paths.append(full)  # one that nothing lies in, as in a database without a key, may be empty
         return _Files(tuple(paths), tuple(len(above) + base for base in bases))
 
 

@@ -39,10 +39,11 @@ _PARTS: Final = ("mu", "nu", "count")
 ABOUT: Final = About(
     "Orbax",
     "a folder with `_METADATA` or `manifest.ocdbt`, or a step of its manager",
-    "arrays of zarr in folders (T5X's too) or in one OCDBT database, whose newest version counts; extra `zstd`. "
+    "arrays of zarr in folders (T5X's too) or in one OCDBT database, whose newest version counts. "
     "Moments of Adam and the counts of steps are set aside. Weights are laid out as PyTorch stores them: see "
     "[below](#laid-out-as-in-pytorch)",
     "numbered manifests of OCDBT; trees without `_METADATA` in an archive",
+    "zstd",
 )
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import struct
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
-from fingerprint.errors import InputError, LimitExceededError, MalformedFileError, clipped
+from fingerprint.errors import InputError, LimitExceededError, MalformedFileError, UnsupportedFormatError, clipped
 from fingerprint.readers.base import About, Catalogue, Contents, FileRecord, Finding, StoredTensor, bounded
 from fingerprint.readers.chunked import Chunk, Chunked
 from fingerprint.readers.compressed import pieces
@@ -41,6 +42,8 @@ MAX_CHUNKS: Final = 1 << 17
 """Most chunks of a checkpoint, those that are not there included."""
 MAX_LEVELS: Final = 16
 """Most groups inside one another."""
+MAX_BLOSC: Final = 256 << 20
+"""Most bytes of a chunk that Blosc packed, which is unpacked as a whole."""
 _MAX_FOLDERS: Final = 1 << 15
 _SMALL: Final = 4 << 20
 """Chunks of at most this many bytes are unpacked in memory."""
@@ -49,9 +52,10 @@ _KEPT: Final = 64 << 20
 ABOUT: Final = About(
     "Zarr, versions 2 and 3",
     "a folder with `.zgroup`, `.zmetadata`, `.zarray` or `zarr.json`",
-    "arrays of all groups, in any grid of chunks and both orders; zlib, gzip, zstd (extra `zstd`), transposed axes, "
+    "arrays of all groups, in any grid of chunks and both orders; zlib, gzip, zstd, blosc, transposed axes, "
     "shards; a chunk that is not there is full of the fill value, as zarr has it",
-    "blosc, lz4 and other compressions; filters; records; consolidated metadata without the arrays' own",
+    "lz4 and other compressions; filters; records; consolidated metadata without the arrays' own",
+    "zarr",
 )
 
 
@@ -132,11 +136,30 @@ class UnpackedChunk:
         """What it unpacks to, no more than it should be and a piece."""
         (kind,) = self._kinds
         done = 0
-        for piece in pieces(self._packed, kind):
+        for piece in [_of_blosc(self._packed, self.size)] if kind == "blosc" else pieces(self._packed, kind):
             done += len(piece)
             if done > self.size:
                 raise MalformedFileError(f"a chunk unpacks to more than {self.size} bytes", path=self.path)
             yield piece
+
+
+def _of_blosc(packed: Source, size: int) -> bytes:
+    """What a frame of Blosc 1 unpacks to, which must be ``size`` bytes. Raises ``InputError``.
+
+    The frame says how long it is, packed and unpacked: the library is given none that says something else.
+    """
+    try:
+        from numcodecs import blosc
+    except ImportError as error:
+        hint = "pip install 'weightprint[zarr]'"
+        raise UnsupportedFormatError("Blosc needs a package that is not there", path=packed.path, hint=hint) from error
+    raw = bytes(packed.read(0, packed.size))
+    if len(raw) < _BLOSC.size or _BLOSC.unpack(raw[: _BLOSC.size])[4::2] != (size, len(raw)):
+        raise MalformedFileError(f"Blosc: no frame of {size} bytes", path=packed.path)
+    try:
+        return bytes(blosc.decompress(raw))
+    except (RuntimeError, ValueError, MemoryError) as error:
+        raise MalformedFileError(f"Blosc: {error}", path=packed.path) from error
 
 
 class Arrays:
@@ -235,6 +258,8 @@ class Arrays:
         if len(kinds) > 1:
             raise LeftError("chunks that are packed several times")
         if kinds:
+            if kinds == ["blosc"] and size > MAX_BLOSC:
+                raise LeftError(f"a chunk of Blosc has more than {MAX_BLOSC} bytes")
             if size > max(MAX_UNSUSPICIOUS, MAX_RATIO * source.size):
                 raise LeftError(f"a chunk unpacks to more than {MAX_RATIO} times its size")
             source = UnpackedChunk(source, tuple(kinds), size, self._kept, self._scratch)
@@ -283,6 +308,7 @@ class Arrays:
         return Section(source, 0, source.size - _CHECKSUM * len(layout.codecs.packed))
 
 
+_BLOSC: Final = struct.Struct("<4B3I")
 _CHECKSUM: Final = 4
 _NOWHERE: Final = (2**64 - 1, 2**64 - 1)
 

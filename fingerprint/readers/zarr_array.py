@@ -1,7 +1,8 @@
 """What the metadata of a zarr array say: shape, grid of chunks, element type, codecs and keys of chunks.
 
 Formats: the zarr storage specification, version 2, and the zarr core specification, version 3, with its codecs bytes,
-transpose, gzip, zstd, crc32c and sharding_indexed (https://zarr-specs.readthedocs.io). Checksums are not computed.
+transpose, gzip, zstd, blosc, crc32c and sharding_indexed (https://zarr-specs.readthedocs.io). Checksums are not
+computed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ V3: Final = "zarr.json"
 MAX_METADATA: Final = 1 << 20
 """Most bytes of the metadata of an array."""
 _MAX_CODECS: Final = 16
-_PACKED: Final = {"zlib": "gz", "gzip": "gz", "zstd": "zst"}
+_PACKED: Final = {"zlib": "gz", "gzip": "gz", "zstd": "zst", "blosc": "blosc"}
 
 
 class LeftError(Exception):
@@ -102,20 +103,16 @@ def _second(value: dict[str, Json], path: str) -> ArrayLayout:
     dtype, big_endian = _dtype(value.get("dtype"))
     if value.get("filters"):
         raise LeftError("it has filters")
-    order = value.get("order", "C")
-    if order not in {"C", "F"}:
-        raise LeftError(f"its order is {clipped(str(order), 40)}")
+    order = _one_of(value.get("order", "C"), "C", "F")
     axes = tuple(reversed(range(len(shape)))) if order == "F" and len(shape) > 1 else None
     compressor = value.get("compressor")
     packed: tuple[str, ...] = ()
     if compressor is not None:
         kind = compressor.get("id") if isinstance(compressor, dict) else compressor
         packed = (_packing(kind),)
-    separator = value.get("dimension_separator", ".")
-    if separator not in {".", "/"}:
-        raise LeftError(f"the separator of its keys is {clipped(str(separator), 40)}")
+    separator = _one_of(value.get("dimension_separator", "."), ".", "/")
     blank = _blank(value.get("fill_value"), dtype)
-    return ArrayLayout(shape, chunk, dtype, Codecs(axes, big_endian, packed), None, blank, str(separator), "")
+    return ArrayLayout(shape, chunk, dtype, Codecs(axes, big_endian, packed), None, blank, separator, "")
 
 
 def _third(value: dict[str, Json], path: str) -> ArrayLayout:
@@ -128,16 +125,13 @@ def _third(value: dict[str, Json], path: str) -> ArrayLayout:
     if value.get("storage_transformers"):
         raise LeftError("it has storage transformers")
     encoding = value.get("chunk_key_encoding")
-    name = encoding.get("name") if isinstance(encoding, dict) else encoding
-    if name not in {"default", "v2"}:
-        raise LeftError("its chunks have names that are not known")
-    separator = _settings(encoding, str(name)).get("separator", "/" if name == "default" else ".")
-    if separator not in {".", "/"}:
-        raise LeftError(f"the separator of its keys is {clipped(str(separator), 40)}")
+    name = _one_of(encoding.get("name") if isinstance(encoding, dict) else encoding, "default", "v2")
+    usual = "/" if name == "default" else "."
+    separator = _one_of(_settings(encoding, name).get("separator", usual), ".", "/")
     codecs, sharding = _codecs(value.get("codecs"), chunk, path)
     blank = _blank(value.get("fill_value"), dtype)
     prefix = "c" if name == "default" else ""
-    return ArrayLayout(shape, chunk, dtype, codecs, sharding, blank, str(separator), prefix)
+    return ArrayLayout(shape, chunk, dtype, codecs, sharding, blank, separator, prefix)
 
 
 def _codecs(value: Json, chunk: tuple[int, ...], path: str, *, inner: bool = False) -> tuple[Codecs, Sharding | None]:
@@ -183,9 +177,7 @@ def _sharding(settings: dict[str, Json], chunk: tuple[int, ...], path: str) -> S
     index, _ = _codecs(settings.get("index_codecs"), (*chunk, 2), path, inner=True)
     if index.order is not None or index.packed not in {(), ("crc32c",)}:
         raise LeftError("the index of its shards is packed")
-    location = settings.get("index_location", "end")
-    if location not in {"start", "end"}:
-        raise LeftError("the index of its shards lies in an unknown place")
+    location = _one_of(settings.get("index_location", "end"), "start", "end")
     return Sharding(inner, codecs, location == "end", index.big_endian, bool(index.packed))
 
 
@@ -197,6 +189,12 @@ def _settings(value: Json, name: str) -> dict[str, Json]:
         raise LeftError(f"{clipped(str(value), 80)} where {name!r} is wanted")
     settings = value.get("configuration", {})
     return settings if isinstance(settings, dict) else {}
+
+
+def _one_of(value: Json, *known: str) -> str:
+    if not isinstance(value, str) or value not in known:
+        raise LeftError(f"{clipped(str(value), 80)} where one of {', '.join(known)} is wanted")
+    return value
 
 
 def _packing(name: Json) -> str:

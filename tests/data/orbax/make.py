@@ -1,7 +1,7 @@
 """Writes the folders of Orbax, zarr and TensorStore that the tests read, each as an archive, and what is in them.
 
-    pip install orbax-checkpoint==0.12.8 tensorstore==0.1.86 zarr==3.1.6 jax==0.10.2
-    XLA_FLAGS=--xla_force_host_platform_device_count=4 JAX_PLATFORMS=cpu python make.py
+pip install orbax-checkpoint==0.12.8 tensorstore==0.1.86 zarr==3.1.6 jax==0.10.2
+XLA_FLAGS=--xla_force_host_platform_device_count=4 JAX_PLATFORMS=cpu python make.py
 """
 
 import shutil
@@ -111,9 +111,9 @@ def arrays(folder):
     expected["second.big"] = whole(5, dtype=">f4")
     top.create_array("big", data=expected["second.big"], compressors=None)
     expected["second.cube"] = whole(3, 4, 5, dtype="int16")
-    top.create_array("cube", shape=(3, 4, 5), chunks=(2, 3, 2), dtype="int16", order="F", compressors=None)[...] = expected[
-        "second.cube"
-    ]
+    top.create_array("cube", shape=(3, 4, 5), chunks=(2, 3, 2), dtype="int16", order="F", compressors=None)[...] = (
+        expected["second.cube"]
+    )
     expected["second.filled"] = np.full((6, 4), 2.5, "float32")
     expected["second.filled"][:2, :2] = 1
     some = top.create_array("filled", shape=(6, 4), chunks=(2, 2), dtype="float32", fill_value=2.5)

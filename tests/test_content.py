@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from benchmarks.zoo.recipes import family
-from benchmarks.zoo.store import build, weights_path
+from benchmarks.zoo.store import weights_path
 from fingerprint.dtypes import DTYPES, DType
 from fingerprint.measure import measure_tensor
 from fingerprint.parameters import DEFAULT_PARAMETERS as P
 from fingerprint.vocabulary import Content
+from tests.quick_zoo import quick_zoo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -306,12 +307,8 @@ TREATMENTS: dict[str, Callable[[Array], Array]] = {
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Array]:
     """Every matrix of two small trained models, of two kinds."""
-    folder = tmp_path_factory.mktemp("zoo")
     wanted = ["quick-a-llama-48-A", "quick-a-gpt2-48-A"]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    build(folder, family("a", quick=True), wanted, lambda _: None)
-    torch.set_num_threads(threads)
+    folder = quick_zoo(tmp_path_factory, family("a", quick=True), wanted)
     return {
         f"{model}:{name}": value
         for model in wanted

@@ -18,7 +18,8 @@ from benchmarks.lineage.derive_table import all_cases
 from benchmarks.lineage.derive_write import disguise, shards
 from benchmarks.zoo.models import Style, generator
 from benchmarks.zoo.recipes import family
-from benchmarks.zoo.store import build, load_weights
+from benchmarks.zoo.store import load_weights
+from tests.quick_zoo import quick_zoo
 
 STEMS = {Style.LLAMA: "quick-a-llama-48", Style.GPT2: "quick-a-gpt2-48"}
 MODELS = ("quick-a-llama-48", "quick-a-gpt2-48", "quick-a-llamatied-48")
@@ -34,10 +35,8 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("zoo")
     specs = family("a", quick=True)
-    build(folder, specs, [s.id for s in specs if "-pop-" not in s.id], lambda _: None)
-    return folder
+    return quick_zoo(tmp_path_factory, specs, [s.id for s in specs if "-pop-" not in s.id])
 
 
 class Derived:

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks.rewrites.cases import rewrite, rewrites
 from benchmarks.zoo.recipes import family
-from benchmarks.zoo.store import build, load_weights
+from benchmarks.zoo.store import load_weights
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
 from fingerprint.comparing.calibration import concordance_log10_p
@@ -28,6 +27,7 @@ from signatures.registry import Registry
 from signatures.report import Confidence, Link, Relation, Verdict
 from signatures.scan import scan_path
 from signatures.signature import sign
+from tests.quick_zoo import quick_zoo
 from tests.small_models import LAYERS, NEURONS, WIDTH, Weights, model, save
 
 if TYPE_CHECKING:
@@ -242,12 +242,8 @@ def test_strangers_are_not_concordant(ours: Fingerprint, tmp_path: Path) -> None
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("zoo")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    build(folder, list(SPECS.values()), [f"{stem}-{one}" for stem in STEMS for one in ("A", "B")], lambda _: None)
-    torch.set_num_threads(before)
-    return folder
+    wanted = [f"{stem}-{one}" for stem in STEMS for one in ("A", "B")]
+    return quick_zoo(tmp_path_factory, list(SPECS.values()), wanted)
 
 
 def _trained(zoo: Path, stem: str, one: str) -> Weights:

@@ -15,7 +15,7 @@ from benchmarks.lineage.registries import plan, stem_of
 from benchmarks.lineage.run import RulesChangedError, main, outcomes, run
 from benchmarks.lineage.score import FOUND, NAMED, NEVER, LayerMap, Outcome, score
 from benchmarks.zoo.recipes import family
-from benchmarks.zoo.store import build
+from tests.quick_zoo import quick_zoo
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,13 +54,13 @@ class Done(NamedTuple):
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> Done:
-    zoo, work, out = (tmp_path_factory.mktemp(name) for name in ("zoo", "work", "out"))
+    work, out = (tmp_path_factory.mktemp(name) for name in ("work", "out"))
     specs = family("a", quick=True)
     # The suspects' shape whole, a model of the other style, and eight look-alikes, which are trained together.
     wanted = [s.id for s in specs if stem_of(s.id) == STEM] + ["quick-a-gpt2-48-A", "quick-a-pop-llama-48-s00"]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    build(zoo, specs, wanted, lambda _: None)
+    zoo = quick_zoo(tmp_path_factory, specs, wanted)
     found = run(family_name="a", zoo=zoo, out=out, work=work, quick=True, models=[STEM])
     torch.set_num_threads(threads)
     return Done(zoo, work, out, found)

@@ -15,7 +15,7 @@ from benchmarks.rewrites.make import make_all, plan
 from benchmarks.zoo import models as zoo_models
 from benchmarks.zoo.models import Style, generator, initial_weights
 from benchmarks.zoo.recipes import STYLES, family
-from benchmarks.zoo.store import build, weights_path
+from benchmarks.zoo.store import weights_path
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
 from fingerprint.vocabulary import Frame, Role
@@ -23,6 +23,7 @@ from signatures.registry import Registry
 from signatures.report import Confidence, Link, Verdict
 from signatures.scan import scan_path
 from signatures.signature import sign
+from tests.quick_zoo import quick_zoo
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,9 +46,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("zoo")
-    build(folder, family("a", quick=True), [f"{STEM}-A", f"{STEM}-B"], lambda _: None)
-    return folder
+    return quick_zoo(tmp_path_factory, family("a", quick=True), [f"{STEM}-A", f"{STEM}-B"])
 
 
 @pytest.fixture(scope="module")

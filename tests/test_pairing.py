@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from benchmarks.rewrites.cases import damages, rewrite, rewrites
 from benchmarks.zoo.models import Style, generator
 from benchmarks.zoo.recipes import family
-from benchmarks.zoo.store import build, load_weights
+from benchmarks.zoo.store import load_weights
 from fingerprint.assemble import measure_checkpoint
 from fingerprint.canonical import lay_out
 from fingerprint.checkpoint import open_checkpoint
@@ -24,6 +24,7 @@ from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.roles import pairing
 from fingerprint.roles.infer import infer_wiring
 from fingerprint.roles.residual import SliceNorms, find_gains
+from tests.quick_zoo import quick_zoo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,9 +51,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("zoo")
-    build(folder, list(SPECS.values()), [f"{stem}-A" for stem in STEMS], lambda _: None)
-    return folder
+    return quick_zoo(tmp_path_factory, list(SPECS.values()), [f"{stem}-A" for stem in STEMS])
 
 
 READERS = tuple(

@@ -16,7 +16,8 @@ from benchmarks.rewrites.make import main, make_all, plan
 from benchmarks.zoo import models as zoo_models
 from benchmarks.zoo.models import generator
 from benchmarks.zoo.recipes import family
-from benchmarks.zoo.store import build, load_weights
+from benchmarks.zoo.store import load_weights
+from tests.quick_zoo import quick_zoo
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,10 +37,8 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("zoo")
     wanted = [f"{stem}-{model}" for stem in STEMS for model in ("A", "A-fty")]
-    build(folder, list(SPECS.values()), wanted, lambda _: None)
-    return folder
+    return quick_zoo(tmp_path_factory, list(SPECS.values()), wanted)
 
 
 def _original(zoo: Path, stem: str):

@@ -14,12 +14,13 @@ from benchmarks.rewrites import symmetries as sym
 from benchmarks.rewrites.cases import Rewrite, Site, damages, rewrite, rewrites
 from benchmarks.zoo.models import generator, initial_weights
 from benchmarks.zoo.recipes import family
-from benchmarks.zoo.store import build, load_weights
+from benchmarks.zoo.store import load_weights
 from cli.console import Look
 from cli.render.undoing_text import undoing_lines
 from fingerprint.checkpoint import open_checkpoint
 from fingerprint.undoing.algebra import partners, rotation_between
 from fingerprint.undoing.undo import undo
+from tests.quick_zoo import quick_zoo
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,8 +43,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("zoo")
-    build(folder, list(SPECS.values()), [f"{stem}-A" for stem in (LLAMA, GPT2)], lambda _: None)
+    folder = quick_zoo(tmp_path_factory, list(SPECS.values()), [f"{stem}-A" for stem in (LLAMA, GPT2)])
     for stem in (LLAMA, GPT2):
         spec = SPECS[f"{stem}-B"]
         save_file(initial_weights(spec.shape, spec.init), folder / f"{spec.id}.safetensors")

@@ -27,6 +27,7 @@ from signatures.keyed import (
     unseal,
     with_section,
 )
+from signatures.registry import Registry
 from signatures.signature import decode, encode, read_signature
 from tests.reader80 import read
 
@@ -181,3 +182,20 @@ def test_a_match_forged_against_the_public_samples_is_not_confirmed(folder, fp: 
     assert check["matched"]
     assert not check["confirmed"]
     assert "NOT confirmed" in fp("compare", *both).out
+
+
+def test_a_registered_model_gets_a_key_by_replacing_its_signature(folder, fp: Program, tmp_path):
+    registry, weights_of_a, key = tmp_path / "registry", folder / "a.safetensors", folder / "first.key"
+    register = ("register", weights_of_a, "--name", "acme/a", "--registry", registry)
+    assert fp(*register).status == 0
+    refused = fp(*register, "--key", key)
+    assert refused.status == 2
+    assert "the same weights, without a secret key instead of with secret key" in refused.err
+    assert fp(*register, "--key", key, "--replace").status == 0
+    with Registry.open(registry, create=False) as opened:
+        assert [key_identity(opened.load_signature(record)) for record in opened.models()] == [FIRST.identity]
+    again = fp(*register, "--key", key)
+    assert (again.status, "nothing was changed" in again.out) == (0, True)
+    less = fp(*register, "--key", key, "--disclose", "less")
+    assert (less.status, "disclosing less" in less.err) == (2, True)
+    assert fp("index", "check", "--registry", registry).status == 0

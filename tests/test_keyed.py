@@ -199,3 +199,26 @@ def test_a_registered_model_gets_a_key_by_replacing_its_signature(folder, fp: Pr
     less = fp(*register, "--key", key, "--disclose", "less")
     assert (less.status, "disclosing less" in less.err) == (2, True)
     assert fp("index", "check", "--registry", registry).status == 0
+    assert f"under key {FIRST.identity}" in " ".join(fp("show", "acme/a", "--registry", registry).out.split())
+
+
+def test_a_key_is_not_given_with_a_sample_and_a_deep_comparison_neither(folder, fp: Program, tmp_path):
+    path, key = folder / "a.safetensors", ("--key", folder / "first.key")
+    for ran in (
+        fp("scan", path, *key, "--depth", "quick", "--registry", tmp_path),
+        fp("register", path, "--name", "acme/a", *key, "--depth", "quick", "--registry", tmp_path),
+        fp("compare", path, path, *key, "--depth", "quick"),
+        fp("compare", path, path, "--deep", "--depth", "quick"),
+        fp("sketch", path, *key, "--depth", "quick", "-o", tmp_path / "a.fpsig"),
+    ):
+        assert (ran.status, "leave out --depth quick" in ran.err) == (2, True), ran.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_that_is_none_is_refused_before_anything_is_registered(folder, fp: Program, tmp_path, monkeypatch):
+    monkeypatch.setenv("FP_INDEX", "nonsense")
+    ran = fp("register", folder / "a.safetensors", "--name", "acme/a", "--registry", tmp_path / "registry")
+    assert (ran.status, "FP_INDEX=nonsense" in ran.err) == (2, True)
+    monkeypatch.delenv("FP_INDEX")
+    with Registry.open(tmp_path / "registry") as opened:
+        assert opened.count() == 0

@@ -56,9 +56,7 @@ def signature_of(path: str, console: Console, how: Measuring) -> Signature:
             _require_meant(checkpoint)
         measure = quick_look if how.depth == Depth.QUICK else measure_checkpoint
         measured = measure(checkpoint, progress=progress).fingerprint
-    if checkpoint.transfer is not None:
-        fetched = checkpoint.transfer
-        console.note(f"{path}: {file_size(fetched.bytes)} fetched in {fetched.requests:,} requests")
+    transfers = [checkpoint.transfer]
     for _, message in measured.findings:
         console.warning(f"{path}: {message}")
     if not measured.complete:
@@ -67,10 +65,16 @@ def signature_of(path: str, console: Console, how: Measuring) -> Signature:
         measured = disclose_less(measured)
     data = signed_bytes(measured, limit=DEFAULT_LIMIT if how.key is None else DEFAULT_LIMIT - 2 * KEYED_BYTES)
     del measured  # that of a very large model takes a hundred megabytes
-    if how.key is None:
-        return decode(data)
-    with open_checkpoint(options.located(path)) as checkpoint, reading(console, path) as progress:
-        return with_section(decode(data), keyed_section(checkpoint, how.key, progress))
+    signature = decode(data)
+    if how.key is not None:
+        with open_checkpoint(options.located(path)) as checkpoint, reading(console, path) as progress:
+            signature = with_section(signature, keyed_section(checkpoint, how.key, progress))
+        transfers.append(checkpoint.transfer)
+    fetched = [one for one in transfers if one is not None]
+    if fetched:
+        size, requests = file_size(sum(one.bytes for one in fetched)), sum(one.requests for one in fetched)
+        console.note(f"{path}: {size} fetched in {requests:,} requests")
+    return signature
 
 
 def _require_meant(checkpoint: Checkpoint) -> None:

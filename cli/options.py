@@ -256,10 +256,14 @@ def disclose(command: Command) -> Command:
     )(command)
 
 
-def secret_key(path: str | None) -> Key | None:
-    """The key in a file. Raises ``UsageError``, ``InputError``."""
+def secret_key(path: str | None, depth: str | None = None) -> Key | None:
+    """The key in a file; none may be given with ``depth`` quick. Raises ``UsageError``, ``InputError``."""
     if path is None:
         return None
+    if depth == Depth.QUICK:
+        from fingerprint.errors import UsageError
+
+        raise UsageError("--key reads every byte of the weights: leave out --depth quick, or the key")
     from signatures.keyed import read_key
 
     return read_key(path)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from fingerprint.errors import MalformedSignatureError
 from fingerprint.vocabulary import Content
+from signatures.disclosure import discloses_less
 from signatures.records import EXACT
 from signatures.signature import encode_with_identity
 
@@ -20,12 +21,34 @@ LOOKED_UP: Final = frozenset({Content.WEIGHTS, Content.VECTOR})
 
 
 @dataclass(frozen=True, slots=True)
+class Holding:
+    """What tells signatures of the same weights apart that were measured at one depth: the owner's wishes.
+
+    ``key`` names the secret key of its second sketch, ``None`` if it has none; ``less`` whether it discloses less.
+    """
+
+    key: str | None
+    less: bool
+
+    @classmethod
+    def of(cls, signature: Signature) -> Self:
+        """That of a signature."""
+        from signatures.keyed import key_identity
+
+        return cls(key_identity(signature), discloses_less(signature.fingerprint))
+
+    def __str__(self) -> str:
+        key = "without a secret key" if self.key is None else f"with secret key {self.key}"
+        return f"{key}{', disclosing less' if self.less else ''}"
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A signature as the registry stores it.
 
     ``weights`` is a hash of the digests of all tensors in sorted order, ``None`` unless all have one and the
     checkpoint was complete; ``counts`` are parameters and tensors; ``digests`` are rows of position, kind, digest and
-    elements.
+    elements; ``holding`` is what else the signature was made to hold, see there.
     """
 
     identity: str
@@ -34,6 +57,7 @@ class Entry:
     depth: str
     counts: tuple[int, int]
     digests: tuple[tuple[int, str, bytes, int], ...]
+    holding: Holding
 
     @classmethod
     def of(cls, signature: Signature) -> Self:
@@ -51,6 +75,7 @@ class Entry:
             depth=fingerprint.depth,
             counts=(fingerprint.elements, len(fingerprint.tensors)),
             digests=tuple(_digest_rows(fingerprint)),
+            holding=Holding.of(signature),
         )
 
 

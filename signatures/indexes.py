@@ -144,6 +144,11 @@ class Indexes:
             parts.append(without_models(found, pending.gone))
         return merged(parts, n)
 
+    def require_engines(self) -> None:
+        """Raise ``UsageError`` if ``FP_INDEX`` names no engine: before a change, not after it."""
+        for kind in Vectors:
+            self._engine(kind)
+
     def follow(self) -> None:
         """Keep the engines close to the registry; a search makes up for whatever fails here."""
         for kind in Vectors:

@@ -12,10 +12,12 @@ from fingerprint.checkpoint import open_checkpoint
 from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.comparing.evidence import Test, bonferroni
 from fingerprint.errors import UsageError
+from fingerprint.vocabulary import Depth
 from signatures.keyed import key_identity, keyed_fingerprint, measure_keyed
 from signatures.records import anonymous_model
 from signatures.report import KeyedCheck
 from signatures.signature import is_signature, read_signature
+from signatures.suspect import AUTO_WHOLE
 
 if TYPE_CHECKING:
     import os
@@ -47,7 +49,7 @@ def check_scan(
     if report.error is not None:
         return report
     if is_signature(path):
-        raise UsageError(f"{path}: {_WEIGHTS_NEEDED}")
+        raise UsageError(_WEIGHTS_NEEDED)
     started = time.perf_counter()
     keyed: list[tuple[str, str, Fingerprint]] = []
     for model in registry.models():
@@ -58,6 +60,8 @@ def check_scan(
     known = {check.signature for check in checks}
     unchecked = [match.model for match in report.matches if match.signature not in known]
     notes = [f"not checked with key {key.identity}: {', '.join(unchecked)}"] if unchecked else []
+    if keyed and report.suspect.depth == Depth.QUICK:
+        notes.append("for the secret key every byte was read, apart from the quick look")
     if not keyed:
         notes.append(f"no registered model has a sketch under key {key.identity}")
     seconds = report.seconds + time.perf_counter() - started
@@ -98,6 +102,8 @@ def _checks(
     if not registered:
         return ()
     with open_checkpoint(path) as checkpoint:
+        if checkpoint.transfer is not None and report.suspect.depth == Depth.QUICK and checkpoint.bytes > AUTO_WHOLE:
+            raise UsageError("a key reads every byte, and much would be fetched: say --depth full, or give no key")
         theirs = measure_keyed(checkpoint, key, progress)
     public = {match.signature for match in report.matches}
     found = []

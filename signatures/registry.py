@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator
 
-    from signatures.entries import Entry
+    from signatures.entries import Entry, Holding
     from signatures.index import Float32, Hits
     from signatures.index_folder import Rows
     from signatures.indexes import IndexCheck, Indexes, IndexStatus, Vectors
@@ -159,10 +159,11 @@ class Registry:
 
         The same weights under the same name change nothing, not even what is said about them; under another name they
         give the model an alias. Weights are the same if the signatures are, or if all tensors have equal digests,
-        were measured at the same depth and come from the same origin. Raises ``NameTakenError`` if other weights have
-        the name, unless ``replace`` is true: then the name changes over to the new weights, and the old ones are
-        forgotten if that was their only name. Raises ``UsageError`` for an impossible name or label,
-        ``IncompatibleParametersError``, ``MalformedSignatureError`` for a signature that was tampered with.
+        were measured at the same depth, come from the same origin, and have a sketch under the same secret key or both
+        none, and disclose as much. Raises ``NameTakenError`` if other weights have the name, unless ``replace`` is
+        true: then the name changes over to the new weights, and the old ones are forgotten if that was their only name.
+        Raises ``UsageError`` for an impossible name or label, ``IncompatibleParametersError``,
+        ``MalformedSignatureError`` for a signature that was tampered with.
         """
         from signatures.entries import Entry
 
@@ -181,6 +182,7 @@ class Registry:
             claimed=claimed,
         )
         entry = Entry.of(signature)
+        self._indexes().require_engines()
         with self._store.writing():
             model = self._insert(entry, registration, replace=replace)
         self._follow()
@@ -196,6 +198,7 @@ class Registry:
         Other processes that write wait for the end: hundreds or thousands of models are a good number. Searches inside
         see what was done inside. Raises ``RegistryBusyError``.
         """
+        self._indexes().require_engines()
         with self._store.writing():
             self._together = True
             try:
@@ -206,12 +209,14 @@ class Registry:
 
     def remove(self, name: str) -> None:
         """Remove a name, and with the last name of a model its signature; raises ``UnknownModelError``."""
+        self._indexes().require_engines()
         with self._store.writing():
             self._store.remove_name(name)
         self._follow()
 
     def remove_origin(self, origin: str) -> tuple[str, ...]:
         """Remove all names that were imported from ``origin`` and return them; ``UnknownModelError`` if none was."""
+        self._indexes().require_engines()
         with self._store.writing():
             names = self.require_from(origin)
             for name in names:
@@ -258,6 +263,7 @@ class Registry:
         """
         if require_origin(origin) == LOCAL:
             raise UsageError(f"{LOCAL!r} is the origin of what is registered here; give the import another one")
+        self._indexes().require_engines()
         for _ in self._read_bundle(Path(path), origin):
             pass  # everything is checked before others have to wait for the lock
         models: dict[int, None] = {}
@@ -394,7 +400,7 @@ class Registry:
                 return holder.id
             if not replace:
                 raise NameTakenError(
-                    f"{registration.name!r} is registered with {_difference(entry, holder)}; "
+                    f"{registration.name!r} is registered with {self._difference(entry, holder)}; "
                     "choose another name, or replace it"
                 )
             store.remove_name(registration.name)
@@ -423,7 +429,29 @@ class Registry:
         if entry.weights is None:
             return None
         found = self._store.same_weights(entry.weights, entry.depth)
-        return next((one for one in found if any(name.origin == origin for name in one.registrations)), None)
+        ours = (one for one in found if any(name.origin == origin for name in one.registrations))
+        return next((one for one in ours if self._holding(one) in (entry.holding, None)), None)
+
+    def _holding(self, record: ModelRecord) -> Holding | None:
+        """What a registered signature was made to hold; ``None`` if it cannot be read any more."""
+        from signatures.entries import Holding
+
+        with suppress(RegistryError):
+            return Holding.of(self.load_signature(record))
+        return None
+
+    def _difference(self, entry: Entry, holder: ModelRecord) -> str:
+        """What tells a new signature from the one that has the name: weights, depth, what it holds, or origin."""
+        if entry.weights is None or holder.weights is None:
+            return f"another signature ({holder.identity}, at depth {holder.depth!r}), perhaps of other weights"
+        if entry.weights != holder.weights:
+            return f"other weights ({holder.identity})"
+        if entry.depth != holder.depth:
+            return f"the same weights, measured at depth {holder.depth!r} instead of {entry.depth!r}"
+        holding = self._holding(holder)
+        if holding not in (entry.holding, None):
+            return f"the same weights, {holding} instead of {entry.holding}"
+        return f"the same digests, but by a signature of another origin ({holder.origin})"
 
     def _rows(self, kind: Vectors, model: int) -> Rows | None:
         """Vectors of a model for an index, ``None`` if it is gone."""
@@ -470,12 +498,3 @@ class Registry:
             store = self._store
             self._open_indexes = Indexes(self.folder, store.key, self._parameters, store, self._rows)
         return self._open_indexes
-
-
-def _difference(entry: Entry, holder: ModelRecord) -> str:
-    """What tells a new signature from the one that has the name: weights, depth or origin."""
-    if entry.weights is None or entry.weights != holder.weights:
-        return f"other weights ({holder.identity})"
-    if entry.depth != holder.depth:
-        return f"the same weights, measured at depth {holder.depth!r} instead of {entry.depth!r}"
-    return f"the same digests, but by a signature of another origin ({holder.origin})"

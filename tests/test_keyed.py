@@ -27,6 +27,7 @@ from signatures.keyed import (
     unseal,
     with_section,
 )
+from signatures.registry import Registry
 from signatures.signature import decode, encode, read_signature
 from tests.reader80 import read
 
@@ -181,3 +182,43 @@ def test_a_match_forged_against_the_public_samples_is_not_confirmed(folder, fp: 
     assert check["matched"]
     assert not check["confirmed"]
     assert "NOT confirmed" in fp("compare", *both).out
+
+
+def test_a_registered_model_gets_a_key_by_replacing_its_signature(folder, fp: Program, tmp_path):
+    registry, weights_of_a, key = tmp_path / "registry", folder / "a.safetensors", folder / "first.key"
+    register = ("register", weights_of_a, "--name", "acme/a", "--registry", registry)
+    assert fp(*register).status == 0
+    refused = fp(*register, "--key", key)
+    assert refused.status == 2
+    assert "the same weights, without a secret key instead of with secret key" in refused.err
+    assert fp(*register, "--key", key, "--replace").status == 0
+    with Registry.open(registry, create=False) as opened:
+        assert [key_identity(opened.load_signature(record)) for record in opened.models()] == [FIRST.identity]
+    again = fp(*register, "--key", key)
+    assert (again.status, "nothing was changed" in again.out) == (0, True)
+    less = fp(*register, "--key", key, "--disclose", "less")
+    assert (less.status, "disclosing less" in less.err) == (2, True)
+    assert fp("index", "check", "--registry", registry).status == 0
+    assert f"under key {FIRST.identity}" in " ".join(fp("show", "acme/a", "--registry", registry).out.split())
+
+
+def test_a_key_is_not_given_with_a_sample_and_a_deep_comparison_neither(folder, fp: Program, tmp_path):
+    path, key = folder / "a.safetensors", ("--key", folder / "first.key")
+    for ran in (
+        fp("scan", path, *key, "--depth", "quick", "--registry", tmp_path),
+        fp("register", path, "--name", "acme/a", *key, "--depth", "quick", "--registry", tmp_path),
+        fp("compare", path, path, *key, "--depth", "quick"),
+        fp("compare", path, path, "--deep", "--depth", "quick"),
+        fp("sketch", path, *key, "--depth", "quick", "-o", tmp_path / "a.fpsig"),
+    ):
+        assert (ran.status, "leave out --depth quick" in ran.err) == (2, True), ran.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_that_is_none_is_refused_before_anything_is_registered(folder, fp: Program, tmp_path, monkeypatch):
+    monkeypatch.setenv("FP_INDEX", "nonsense")
+    ran = fp("register", folder / "a.safetensors", "--name", "acme/a", "--registry", tmp_path / "registry")
+    assert (ran.status, "FP_INDEX=nonsense" in ran.err) == (2, True)
+    monkeypatch.delenv("FP_INDEX")
+    with Registry.open(tmp_path / "registry") as opened:
+        assert opened.count() == 0

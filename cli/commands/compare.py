@@ -63,8 +63,10 @@ def command(
     refuse_overwriting(output, (registered, suspect))
     if transform is not None and not deep:
         raise UsageError("--transform belongs to --deep")
+    if deep and chosen["depth"] == options.Depth.QUICK:
+        raise UsageError("--deep reads both whole: leave out --depth quick")
     refuse_overwriting(transform, (registered, suspect))
-    secret = options.secret_key(key)
+    secret = options.secret_key(key, chosen["depth"])
     with reading(console, registered, suspect) as progress:
         ours, theirs = options.located(registered), options.located(suspect)
         asked = ScanOptions(**chosen)

@@ -74,9 +74,10 @@ def command(
 ) -> Exit:
     """Measure models and put their signatures into the registry.
 
-    PATH is a checkpoint or a signature (fp sketch); - reads a list of paths from standard input. The weights are not
-    copied. Register public bases first: a match that an earlier registration explains is reported as a sibling, not as
-    a copy. The same weights again under the same name change nothing; under another name they get an alias.
+    PATH is a checkpoint (also a URL) or a signature (fp sketch); - reads a list of paths from standard input. The
+    weights are not copied. Register public bases first: a match that an earlier registration explains is reported as a
+    sibling, not as a copy. The same weights again under the same name change nothing; under another name they get an
+    alias. With another --key, --depth or --disclose they need --replace.
 
     Of several models each gets its name from a template ('acme/{stem}') or from the table of --list. They are
     registered in that order, whoever is measured first, and an error of one does not stop the rest.
@@ -97,7 +98,7 @@ def command(
         raise click.UsageError("give either PATHs or a table with --list", ctx)
     if table is None and name is None:
         raise click.UsageError("Missing option '--name'.", ctx)
-    how = Measuring(depth, options.secret_key(key), less=disclose == "less")
+    how = Measuring(depth, options.secret_key(key, depth), less=disclose == "less")
     several = len(paths) > 1 or STANDARD in paths
     if several and name is not None and not has_places(name):
         raise click.UsageError("several models need several names: --name 'acme/{stem}', or --list", ctx)

@@ -76,9 +76,10 @@ def command(
 ) -> Exit:
     """Match suspects against the registered models.
 
-    PATH is a checkpoint (a file, a folder, an index of shards) or a signature; - reads a list of paths from standard
-    input. An error of one suspect does not stop the rest. With --jobs several are scanned at once; the results come in
-    the order of the list in any case. With --resume a run that was interrupted goes on where it stopped.
+    PATH is a checkpoint (a file, a folder, an index of shards, a URL) or a signature; - reads a list of paths from
+    standard input. An error of one suspect does not stop the rest. With --jobs several are scanned at once; the
+    results come in the order of the list in any case. With --resume a run that was interrupted goes on where it
+    stopped.
 
     Exit status: 1 if there is a match at or above --fail-on, else 2 if there was an error, else 3 if a scan was not
     whole or inconclusive, or the list of paths was empty, else 0. Siblings, shared components and common
@@ -98,7 +99,7 @@ def command(
     refuse_overwriting(resume, (*paths, *([output] if output else [])))
     bulk = Bulk(executor, jobs, resume)
     wanted = ScanOptions(top_k=top_k, **chosen)
-    secret = options.secret_key(key)
+    secret = options.secret_key(key, wanted.depth)
     statuses: list[Exit] = []
     with keeping(statuses, console), open_if_any(registry) as opened:
         if opened is not None:
@@ -135,11 +136,11 @@ def _reports(
     from cli.bulk import worked
     from cli.paths import expanded
 
+    _require_engine(bulk)
     if bulk.alone and bulk.resume is None:
         for path in expanded(paths, null=null):
             yield scan_one(registry, path, wanted, key, console)
         return
-    _require_shared(bulk)
     with bulk.journal(lambda: _settings(registry, wanted, key)) as journal:
 
         def known(path: str) -> Report | None:
@@ -156,12 +157,15 @@ def _reports(
                 yield report
 
 
-def _require_shared(bulk: Bulk) -> None:
-    """Raise ``UsageError`` if several processes are to search where one at a time can."""
+def _require_engine(bulk: Bulk) -> None:
+    """Raise ``UsageError`` if ``FP_INDEX`` names no engine, or one that serves one process where several are to search.
+
+    What is wrong for all suspects is said once.
+    """
     from fingerprint.errors import UsageError
     from signatures.engines import serves_one_process
 
-    if not bulk.alone and serves_one_process():
+    if serves_one_process() and not bulk.alone:
         raise UsageError(
             "FP_INDEX names embedded Milvus, which serves one process at a time: leave out --jobs and --executor, "
             "or let it name a server"

@@ -48,7 +48,7 @@ def command(
         refuse_replacing(output, "signature", known=is_signature(output))
     if not os.path.isdir(os.path.dirname(os.path.abspath(output))):
         raise UsageError(f"{output}: its folder does not exist")
-    signature = signature_of(path, console, Measuring(depth, options.secret_key(key), less=disclose == "less"))
+    signature = signature_of(path, console, Measuring(depth, options.secret_key(key, depth), less=disclose == "less"))
     write_signature(output, signature)
     tensors = counted(len(signature.fingerprint.tensors), "tensor")
     console.note(f"{output}: {signature.identity}, {tensors}, {file_size(os.path.getsize(output))}")

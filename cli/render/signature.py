@@ -39,6 +39,8 @@ class Shown:
 
 
 def _object(shown: Shown) -> Mapping[str, Any]:
+    from signatures.keyed import key_identity
+
     signature, held = shown.signature, shown.signature.fingerprint
     return {
         "schema": SHOWN_SCHEMA,
@@ -51,6 +53,7 @@ def _object(shown: Shown) -> Mapping[str, Any]:
             "left_out": dict(signature.left_out),
             "method": held.parameters.to_mapping(),
             "held": _held(shown),
+            "key": key_identity(signature),
         },
         "checkpoint": {
             "format": held.format,
@@ -128,6 +131,8 @@ def _text(shown: Shown, look: Look) -> str:
             ("Note", entry.note or ""),
         ]
         lines += fields(said, look)
+    from signatures.keyed import key_identity
+
     lines.append("")
     parts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in _held(shown).items() if number)
     left = ", ".join(f"{number:,} {name}" for name, number in signature.left_out.items())
@@ -141,6 +146,7 @@ def _text(shown: Shown, look: Look) -> str:
             ("Signature", f"{signature.identity}"),
             ("", f"{file_size(shown.bytes)}, made {moment(signature.created)} by {signature.tool}, depth {held.depth}"),
             ("Holds", parts),
+            ("Secret key", "" if (key := key_identity(signature)) is None else f"a sealed sketch under key {key}"),
             ("Left out", left and f"samples of {left}, to keep the file small"),
             *(("Finding", message) for _, message in held.findings),
         ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -13,16 +13,17 @@ Made = TypeVar("Made")
 
 
 def parsed(kind: type[Made], values: Mapping[str, Any]) -> Made:
-    """The value of ``kind`` with these fields; others are ignored. Raises ``KeyError``, ``TypeError``, ``ValueError``.
+    """The value of ``kind`` with these fields; others are ignored, and absent ones have their default.
 
-    Fields may be dataclasses, enumerations, ``tuple[X, ...]``, ``Mapping[str, X]``, any of them or None, and plain
-    values of one or several types.
+    Raises ``KeyError`` for an absent field without one, ``TypeError``, ``ValueError``. Fields may be dataclasses,
+    enumerations, ``tuple[X, ...]``, ``Mapping[str, X]``, any of them or None, and plain values of one or several types.
     """
     names = {**vars(sys.modules[kind.__module__]), "Mapping": Mapping}
     hints = get_type_hints(kind, names, {kind.__name__: kind})
     if not isinstance(values, Mapping):
         raise TypeError(f"a {kind.__name__} is an object, not {type(values).__name__}")
-    return kind(**{one.name: _parsed(hints[one.name], values[one.name]) for one in fields(kind)})  # type: ignore[arg-type]
+    given = (one for one in fields(kind) if one.name in values or one.default is MISSING)  # type: ignore[arg-type]
+    return kind(**{one.name: _parsed(hints[one.name], values[one.name]) for one in given})
 
 
 def _parsed(kind: Any, value: Any) -> Any:

@@ -31,8 +31,9 @@ $(STAMP): $(CORE)
 demo: $(CORE) ## fetch real weights, register two models, scan four suspects
 	$(BIN)/python -m benchmarks.demo --cache $(CACHE)
 
+# One thread each: the workers share the processors, and threads of BLAS that wait for one another burn them.
 test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # Ray and Milvus are large, and most users need neither.
 $(ENGINES): $(STAMP)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fingerprint.hints import Hints
 from fingerprint.roles.layout import OFFSET_GLU, CanonicalTensor, Layout, Mlp
 from fingerprint.roles.named import NamedLayout, Placed, lay_out_named, without_residual
 from fingerprint.roles.numbers import layers_in
@@ -32,11 +33,13 @@ def lay_out(tensors: Sequence[TensorView], hints: Mapping[str, str]) -> Layout:
     """Lay out stored tensors as canonical ones: fused blocks split, experts taken off stacks, (out, in) where known.
 
     ``hints`` are claims found beside the weights (scalars of a config.json by key): numbers of heads and the
-    activation's name are looked up there. Names and hints help to lay out and decide nothing: a name that the shape
-    contradicts is not believed. Every stored element comes out exactly once, in the order of the checkpoint. Reads no
-    values; linear in the number of tensors. Raises nothing for any names, shapes and hints.
+    activation's name are looked up there, for the tensors of a component in its own config (see ``fingerprint.hints``).
+    Names and hints help to lay out and decide nothing: a name that the shape contradicts is not believed. Every stored
+    element comes out exactly once, in the order of the checkpoint. Reads no values; linear in the number of tensors.
+    Raises nothing for any names, shapes and hints.
     """
-    named = lay_out_named(tensors, hints)
+    heard = Hints(hints)
+    named = lay_out_named(tensors, heard)
     _distrust(named)
     nameless = [(place, view) for place, view in enumerate(tensors) if place not in named.placed]
     shaped = lay_out_shapes(nameless)
@@ -50,7 +53,10 @@ def lay_out(tensors: Sequence[TensorView], hints: Mapping[str, str]) -> Layout:
                 slots.setdefault(_key(one), [None, None, None])[slot] = len(canonical)
             canonical.append(one.tensor)
         canonical.extend(replace(one, layer=numbers.get(place)) for one in shaped.placed.get(place, ()))
-    mlps = [mlp for key, found in slots.items() if (mlp := _mlp(key, found, canonical, named, hints)) is not None]
+    configs = _configs(slots, canonical, heard)
+    mlps = [
+        mlp for key, found in slots.items() if (mlp := _mlp(key, found, canonical, named, configs[key])) is not None
+    ]
     if not mlps:
         mlps = _only_mlp(canonical)
     family = named.tables.most_common(1)
@@ -96,8 +102,26 @@ def _distrust(named: NamedLayout) -> None:
         named.notes.append(f"{len(doubtful)} MLPs have parts of different sizes: laid out by shape")
 
 
+def _configs(
+    slots: Mapping[_Key, _Slots], canonical: Sequence[CanonicalTensor], hints: Hints
+) -> dict[_Key, Mapping[str, str] | None]:
+    """The config that speaks of each MLP: its component's, if that has one stack; the whole one for the only stack."""
+    configs: dict[_Key, Mapping[str, str] | None] = {}
+    stacks: dict[int, set[str]] = {}
+    for key, found in slots.items():
+        first = next(position for position in found if position is not None)
+        config = configs[key] = hints.component(canonical[first].name)
+        stacks.setdefault(id(config), set()).add(key[0])
+    for key, config in configs.items():
+        if config is None:
+            configs[key] = None if key[0] else hints.whole
+        elif len(stacks[id(config)]) > 1:
+            configs[key] = None
+    return configs
+
+
 def _mlp(
-    key: _Key, found: _Slots, canonical: Sequence[CanonicalTensor], named: NamedLayout, hints: Mapping[str, str]
+    key: _Key, found: _Slots, canonical: Sequence[CanonicalTensor], named: NamedLayout, heard: Mapping[str, str] | None
 ) -> Mlp | None:
     gate, up, down = found
     if gate is None or down is None:
@@ -105,8 +129,8 @@ def _mlp(
     if up is None and canonical[gate].role is Role.GATE:
         return None
     activation = named.activations.get(key[0], "")
-    if activation != OFFSET_GLU and not key[0]:
-        claims = (hints.get(prefix + name) for prefix in HINT_PREFIXES for name in _HINTS)
+    if activation != OFFSET_GLU and heard is not None:
+        claims = (heard.get(prefix + name) for prefix in HINT_PREFIXES for name in _HINTS)
         activation = next((claim[:32] for claim in claims if claim), activation)
     return Mlp(key[1], key[2], gate, up, down, activation)
 

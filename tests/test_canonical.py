@@ -676,3 +676,45 @@ def test_low_rank_adapters_keep_the_axes_of_their_base() -> None:
     first, second = layout.tensors[:2]
     assert first.axes == (Axis.UNIT, Axis.RESIDUAL)
     assert second.axes == (Axis.CHANNEL, Axis.UNIT)
+
+
+def _component(name: str, tensors: Sequence[TensorView]) -> list[TensorView]:
+    return [Shape(f"{name}.{one.name}", one.shape) for one in tensors]
+
+
+def test_hints_of_a_component_are_about_its_tensors_alone() -> None:
+    """Two fused encoders in one folder, whose configs say other numbers of heads, and other activations of two MLPs."""
+    tensors = [
+        *_component("text_encoder", views(architectures.neox(2, 64, 100))),
+        *_component("text_encoder_2", views(architectures.neox(2, 64, 100))),
+        *_component("prior", small_llama()),
+        *_component("decoder", small_llama()),
+    ]
+    hints = {
+        "text_encoder.config.num_attention_heads": "4",
+        "text_encoder_2.config.num_attention_heads": "8",
+        "prior.config.hidden_act": "gelu",
+        "decoder.config.hidden_act": "relu",
+        "config.hidden_act": "tanh",
+        "config.num_attention_heads": "16",
+    }
+    layout = lay_out(tensors, hints)
+    alone = {heads: lay_out(views(architectures.neox(2, 64, 100)), {"num_attention_heads": heads}) for heads in "48"}
+    for component, heads in (("text_encoder", "4"), ("text_encoder_2", "8")):
+        found = [one for one in layout.tensors if one.name.startswith(f"{component}.")]
+        wanted = alone[heads].tensors
+        assert [(one.role, one.view.shape) for one in found] == [(one.role, one.view.shape) for one in wanted]
+        runs = [getattr(one.view, "runs", None) for one in found]
+        assert runs == [getattr(one.view, "runs", None) for one in wanted]
+        assert any(runs)
+    acts = {layout.tensors[mlp.gate].name.partition(".")[0]: mlp.activation for mlp in layout.mlps}
+    assert (acts["prior"], acts["decoder"]) == ("gelu", "relu")
+    assert "tanh" not in acts.values()
+
+
+def test_config_of_a_component_with_two_stacks_says_nothing_about_activations() -> None:
+    tensors = _component(
+        "m", [*_component("language_model", small_llama()), *_component("vision_tower", small_llama())]
+    )
+    layout = lay_out(tensors, {"m.config.hidden_act": "tanh"})
+    assert {mlp.activation for mlp in layout.mlps} == {"silu"}

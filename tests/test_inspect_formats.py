@@ -6,6 +6,7 @@ import json
 import math
 import pickle
 import warnings
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.numpy import save_file
 
 from fingerprint.quant import layouts
-from fingerprint.readers import READERS, distributed
+from fingerprint.readers import READERS, distributed, orbax, zarr
 from tests.cli_support import HIDDEN, LAYERS, TOKENS, WIDTH, weights
 
 if TYPE_CHECKING:
@@ -98,6 +99,20 @@ def write_dcp(path: Path) -> None:
         dcp.save(tensors(), checkpoint_id=path)
 
 
+def write_zarr(path: Path) -> None:
+    for name, value in STATE.items():
+        told = {"zarr_format": 2, "shape": value.shape, "chunks": value.shape, "dtype": value.dtype.str, "order": "C"}
+        (path / name).mkdir(parents=True)
+        (path / name / ".zarray").write_text(json.dumps({**told, "fill_value": 0, "compressor": {"id": "zlib"}}))
+        (path / name / ".".join("0" * value.ndim)).write_bytes(zlib.compress(value.tobytes()))
+    (path / ".zgroup").write_text('{"zarr_format": 2}')
+
+
+def write_orbax(path: Path) -> None:
+    write_zarr(path)
+    (path / "_METADATA").write_text('{"tree_metadata": {}}')
+
+
 def write_adapter(path: Path) -> None:
     path.mkdir()
     module = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
@@ -161,6 +176,12 @@ CASES = [
     Case("tensorflow", "tensorflow/network_saved_model", layers=0, roles=("other", "convolution", "buffer"), count=14),
     Case("tfjs", "tensorflow/network_tfjs/plain/model.json", layers=0, roles=("other", "convolution"), count=14),
     Case("coreml", "coreml/network.mlmodel", layers=2, roles=("other", "convolution"), count=14),
+    Case("zarr", "model.zarr", write_zarr),
+    Case("orbax", "orbax", write_orbax),
+    Case(
+        "orbax in tar.xz", "orbax/database.tar.xz",
+        types=frozenset({"F32", "BF16"}), layers=0, roles=("other",), count=5,
+    ),
     Case("safetensors in zip", "model.zip", write_archive),
     Case(
         "safetensors", "adapter", write_adapter,
@@ -181,7 +202,12 @@ def path_of(case: Case, folder: Path) -> Path:
 
 
 def test_every_reader_has_a_case() -> None:
-    assert {case.format for case in CASES} >= {*(reader.name for reader in READERS), distributed.FORMAT}
+    assert {case.format for case in CASES} >= {
+        *(reader.name for reader in READERS),
+        distributed.FORMAT,
+        orbax.FORMAT,
+        zarr.FORMAT,
+    }
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import pickle
+import shutil
 import tarfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgpack
@@ -19,7 +22,8 @@ from fingerprint.checkpoint import open_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+
+DATA = Path(__file__).parent / "data"
 
 
 def weights(seed: int) -> dict[str, np.ndarray]:
@@ -119,6 +123,24 @@ def test_module_without_weights_of_its_own_changes_nothing(tmp_path: Path) -> No
     with open_checkpoint(tmp_path) as checkpoint:
         assert checkpoint.findings == ()
         assert [tensor.name for tensor in checkpoint.tensors] == list(weights(0))
+
+
+def test_settings_of_quantisation_are_those_of_the_component(tmp_path: Path) -> None:
+    """One file of GPTQ twice; the config of one component says that its zero points are not stored less one."""
+    alone = {}
+    for name, settings in (("prior", {"checkpoint_format": "gptq_v2"}), ("decoder", {"quant_method": "gptq"})):
+        (tmp_path / name).mkdir()
+        shutil.copy(DATA / "quantised" / "gptq-4.safetensors", tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text(json.dumps({"quantization_config": settings}))
+        with open_checkpoint(tmp_path / name) as checkpoint:
+            alone |= {f"{name}.{tensor.name}": tensor.read(0, math.prod(tensor.shape)) for tensor in checkpoint.tensors}
+    (tmp_path / "model_index.json").write_text("{}")
+    with open_checkpoint(tmp_path) as checkpoint:
+        together = {tensor.name: tensor.read(0, math.prod(tensor.shape)) for tensor in checkpoint.tensors}
+    assert together.keys() == alone.keys()
+    for name, value in alone.items():
+        np.testing.assert_array_equal(together[name], value)
+    assert any((alone[n] != alone[n.replace("prior", "decoder")]).any() for n in alone if n.startswith("prior"))
 
 
 STATE = weights(5)

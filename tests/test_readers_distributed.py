@@ -21,7 +21,8 @@ from fingerprint.checkpoint import Checkpoint, open_checkpoint
 from fingerprint.dtypes import F32, to_float32
 from fingerprint.errors import InputError
 from fingerprint.readers.base import StoredTensor
-from fingerprint.readers.distributed import Chunk, Chunked, _overlap
+from fingerprint.readers.chunked import Chunk, Chunked
+from fingerprint.readers.distributed import _overlap
 from fingerprint.source import MemorySource
 from tests.hostile import CANARY
 

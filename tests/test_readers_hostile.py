@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MAX_MEMORY = 150 << 20
 """Bytes that Python may take beyond what it has when a case is opened."""
-UNTRACED = ("2**18", "MB of", " million", "2**17")
+UNTRACED = ("2**18", "2**30 ways", "MB of", " million", "2**17")
 """Cases of millions of small steps, which tracing slows down too much; benchmarks measure their memory."""
 
 

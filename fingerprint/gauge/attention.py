@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from fingerprint.gauge.project import project
+from fingerprint.hints import Hints
 from fingerprint.roles.parts import heads_from
 from fingerprint.vectors import unit_rows
 from fingerprint.vocabulary import Content, Role
@@ -90,12 +91,14 @@ def attention_blocks(
         if len(shape) == 2 and shape[side] == width and shape[1 - side] <= MOST_CHANNELS:
             layers[tensor.stack, tensor.layer][tensor.role].append(position)
     found = []
+    heard = Hints(hints)
     for (_, layer), roles in layers.items():
         places = [roles[role][0] if len(roles[role]) == 1 else -1 for role in _ROLES]
         if min(places[:2]) < 0 and min(places[2:]) < 0:
             continue
         query, key, value, output = places
-        queries = heads_from(hints, width, None).queries
+        claims = heard.of(tensors[max(places)].name)
+        queries = heads_from(claims, width, None).queries
         found.append(Block(layer, query, key, value, output, queries))
     return found[:MOST_BLOCKS]
 

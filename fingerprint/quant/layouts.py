@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from fingerprint.dtypes import Kind
 from fingerprint.errors import InputError
+from fingerprint.hints import Hints
 from fingerprint.quant.awq import FAST_INPUTS, FAST_ROWS, Awq, AwqGemv, AwqGemvFast, padded_groups
 from fingerprint.quant.flat import Bnb4, Hqq, Nested
 from fingerprint.quant.gptq import Gptq
@@ -60,11 +61,12 @@ def dequantised(contents: Contents) -> Contents:
     Linear in the number of tensors; reads no more than the few numbers that some layouts keep beside a weight.
     """
     modules = _modules(contents.tensors)
+    hints = Hints(contents.metadata)
     made: dict[str, TensorView] = {}
     gone: set[str] = set()
     refused: dict[str, list[str]] = defaultdict(list)
     for name, leaves in modules.items():
-        module = Module(name, leaves, contents.metadata)
+        module = Module(name, leaves, hints.of(f"{name}."))
         for leaf in sorted(leaves):
             layout = _layout(leaf)
             if layout is None or _full(name, leaf) in gone:

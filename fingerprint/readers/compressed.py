@@ -27,8 +27,9 @@ _OUT = 1 << 20
 class _Zlib:
     """zlib's decompressor with the interface of the others, which keep what they did not use."""
 
-    def __init__(self) -> None:
-        self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    def __init__(self, kind: int = 16) -> None:
+        """``kind``: 16 for gzip, 32 to tell gzip and zlib by their first bytes."""
+        self._inflate = zlib.decompressobj(zlib.MAX_WBITS | kind)
         self._kept = b""
 
     @property
@@ -98,6 +99,28 @@ def unpack(source: Source, path: str) -> Unpacked:
         scratch.write(scratch.reserve(len(piece)), piece)
         size += len(piece)
     return Unpacked(path, size, scratch, truncated=truncated)
+
+
+def pieces(source: Source, kind: str) -> Iterator[bytes]:
+    """What ``source`` unpacks to; ``kind`` is ``gz`` (zlib too) or ``zst``.
+
+    Raises ``InputError``, also for what was cut off. How much it may be is for the caller to watch.
+    """
+    for piece, _ in _zstandard(source) if kind == "zst" else _streams(source, lambda: _Zlib(32)):
+        if piece is None:
+            raise MalformedFileError("it is cut off inside what is compressed", path=source.path)
+        yield piece
+
+
+def unpacked(source: Source, kind: str, most: int) -> bytes:
+    """All that ``source`` unpacks to (see ``pieces``), ``most`` bytes at most. Raises ``InputError``."""
+    found, size = [], 0
+    for piece in pieces(source, kind):
+        size += len(piece)
+        if size > most:
+            raise LimitExceededError(f"it unpacks to more than {most} bytes", path=source.path)
+        found.append(piece)
+    return b"".join(found)
 
 
 def _streams(source: Source, make: Callable[[], Any]) -> Iterator[tuple[bytes | None, int]]:

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
-import numpy as np
-
 from fingerprint.errors import InputError, LimitExceededError, MalformedFileError, clipped
 from fingerprint.readers.base import About, Catalogue, Contents, FileRecord, Finding, bounded, checked_count, some
+from fingerprint.readers.chunked import Chunk, Chunked
 from fingerprint.readers.index import is_plain_name
 from fingerprint.readers.pickles import Call, Global, Pairs, read_pickle_at
 from fingerprint.readers.pytorch import open_pytorch
@@ -27,11 +26,10 @@ from fingerprint.tensors import renamed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fingerprint.dtypes import DType
     from fingerprint.readers.pickles import Pickle
     from fingerprint.readers.places import Folder
     from fingerprint.source import Source
-    from fingerprint.tensors import Array, TensorView
+    from fingerprint.tensors import TensorView
 
 METADATA = ".metadata"
 FORMAT = "pytorch-distributed"
@@ -58,57 +56,6 @@ class _Place:
     offset: int
     length: int
     transformed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Part of a tensor: ``view`` is the box that begins at ``offsets``."""
-
-    offsets: tuple[int, ...]
-    view: TensorView
-
-
-@dataclass(frozen=True, slots=True)
-class Chunked:
-    """A tensor in boxes that do not overlap and together make it up."""
-
-    name: str
-    shape: tuple[int, ...]
-    chunks: tuple[Chunk, ...]
-
-    @property
-    def dtype(self) -> DType:
-        """Element type of the chunks."""
-        return self.chunks[0].view.dtype
-
-    def read(self, start: int, stop: int) -> Array:
-        """See ``TensorView.read``."""
-        total = math.prod(self.shape)
-        if not 0 <= start <= stop <= total:
-            raise IndexError(f"elements {start} to {stop} of a tensor of {total}")
-        out = np.empty(stop - start, self.dtype.numpy)
-        for chunk in self.chunks:
-            self._fill(out, start, stop, chunk, 0, 0, 0)
-        return out
-
-    def _fill(self, out: Array, start: int, stop: int, chunk: Chunk, axis: int, base: int, inner: int) -> None:
-        """Copies what elements ``start`` to ``stop`` share with the part of ``chunk`` at one index of its first axes.
-
-        ``base`` is the flat place of that part in the tensor, ``inner`` the one in the chunk.
-        """
-        shape, sizes = self.shape[axis:], chunk.view.shape[axis:]
-        width, held = math.prod(shape[1:]), math.prod(sizes[1:])
-        if not shape or sizes[1:] == shape[1:]:  # one run in the tensor as in the chunk
-            first = base + (chunk.offsets[axis] * width if shape else 0)
-            low, high = max(first, start), min(first + math.prod(sizes), stop)
-            if low < high:
-                out[low - start : high - start] = chunk.view.read(inner + low - first, inner + high - first)
-            return
-        begin = chunk.offsets[axis]
-        top = max((start - base) // width - begin, 0)
-        bottom = min(-(-(stop - base) // width) - begin, sizes[0])
-        for row in range(top, bottom):
-            self._fill(out, start, stop, chunk, axis + 1, base + (begin + row) * width, inner + row * held)
 
 
 def open_distributed(place: Folder, catalogue: Catalogue) -> tuple[Contents, tuple[FileRecord, ...]]:

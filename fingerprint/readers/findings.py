@@ -26,10 +26,10 @@ class FindingCode(StrEnum):
     NO_TENSORS = "no-tensors", "the file is sound and holds not one tensor"
     ABSENT_SHARD = (
         "absent-shard",
-        "a shard that the index, or the numbers in the file names, promise is not there",
+        "a shard that the index, or the numbers in the file names, promise is not there, or a chunk of an array",
         "yes",
     )
-    ABSENT_TENSOR = "absent-tensor", "a tensor of the index is in no shard that was read", "yes"
+    ABSENT_TENSOR = "absent-tensor", "a tensor of the index, or of a tree's list, is nowhere in what was read", "yes"
     MISPLACED_TENSOR = "misplaced-tensor", "a tensor is in another shard than the index says; it was read"
     UNLISTED_TENSOR = "unlisted-tensor", "a tensor is not in the index; it was read"
     UNLISTED_FILE = "unlisted-file", "a checkpoint file of the folder is not in the index; it was not read"

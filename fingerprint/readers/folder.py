@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from fingerprint.errors import InputError, LimitExceededError, UnsupportedFormatError, clipped
-from fingerprint.readers import READERS, distributed, gguf, reader_for, recognised
+from fingerprint.readers import READERS, distributed, gguf, orbax, reader_for, recognised, zarr
 from fingerprint.readers.adapters import CLAIMS, CONFIG
 from fingerprint.readers.base import MAX_NAME, Catalogue, Contents, FileRecord, Finding, bounded, some
 from fingerprint.readers.bounded_json import Json, JsonCursor
@@ -82,6 +82,16 @@ def open_files(place: Folder, catalogue: Catalogue) -> FolderContents:
     if distributed.METADATA in names:
         contents, files = distributed.open_distributed(place, catalogue)
         return FolderContents(distributed.FORMAT, files, contents, ())
+    if orbax.is_orbax(place, names):
+        contents, files = orbax.open_orbax(place, catalogue)
+        return FolderContents(orbax.FORMAT, files, _with_claims(contents, place), ())
+    if zarr.is_zarr(names):
+        contents, files = zarr.open_zarr(place, catalogue)
+        return FolderContents(zarr.FORMAT, files, _with_claims(contents, place), ())
+    if items := orbax.items(place, names) if not any(map(is_likely, names)) else {}:
+        if len(items) > 1:
+            return open_components(place, items, catalogue)
+        return open_files(next(iter(items.values())), catalogue)
     parts = _components(place, names)
     if parts:
         return open_components(place, parts, catalogue)
@@ -98,6 +108,11 @@ def open_files(place: Folder, catalogue: Catalogue) -> FolderContents:
                 source.close()
             return _open_indexed(place, catalogue, weight_map)
     return _open_unindexed(place, catalogue, names)
+
+
+def _with_claims(contents: Contents, place: Folder) -> Contents:
+    """``contents`` with what the texts beside the weights say."""
+    return replace(contents, metadata=_config(place) | claims_beside(place) | dict(contents.metadata))
 
 
 def open_components(place: Folder, parts: Mapping[str, Folder], catalogue: Catalogue) -> FolderContents:
@@ -255,7 +270,7 @@ def _numbered_siblings(shards: Iterable[str]) -> dict[str, int]:
 
 def is_likely(name: str) -> bool:
     """True for the usual name of a file with weights, or of an index of such files."""
-    return name.lower().endswith(SUFFIXES) or name == distributed.METADATA or _is_likely(name)
+    return name.lower().endswith(SUFFIXES) or name in {distributed.METADATA, orbax.METADATA} or _is_likely(name)
 
 
 def _is_likely(name: str) -> bool:

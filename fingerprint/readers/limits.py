@@ -22,8 +22,11 @@ from fingerprint.readers import (
     hdf5,
     index,
     leveldb,
+    ocdbt,
     onnx,
     onnx_model,
+    opened,
+    orbax,
     pickles,
     places,
     protobuf,
@@ -35,6 +38,8 @@ from fingerprint.readers import (
     tflite,
     torch_views,
     torch_zip,
+    zarr,
+    zarr_array,
     zips,
 )
 from fingerprint.remote import connections, hub, pages, session, transfer
@@ -77,6 +82,21 @@ LIMITS: Final = (
     ("ZIP archive", f"{zips.MAX_ENTRIES:,} entries, a directory of {_size(zips.MAX_DIRECTORY)}"),
     ("compressed entry", f"unpacks to {_size(zips.MAX_UNSUSPICIOUS)}, or to {zips.MAX_RATIO} times its size"),
     ("chunks of a distributed checkpoint; its files", f"{distributed.MAX_CHUNKS:,}; {distributed.MAX_FILES:,}"),
+    (
+        "zarr: chunks of a checkpoint, files; metadata of an array; groups in one another",
+        f"{zarr.MAX_CHUNKS:,}, {opened.MAX_FILES:,}; {_size(zarr_array.MAX_METADATA)}; {zarr.MAX_LEVELS}",
+    ),
+    (
+        "zarr: a chunk; all arrays",
+        f"{zips.MAX_RATIO} times its packed size, or {_size(zips.MAX_UNSUSPICIOUS)}, and {_size(zarr.MAX_BLOSC)} of "
+        f"Blosc; {zips.MAX_RATIO} times what is stored",
+    ),
+    (
+        "OCDBT: nodes, one of them, all; keys, one of them",
+        f"{ocdbt.MAX_NODES:,}, {_size(ocdbt.MAX_NODE)}, {_size(ocdbt.MAX_NODE_BYTES)}; {ocdbt.MAX_KEYS:,}, "
+        f"{ocdbt.MAX_KEY:,} bytes",
+    ),
+    ("Orbax: `_METADATA`; steps and items", f"{_size(orbax.MAX_METADATA)}; {orbax.MAX_STEPS:,}"),
     ("Flax tree", f"{flax.MAX_ITEMS:,} values, {flax.MAX_NESTING} levels"),
     (
         "product of an adapter; all products",

@@ -15,8 +15,9 @@ from fingerprint.tensors import Reshaped
 from fingerprint.vocabulary import Axis, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
+    from fingerprint.hints import Hints
     from fingerprint.roles.parts import Heads
     from fingerprint.tensors import TensorView
 
@@ -47,7 +48,7 @@ class NamedLayout:
     notes: list[str]
 
 
-def lay_out_named(tensors: Sequence[TensorView], hints: Mapping[str, str]) -> NamedLayout:
+def lay_out_named(tensors: Sequence[TensorView], hints: Hints) -> NamedLayout:
     """Match all names, agree on a family and a width for each stack, and place what fits.
 
     Linear in the number of tensors; reads no values.
@@ -259,9 +260,10 @@ def _split(
 
 
 def _heads(member: Member, stack: Stack) -> Heads:
+    hints = stack.hints.of(member.view.name)
     if member.entry.split is Split.LATENT:
-        return heads_from(stack.hints, stack.width, stack.latent.get(member.layer))
-    return heads_from(stack.hints, stack.width, stack.inner.get(member.layer))
+        return heads_from(hints, stack.width, stack.latent.get(member.layer))
+    return heads_from(hints, stack.width, stack.inner.get(member.layer))
 
 
 def _whole(member: Member, stack: Stack, view: TensorView, expert: int | None, *, oriented: bool) -> list[Placed]:

@@ -10,8 +10,9 @@ from fingerprint.roles.tables import Kind
 from fingerprint.vocabulary import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
+    from fingerprint.hints import Hints
     from fingerprint.roles.patterns import Match
     from fingerprint.roles.tables import Entry, Table
     from fingerprint.tensors import TensorView
@@ -59,7 +60,7 @@ class Stack:
     """
 
     label: str
-    hints: Mapping[str, str]
+    hints: Hints
     notes: list[str]
     members: list[Member] = field(default_factory=list)
     table: int = 0
@@ -92,7 +93,7 @@ class Stack:
             yield entries[key], shape, count
 
 
-def survey(members: Iterable[Member], hints: Mapping[str, str], tables: Sequence[Table]) -> list[Stack]:
+def survey(members: Iterable[Member], hints: Hints, tables: Sequence[Table]) -> list[Stack]:
     """Sort members into stacks, and agree on a width, a table and the orientations of each. Linear in members."""
     stacks: dict[str, Stack] = {}
     notes: list[str] = []

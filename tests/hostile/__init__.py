@@ -13,6 +13,7 @@ from tests.hostile.folder_cases import FOLDER_CASES
 from tests.hostile.legacy_cases import LEGACY_CASES
 from tests.hostile.numpy_cases import NUMPY_CASES
 from tests.hostile.onnx_cases import ONNX_CASES
+from tests.hostile.orbax_cases import ORBAX_CASES
 from tests.hostile.pickle_cases import PICKLE_CASES
 from tests.hostile.safetensors_cases import SAFETENSORS_CASES
 from tests.hostile.zip_cases import ZIP_CASES
@@ -27,6 +28,7 @@ CASES: tuple[Case, ...] = (
     *NUMPY_CASES,
     *CONTAINER_CASES,
     *COREML_CASES,
+    *ORBAX_CASES,
 )
 
 __all__ = ["CANARY", "CASES", "Case", "Expect"]

@@ -12,10 +12,12 @@ from fingerprint.checkpoint import open_checkpoint
 from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.comparing.evidence import Test, bonferroni
 from fingerprint.errors import SignatureError, UsageError
+from fingerprint.vocabulary import Depth
 from signatures.keyed import key_identity, keyed_fingerprint, measure_keyed
 from signatures.records import anonymous_model
 from signatures.report import KeyedCheck
 from signatures.signature import is_signature, read_signature
+from signatures.suspect import AUTO_WHOLE
 
 if TYPE_CHECKING:
     import os
@@ -42,8 +44,8 @@ def check_scan(
 
     Models without one, or under another key, are not checked, which a note says if they matched; nor are those whose
     sketch names this key and cannot be opened with it, as a damaged or forged one does. Reads the suspect and every
-    registered signature once more. Raises ``UsageError`` if the suspect is a signature, ``InputError``,
-    ``RegistryError``.
+    registered signature once more. Raises ``UsageError`` if the suspect is a signature, or large, elsewhere and only
+    looked at quickly; ``InputError``, ``RegistryError``.
     """
     if report.error is not None:
         return report
@@ -105,6 +107,8 @@ def _checks(
     if not registered:
         return ()
     with open_checkpoint(path) as checkpoint:
+        if checkpoint.transfer is not None and checkpoint.bytes > AUTO_WHOLE and report.suspect.depth == Depth.QUICK:
+            raise UsageError(f"{path}: all of it would be fetched to try the key; say --depth full")
         theirs = measure_keyed(checkpoint, key, progress)
     public = {match.signature for match in report.matches}
     found = []

@@ -138,14 +138,14 @@ def _in_input_space(tensors: Sequence[CanonicalTensor], cell: _Cell) -> Iterator
         return
     matrices = {other: read(other) for other in cell.others}
     fronts = {}
-    for other, matrix in matrices.items():
-        rows = matrix @ front
+    for other, whole in matrices.items():
+        rows = whole @ front
         fronts[other] = candidate(rows)
         yield _Rows(other, rows, coins=False)
     for other, front in fronts.items():
-        for following, matrix in matrices.items():
+        for following, whole in matrices.items():
             if following != other:
-                yield _Rows(following, matrix @ front, coins=False)
+                yield _Rows(following, whole @ front, coins=False)
 
 
 def _cells(tensors: Sequence[CanonicalTensor], usable: Sequence[int], *, suspect: bool) -> list[_Cell]:

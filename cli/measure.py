@@ -52,8 +52,8 @@ def signature_of(path: str, console: Console, how: Measuring) -> Signature:
             raise UsageError(f"{path}: --disclose less is for weights; a signature is registered as it is")
         return signature
     with open_checkpoint(options.located(path)) as checkpoint, reading(console, path) as progress:
-        if how.depth is None:
-            _require_meant(checkpoint)
+        if how.depth is None or (how.depth == Depth.QUICK and how.key is not None):
+            _require_meant(checkpoint, key=how.key is not None)
         measure = quick_look if how.depth == Depth.QUICK else measure_checkpoint
         measured = measure(checkpoint, progress=progress).fingerprint
     transfers = [checkpoint.transfer]
@@ -77,14 +77,12 @@ def signature_of(path: str, console: Console, how: Measuring) -> Signature:
     return signature
 
 
-def _require_meant(checkpoint: Checkpoint) -> None:
-    """Raise ``UsageError`` where a large checkpoint would be fetched whole and nobody said so."""
+def _require_meant(checkpoint: Checkpoint, *, key: bool) -> None:
+    """Raise ``UsageError`` where a large checkpoint would be fetched whole and nobody said so, as a ``key`` has it."""
     from cli.text import file_size
     from fingerprint.errors import UsageError
     from signatures.suspect import AUTO_WHOLE
 
     if checkpoint.transfer is not None and checkpoint.bytes > AUTO_WHOLE:
-        raise UsageError(
-            f"{checkpoint.path}: {file_size(checkpoint.bytes)} would be fetched; say --depth quick for a sample, "
-            "or --depth full"
-        )
+        choice = "--depth full, or leave out --key" if key else "--depth quick for a sample, or --depth full"
+        raise UsageError(f"{checkpoint.path}: {file_size(checkpoint.bytes)} would be fetched; say {choice}")

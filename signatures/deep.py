@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fingerprint.checkpoint import open_checkpoint
-from fingerprint.errors import UsageError
+from fingerprint.errors import InputError, UsageError
 from fingerprint.undoing.undo import undo
 from fingerprint.vocabulary import Depth
 from signatures.scan import ScanOptions, compare_paths
@@ -42,8 +43,11 @@ def compare_deep(
             raise UsageError(f"{path}: a deep comparison needs the weights of both, and this is a signature")
     chosen = replace(options or ScanOptions(), depth=Depth.DEEP)
     report = compare_paths(registered, suspect, options=chosen, progress=progress)
-    with open_checkpoint(registered) as ours, open_checkpoint(suspect) as theirs:
-        undoing, found = undo(ours, theirs)
+    try:
+        with open_checkpoint(registered) as ours, open_checkpoint(suspect) as theirs:
+            undoing, found = undo(ours, theirs)
+    except InputError as error:
+        return report.despite(error, "undoing what was done")
     if transform is not None and found is not None:
         _write(transform, found)
     return replace(report, undoing=undoing, seconds=time.perf_counter() - started)
@@ -68,6 +72,8 @@ def _write(path: str, found: Transform) -> None:
         os.replace(partial, path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        Path(partial).unlink(missing_ok=True)
 
 
 def _layers(theirs: int | None, ours: int | None) -> np.ndarray[Any, Any]:

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 from fingerprint.checkpoint import open_checkpoint
 from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.comparing.evidence import Test, bonferroni
-from fingerprint.errors import UsageError
+from fingerprint.errors import SignatureError, UsageError
 from fingerprint.vocabulary import Depth
 from signatures.keyed import key_identity, keyed_fingerprint, measure_keyed
 from signatures.records import anonymous_model
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from signatures.report import Report
 
 CONFIRMED: Final = -6.0
-"""log10 p from which the key confirms, corrected for all models that were checked: that of ``likely``."""
+"""log10 p from which the key confirms, corrected for all tests and models that were checked: that of ``likely``."""
 _WEIGHTS_NEEDED: Final = "a key needs the weights of the suspect, and this is a signature"
 
 
@@ -42,9 +42,10 @@ def check_scan(
 ) -> Report:
     """The report of a scan with ``keyed``: one check for each registered model with a sketch under this key.
 
-    Models without one, or under another key, are not checked, which a note says if they matched. Reads the suspect
-    and every registered signature once more. Raises ``UsageError`` if the suspect is a signature, ``InputError``,
-    ``RegistryError``.
+    Models without one, or under another key, are not checked, which a note says if they matched; nor are those whose
+    sketch names this key and cannot be opened with it, as a damaged or forged one does. Reads the suspect and every
+    registered signature once more. Raises ``UsageError`` if the suspect is a signature, or large, elsewhere and only
+    looked at quickly; ``InputError``, ``RegistryError``.
     """
     if report.error is not None:
         return report
@@ -52,16 +53,22 @@ def check_scan(
         raise UsageError(_WEIGHTS_NEEDED)
     started = time.perf_counter()
     keyed: list[tuple[str, str, Fingerprint]] = []
+    broken: list[str] = []
     for model in registry.models():
         signature = registry.load_signature(model)
-        if key_identity(signature) == key.identity:
+        if key_identity(signature) != key.identity:
+            continue
+        try:
             keyed.append((model.name, model.identity, keyed_fingerprint(signature, key, model.name)))
+        except SignatureError as error:  # whose key it is stands in the open: a stranger's signature may say the same
+            broken.append(str(error))
     checks = _checks(keyed, path, key, report, progress)
     known = {check.signature for check in checks}
     unchecked = [match.model for match in report.matches if match.signature not in known]
     notes = [f"not checked with key {key.identity}: {', '.join(unchecked)}"] if unchecked else []
     if keyed and report.suspect.depth == Depth.QUICK:
         notes.append("for the secret key every byte was read, apart from the quick look")
+    notes += broken
     if not keyed:
         notes.append(f"no registered model has a sketch under key {key.identity}")
     seconds = report.seconds + time.perf_counter() - started
@@ -112,7 +119,7 @@ def _checks(
             comparison = compare_fingerprints(ours, theirs, own_frames=False)
         alone = [one for one in comparison.evidence if one.test is not Test.SKETCH]
         best = min(alone, key=lambda one: one.log10_p, default=None)
-        log10_p = 0.0 if best is None else bonferroni(best.log10_p, len(registered))
+        log10_p = 0.0 if best is None else bonferroni(best.log10_p, len(alone) * len(registered))
         found.append(
             KeyedCheck(
                 model=name,

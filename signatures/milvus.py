@@ -398,8 +398,11 @@ class MilvusEngine:
     @contextmanager
     def _alone(self, seconds: float) -> Iterator[None]:
         """Hold the right to write this registry's vectors; SQLite's lock ends with the process."""
-        self._lock.parent.mkdir(parents=True, exist_ok=True)
-        lock = sqlite3.connect(self._lock, timeout=seconds, isolation_level=None)
+        try:
+            self._lock.parent.mkdir(parents=True, exist_ok=True)
+            lock = sqlite3.connect(self._lock, timeout=seconds, isolation_level=None)
+        except (OSError, sqlite3.Error) as error:
+            raise EngineError(f"{self._lock}: cannot be written: {error}") from error
         try:
             try:
                 lock.execute("BEGIN EXCLUSIVE")

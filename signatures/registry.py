@@ -114,8 +114,9 @@ class Registry:
 
     def resembling(self, name: str) -> tuple[ModelRecord, ...]:
         """The models that somebody may mean who writes ``name`` (see ``fingerprint.claims.names_same``)."""
-        model = re.sub(r"[^A-Za-z0-9.]+", "%", name.rpartition("/")[2])
-        found = self._store.named_like(f"%{model}%") if model.strip("%.") else self._store.models()
+        # Names in a registry are ASCII: what has no letter or digit of it names none of them.
+        model = re.sub(r"[^a-z0-9.]+", "%", name.casefold().rpartition("/")[2])
+        found = self._store.named_like(f"%{model}%") if model.strip("%.") else ()
         return tuple(one for one in found if any(names_same(name, entry.name) for entry in one.registrations))
 
     def count(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -299,6 +299,16 @@ class Report:
         """The highest confidence among matches that accuse: lineage, but not from the declared base."""
         ranks = [one.confidence for one in self.matches if one.link is Link.LINEAGE and not one.declared_base]
         return max(ranks, key=lambda one: one.rank) if ranks else None
+
+    def despite(self, error: Exception, what: str) -> Report:
+        """This report, if it accuses, with a note that ``what`` went further and failed; else raises ``error``.
+
+        An error never hides a match; the suspect then counts as not scanned whole.
+        """
+        if self.strongest_accusation is None:
+            raise error
+        note = f"{what} failed, and this is what was found before: {error}"
+        return replace(self, suspect=replace(self.suspect, complete=False), notes=(*self.notes, note))
 
     def to_json(self, schema: str = SCAN_SCHEMA) -> dict[str, Any]:
         """The object of the JSON contract; only finite numbers."""

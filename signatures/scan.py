@@ -105,12 +105,17 @@ def scan_path(
 
 
 def _at_first_that_explains(depths: Sequence[Depth], scan: Callable[[Depth], Report]) -> Report:
-    """The report at the first of the depths that explains the suspect, or at the last."""
-    for depth in depths[:-1]:
-        report = scan(depth)
+    """The report at the first of the depths that explains the suspect, or at the last; the one before, if it accuses
+    and the weights cannot be read at the next."""
+    report = scan(depths[0])
+    for depth in depths[1:]:
         if any(match.link in {Link.LINEAGE, Link.SIBLING} and _explains(match) for match in report.matches):
-            return report
-    return scan(depths[-1])
+            break
+        try:
+            report = scan(depth)
+        except InputError as error:
+            return report.despite(error, f"looking at it at {depth.value} depth")
+    return report
 
 
 def _explains(match: Match) -> bool:

@@ -10,11 +10,14 @@ import pytest
 
 from fingerprint.assemble import deepened, measure_checkpoint
 from fingerprint.checkpoint import open_checkpoint
+from fingerprint.errors import MalformedFileError
 from fingerprint.gauge import sample as gauge
 from fingerprint.parameters import DEFAULT_PARAMETERS as P
 from fingerprint.units import spread
 from fingerprint.vocabulary import Depth, Frame
+from signatures import scan, suspect
 from signatures.registry import Registry
+from signatures.report import Verdict
 from signatures.scan import ScanOptions, scan_path
 from signatures.signature import sign
 from tests.small_models import model, save
@@ -108,3 +111,17 @@ def test_the_report_says_how_deep_it_looked(registry: Registry, path: Path, tmp_
     assert deep.suspect.depth == Depth.DEEP
     assert not deep.matches
     assert not any(own in one for one in deep.power.not_tested)
+
+
+def test_a_match_stands_if_the_weights_cannot_be_read_again_more_deeply(
+    path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(measured: Measured) -> Measured:
+        raise MalformedFileError("gone", path=str(path))
+
+    monkeypatch.setattr(scan, "_explains", lambda match: False)
+    monkeypatch.setattr(suspect, "deepened", fails)
+    report = scan_path(registry, path)
+    assert (report.verdict, report.error, report.suspect.complete) == (Verdict.MATCH, None, False)
+    assert any("at deep depth failed" in note for note in report.notes)
+    assert scan_path(registry, path, options=ScanOptions(depth=Depth.DEEP)).verdict is Verdict.ERROR

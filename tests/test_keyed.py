@@ -15,9 +15,10 @@ from fingerprint.errors import UsageError, WrongKeyError
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.signs import Stream, sample_indices
 from signatures.budget import DEFAULT_LIMIT
-from signatures.container import MAX_FILE_BYTES
+from signatures.container import MAX_FILE_BYTES, Section
 from signatures.keyed import (
     KEYED_BYTES,
+    KIND,
     key_identity,
     keyed_fingerprint,
     keyed_section,
@@ -147,6 +148,25 @@ def test_the_key_confirms_a_relative_and_no_stranger(folder, fp: Program, tmp_pa
     other = fp("scan", folder / "tuned.safetensors", "--key", folder / "second.key", registry=registry).out
     assert "no registered model has a sketch under key" in other
     assert "not checked with key" in other
+
+
+def test_a_key_that_cannot_be_tried_hides_neither_matches_nor_other_models(folder, section, fp: Program, tmp_path):
+    key, registry = folder / "first.key", tmp_path / "registry"
+    for name in ("a", "b"):
+        fp("sketch", folder / f"{name}.safetensors", "-o", tmp_path / f"{name}.fpsig")
+    signatures = [read_signature(tmp_path / f"{name}.fpsig") for name in ("a", "b")]
+    forged = Section(KIND, section.data[:8] + b"x" * 200)
+    for name, signature, held in zip(("a", "b"), signatures, (section, forged), strict=True):
+        (tmp_path / f"{name}.fpsig").write_bytes(encode(with_section(signature, held)))
+        assert fp("register", tmp_path / f"{name}.fpsig", "--name", f"x/{name}", registry=registry).status == 0
+    ran = fp("scan", folder / "tuned.safetensors", "--key", key, "--format", "json", registry=registry)
+    (report,) = json.loads(ran.out)
+    assert {check["model"]: check["confirmed"] for check in report["keyed"]} == {"x/a": True}
+    assert any("x/b: the keyed sketch cannot be opened" in note for note in report["notes"])
+    ran = fp("scan", tmp_path / "a.fpsig", "--key", key, "--format", "json", registry=registry)
+    (report,) = json.loads(ran.out)
+    assert (ran.status, report["verdict"], report["error"]) == (1, "match", None)
+    assert any("a key needs the weights" in note for note in report["notes"])
 
 
 def test_comparing_with_a_wrong_key_or_a_signature_is_refused_with_a_reason(folder, fp: Program, tmp_path):

@@ -28,6 +28,8 @@ from fingerprint.errors import (
 from fingerprint.remote import Location, RemoteOptions, is_remote
 from fingerprint.remote.pages import PAGE, RangedSource
 from fingerprint.remote.transfer import PageCache, Transfer
+from signatures.keyed import make_key
+from signatures.keyed_check import check_comparison
 from signatures.registry import Registry
 from signatures.scan import ScanOptions, compare_paths, scan_path
 from signatures.signature import sign
@@ -205,7 +207,7 @@ class TestScans:
         assert report.suspect.bytes_read == pytest.approx(hub.counts.sent - before, abs=4096)  # but for the API
         assert any("fetched in" in note for note in report.notes)
 
-    @pytest.mark.parametrize(("most", "depth"), [(1 << 28, "full"), (1000, "quick")])
+    @pytest.mark.parametrize(("most", "depth"), [(1 << 28, "deep"), (1000, "quick")])
     def test_auto_fetches_a_large_one_by_sample_alone(
         self, hub: VirtualHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, depth: str
     ) -> None:
@@ -221,6 +223,15 @@ class TestScans:
         report = compare_paths(at(f"hf://{NAME}", hub=hub.url), folder / "files" / "model.bin")
         assert report.suspect.depth == "quick"
         assert report.matches[0].confidence == "certain"
+
+    def test_a_key_does_not_fetch_a_large_one_whole(
+        self, hub: VirtualHub, folder: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("signatures.keyed_check.AUTO_WHOLE", 1000)
+        place, options = at(f"hf://{NAME}", hub=hub.url), ScanOptions(depth="quick")
+        report = scan_path(registry, place, options=options)
+        with pytest.raises(UsageError, match="--depth full"):
+            check_comparison(report, folder / "files" / "model.bin", place, make_key(DATA[:32]))
 
     def test_a_server_that_fails_gives_a_report_of_an_error(self, registry: Registry) -> None:
         with OddServer(lambda _: Answer(500)) as server:
@@ -249,6 +260,9 @@ class TestCommands:
         refused = fp("sketch", *rest, environment=environment)
         assert refused.status == 2
         assert "--depth quick" in refused.err
+        (tmp_path / "key").write_bytes(DATA[:32])
+        keyed = fp("sketch", *rest, "--depth", "quick", "--key", tmp_path / "key", environment=environment)
+        assert (keyed.status, "leave out --key" in keyed.err) == (2, True)
         made = fp("sketch", *rest, "--depth", "quick", environment=environment)
         assert made.status == 0
         assert "fetched in" in made.err

@@ -250,7 +250,14 @@ def scan_one(registry: Registry | None, path: str, wanted: ScanOptions, key: Key
         with reading(console, path) as progress:
             place = options.located(path)
             report = scan_path(registry, place, options=wanted, progress=progress)
-            return report if key is None else check_scan(registry, report, place, key, progress)
+            if key is None:
+                return report
+            try:
+                return check_scan(registry, report, place, key, progress)
+            except RegistryError:
+                raise
+            except WeightprintError as error:
+                return report.despite(error, "the check with the key")
     except RegistryError:
         raise
     except WeightprintError as error:

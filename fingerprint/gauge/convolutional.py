@@ -56,6 +56,7 @@ def convolutional_samples(
         return
     ends = {i: tensors[i].view.shape for i in usable if len(tensors[i].view.shape) == 2}
     norms = _batch_norms(tensors)
+    seen: set[tuple[int, ...]] = set()
     for chain in _chains(tensors, kernels):
         maps = [_map(tensors, position, norms) for position in chain]
         composed = maps[0].kernel
@@ -66,6 +67,9 @@ def convolutional_samples(
                 break
             composed = _compose(maps[place].kernel, *_unit(composed))
             units, lengths = _unit(composed)
+            if tuple(chain[: place + 2]) in seen:  # chains that part later have their beginning in common
+                continue
+            seen.add(tuple(chain[: place + 2]))
             following = _following(maps, place, units, lengths, tensors, ends)
             if len(units) < _LEAST or following is None:
                 continue
@@ -147,15 +151,17 @@ def _opposite(kernel: Float64, units: Float64, lengths: Float64) -> Float64:
     size = np.maximum(np.linalg.norm(whole.reshape(out, -1), axis=1), 1e-30)
     scaled = scaled / np.maximum(np.linalg.norm(scaled.reshape(out, -1), axis=1), 1e-30)[:, None, None, None]
     weights = scaled.reshape(out, inputs, -1)
-    found: Float64 = np.einsum("rit,rd->itd", weights, (whole / size[:, None, None, None]).reshape(out, -1))
+    unit = (whole / size[:, None, None, None]).reshape(out, -1)
+    found: Float64 = np.tensordot(weights, unit, axes=(0, 0))  # (in, taps, numbers of a composition)
     ratio = lengths[None, :, None] * kernel.reshape(out, inputs, -1) / size[:, None, None]
-    own = np.einsum("rit,ris->its", weights, ratio)  # how much of the unit, at each tap, is in its own sum
+    # How much of the unit, at each tap, is in its own sum: (in, taps, taps)
+    own = weights.transpose(1, 2, 0) @ ratio.transpose(1, 0, 2)
     _, channels, a, b = units.shape
     shifted = np.zeros((inputs, high * wide, channels, a + high - 1, b + wide - 1))
     for tap in range(high * wide):
         row, column = divmod(tap, wide)
         shifted[:, tap, :, row : row + a, column : column + b] = units
-    found -= np.einsum("its,isd->itd", own, shifted.reshape(inputs, high * wide, -1))
+    found -= own @ shifted.reshape(inputs, high * wide, -1)
     return found.reshape(inputs, -1)
 
 
@@ -174,13 +180,18 @@ def _factors(
     if pair is not None and all(tensors[one].view.shape == (size,) for one in pair):
         gain, variance = (read_vector(tensors[one]) for one in pair)
         return gain / np.sqrt(np.maximum(variance, 0.0) + _EPSILON)
-    vectors = [read_vector(one) for one in tensors if one.view.shape == (size,)]
-    positive = [one for one in vectors if one.min(initial=1.0) > 0]
-    if norms or len(vectors) != 4 or len(positive) != 2:
+    vectors = [one for one in tensors if one.view.shape == (size,)]
+    if norms or len(vectors) != 4:
+        return np.ones(size)
+    positive = [values for one in vectors if (values := read_vector(one)).min(initial=1.0) > 0]
+    if len(positive) != 2:
         return np.ones(size)
     # The variance goes with the lengths of the rows in front of the norm.
     lengths = np.log(np.maximum(row_norms(kernel.reshape(size, -1).astype(np.float32)), 1e-30))
-    likeness = [abs(float(np.corrcoef(np.log(one), lengths)[0, 1])) if one.std() > 0 else 0.0 for one in positive]
+    likeness = [
+        abs(float(np.corrcoef(np.log(one), lengths)[0, 1])) if min(one.std(), lengths.std()) > 0 else 0.0
+        for one in positive
+    ]
     variance, gain = positive if likeness[0] >= likeness[1] else positive[::-1]
     return gain / np.sqrt(variance + _EPSILON)
 

@@ -136,13 +136,16 @@ def _in_input_space(tensors: Sequence[CanonicalTensor], cell: _Cell) -> Iterator
                 front = candidate(rows)
             yield _Rows(loop, read(loop) @ front, coins=False)
         return
-    composed = {other: read(other) @ front for other in cell.others}
-    for other, rows in composed.items():
+    matrices = {other: read(other) for other in cell.others}
+    fronts = {}
+    for other, whole in matrices.items():
+        rows = whole @ front
+        fronts[other] = candidate(rows)
         yield _Rows(other, rows, coins=False)
-    for other, rows in composed.items():
-        for following in cell.others:
+    for other, front in fronts.items():
+        for following, whole in matrices.items():
             if following != other:
-                yield _Rows(following, read(following) @ candidate(rows), coins=False)
+                yield _Rows(following, whole @ front, coins=False)
 
 
 def _cells(tensors: Sequence[CanonicalTensor], usable: Sequence[int], *, suspect: bool) -> list[_Cell]:
@@ -156,13 +159,17 @@ def _cells(tensors: Sequence[CanonicalTensor], usable: Sequence[int], *, suspect
         return named
     found = []
     order = sorted(shapes, key=lambda position: natural_order(tensors[position].name))
+    of_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for position in order:
+        if len(of_shape[shapes[position]]) <= MOST_LOOPS:  # one more, which may be the cell's own
+            of_shape[shapes[position]].append(position)
     for position in order:
         for turned in (False, True):
             rows, inputs = shapes[position][::-1] if turned else shapes[position]
             for gates in RECURRENT:
                 units = rows // gates
                 loop = (units, rows) if turned else (rows, units)
-                others = [i for i in order if shapes[i] == loop and i != position]
+                others = [i for i in of_shape.get(loop, ()) if i != position]
                 if rows % gates or units < LEAST_UNITS or inputs == 1 or not others:
                     continue
                 found.append(_Cell(position, gates, turned, (), tuple(others[:MOST_LOOPS])))

@@ -6,6 +6,7 @@ Formats: the ``constexpr`` operations of MIL (coremltools/converters/mil/mil/ops
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -109,23 +110,26 @@ class Sparse:
     mask: TensorView
     values: TensorView
     _before: list[int] = field(default_factory=lambda: [0], repr=False, compare=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def read(self, start: int, stop: int) -> Array:
         """See ``TensorView.read``."""
         total = math.prod(self.shape)
         if not 0 <= start <= stop <= total:
             raise IndexError(f"elements {start} to {stop} of {self.shape}")
-        while len(self._before) <= start // _STEP:
-            at = (len(self._before) - 1) * _STEP
-            self._before.append(self._before[-1] + int(np.count_nonzero(self.mask.read(at, min(at + _STEP, total)))))
+        with self._lock:  # parts of one array are measured by several threads
+            while len(self._before) <= start // _STEP:
+                at = (len(self._before) - 1) * _STEP
+                there = int(np.count_nonzero(self.mask.read(at, min(at + _STEP, total))))
+                self._before.append(self._before[-1] + there)
         first = start - start % _STEP
-        there = self.mask.read(first, stop) != 0
-        skipped = int(np.count_nonzero(there[: start - first]))
-        there = there[start - first :]
+        kept = self.mask.read(first, stop) != 0
+        skipped = int(np.count_nonzero(kept[: start - first]))
+        kept = kept[start - first :]
         begin = self._before[start // _STEP] + skipped
-        count = int(np.count_nonzero(there))
+        count = int(np.count_nonzero(kept))
         if begin + count > math.prod(self.values.shape):
             raise MalformedFileError("fewer values than the mask has places for", tensor=self.name)
         elements = np.zeros(stop - start, self.dtype.numpy)
-        elements[there] = self.values.read(begin, begin + count)
+        elements[kept] = self.values.read(begin, begin + count)
         return elements

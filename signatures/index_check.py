@@ -10,7 +10,7 @@ import numpy as np
 from signatures.index import TIE, Float32, Hits, best_of_models, blocks_of, merged, padded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from signatures.engine import Engine, Rows
 
@@ -33,16 +33,23 @@ class Checked:
 
 
 def check(
-    engine: Engine, models: Sequence[int], rows_of: Callable[[int], Rows | None], queries: int, width: int
+    engine: Engine,
+    models: Sequence[int],
+    rows_of: Callable[[int], Rows | None],
+    queries: int,
+    width: int,
+    behind: Collection[int] = (),
 ) -> Checked:
     """Compare an engine with the vectors of the signatures of ``models``, which are gone through once.
 
-    Nothing is said of models without readable rows (``None``); if the engine covers one, no query is compared.
+    Nothing is said of models without readable rows (``None``), nor of those that came or went since the engine followed
+    (``behind``): a search makes up for them. If the engine covers one of either, no query is compared.
     """
     covered = engine.covers()
     status = engine.status()
-    unknown: set[int] = set()
-    problems = [f"model {model} of the index is not registered" for model in sorted(set(covered) - set(models))]
+    unknown = set(behind)
+    strange = sorted(set(covered) - set(models) - unknown)
+    problems = [f"model {model} of the index is not registered" for model in strange]
     sample = _sample(models, rows_of, queries, width)
     slow = padded([[] for _ in sample])
     for block in blocks_of(_compared(engine, covered, models, rows_of, unknown, problems), width):
@@ -72,7 +79,7 @@ def _compared(
 ) -> Iterator[tuple[int, Rows]]:
     """The models with their rows; on the way these are compared with those of the engine."""
     for model in models:
-        rows = rows_of(model)
+        rows = None if model in unknown else rows_of(model)
         if rows is None:
             unknown.add(model)
             continue

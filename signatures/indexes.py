@@ -196,14 +196,15 @@ class Indexes:
         """Compare the engines with the signatures, and their answers with those of the slow search.
 
         ``queries`` registered vectors of each kind, spread over the models and blurred, are searched both ways. Models
-        whose signature cannot be read are left out.
+        whose signature cannot be read are left out, and so are those that the engine has yet to follow.
         """
         status = self.status()
         found: list[Checked] = []
         for kind in Vectors:
-            engine = self._engine(kind)
-            engine.mark()
-            found.append(check(engine, list(self._log.model_ids()), self._readable(kind), queries, self._widths[kind]))
+            engine, models = self._engine(kind), list(self._log.model_ids())
+            changes = self._log.changes(engine.mark())
+            behind = {*models, *engine.covers()} if changes is None else {model for model, _ in changes[0]}
+            found.append(check(engine, models, self._readable(kind), queries, self._widths[kind], behind))
         problems = list(dict.fromkeys(line for one in found for line in one.problems))
         # Averages over the queries of both kinds; each kind has to reach its bound, which is among the problems.
         total = sum(one.queries for one in found)

@@ -293,7 +293,9 @@ def _greedy(design: _Design, members: list[int]) -> tuple[dict[int, float], floa
     left = 1.0
     while options - set(chosen) and len(chosen) < MOST_MODELS and left > LEAST_RESIDUAL:
         trials = [_fit(design, members, [*chosen, index]) for index in sorted(options - set(chosen))]
-        solution, rest = min(trials, key=lambda trial: trial[1])
+        # Of candidates that explain the same (one model, registered twice) every group takes the strongest.
+        least = min(rest for _, rest in trials)
+        solution, rest = next(trial for trial in trials if trial[1] <= least + LEAST_RESIDUAL)
         too_little = bool(chosen) and rest**2 > (1 - MUST_EXPLAIN) * left**2
         if too_little or min(solution.values()) < LEAST_COEFFICIENT:
             break

@@ -237,6 +237,15 @@ def test_small_checkpoints_are_read_whole_at_once(registry, tmp_path) -> None:
     assert scan(registry, model(1), tmp_path, depth="auto").suspect.depth == Depth.FULL
 
 
+def test_one_model_registered_at_both_depths_is_no_merge_with_itself(tmp_path) -> None:
+    with Registry.open(tmp_path / "registry", create=True) as opened:
+        for name, quick in (("a/full", False), ("a/quick", True)):
+            opened.register(sign(looked_at(model(1), tmp_path / "model.safetensors", quick=quick)), name=name)
+        report = scan(opened, model(1), tmp_path)
+    assert [match.relation for match in report.matches] == [Relation.IDENTICAL, Relation.IDENTICAL]
+    assert list(report.mixture.coefficients) == ["a/full"]
+
+
 def test_two_checkpoints_are_compared_at_quick_depth(tmp_path) -> None:
     base, tuned = save(model(1), tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
     save(low_rank_change(model(1), 9, 0.05), tuned)

@@ -261,8 +261,10 @@ class TestCommands:
         assert refused.status == 2
         assert "--depth quick" in refused.err
         (tmp_path / "key").write_bytes(DATA[:32])
-        keyed = fp("sketch", *rest, "--depth", "quick", "--key", tmp_path / "key", environment=environment)
+        keyed = fp("sketch", *rest, "--key", tmp_path / "key", environment=environment)
         assert (keyed.status, "leave out --key" in keyed.err) == (2, True)
+        contrary = fp("sketch", *rest, "--depth", "quick", "--key", tmp_path / "key", environment=environment)
+        assert (contrary.status, "leave out --depth quick" in contrary.err) == (2, True)
         made = fp("sketch", *rest, "--depth", "quick", environment=environment)
         assert made.status == 0
         assert "fetched in" in made.err

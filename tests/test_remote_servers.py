@@ -494,6 +494,7 @@ class TestSecrets:
                 assert [one.headers.get("Authorization") for one in server.asked] == ["Bearer secret"] * 3
                 assert all("/resolve/" + "a" * 40 in one.path for one in server.asked[2:])
             assert elsewhere.asked
+            assert not any("Authorization" in one.headers for one in elsewhere.asked)
             assert all("Authorization" not in one.headers for one in elsewhere.asked)
 
     def test_the_token_is_not_sent_in_the_open(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,12 @@ class RemoteFolder:
     def open(self, name: str) -> Source:
         """See ``Folder``."""
         opened = self._opened.get(name)
-        return self._store.open(self._prefix + name) if opened is None else opened.result()
+        if opened is not None:
+            return opened.result()
+        known = self._listing()
+        if known is not None and "/" not in name and name not in known.files:
+            raise InputNotFoundError("there is nothing", path=self._store.shown(self._prefix + name))
+        return self._store.open(self._prefix + name)
 
     def sub(self, name: str) -> RemoteFolder:
         """See ``Folder``."""

@@ -126,7 +126,9 @@ class _Here:
 
     def lost(self, item: Entry, reason: str) -> Answer[Measured]:
         """See ``Task.lost``."""
-        raise NotImplementedError(f"{item.path}: {reason}")
+        from cli.tasks import lost_model
+
+        return lost_model(item, reason)
 
 
 class _Writer:

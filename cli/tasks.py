@@ -77,7 +77,12 @@ class MeasureTask:
 
     def lost(self, item: Entry, reason: str) -> Answer[Measured]:
         """See ``Task.lost``."""
-        return Answer(Measured(error=f"{item.path}: not registered: {reason}"))
+        return lost_model(item, reason)
+
+
+def lost_model(item: Entry, reason: str) -> Answer[Measured]:
+    """The answer for a model that nobody could measure."""
+    return Answer(Measured(error=f"{item.path}: not registered: {reason}"))
 
 
 def measured_by(item: Entry, how: Measuring, console: Console) -> Answer[Measured]:

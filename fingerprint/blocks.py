@@ -1,11 +1,13 @@
 """What one block of a tensor's elements is, told from its bits, and the float32 numbers of it in memory that is reused.
 
 Fresh memory costs as much as the arithmetic on a block, and integer reductions of 16-bit numbers take a quarter of the
-time that those of the same numbers in float32 take.
+time that those of the same numbers in float32 take. One compiled loop does all of it where it was built
+(``_kernels.c``); numpy does where it was not, and with what is rare: NaN, infinities, numbers at the ends of float32.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
 import threading
 from dataclasses import dataclass
@@ -16,7 +18,19 @@ import numpy as np
 
 from fingerprint.dtypes import to_float32
 
+
+def _built() -> ModuleType | None:
+    try:
+        return importlib.import_module("fingerprint._kernels")
+    except ImportError:  # there was no compiler
+        return None
+
+
+_kernels = _built()
+
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
@@ -25,6 +39,35 @@ if TYPE_CHECKING:
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 _INFINITY: Final = {_BF16: 0x7F80, np.dtype(np.float16): 0x7C00, np.dtype(np.float32): 0x7F800000}
 """The bits of infinity; those of a NaN without its sign are larger."""
+
+
+_SMALLEST: Final = 2.0**-30
+_LARGEST: Final = 2.0**26
+"""Magnitudes whose fourth powers, and sums of them over a block, are normal numbers of float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some rows of some columns of a matrix, as the sketch sees them, and what they were before.
+
+    ``block`` (b, c) float32, without NaN and infinities, cut to magnitudes up to a limit; ``rows`` (b,) and ``columns``
+    (c,) its sums, float32. Of what was there before the cut: ``normal`` (no -0 among it, and nothing that is not
+    finite), how much is not finite, how many zeros, its smallest and largest finite values, its sum and sum of squares,
+    and the sums of squares of its rows and (empty unless asked for) columns.
+    """
+
+    block: Float32
+    rows: Float32
+    columns: Float32
+    normal: bool
+    nonfinite: int
+    zeros: int
+    low: float
+    high: float
+    total: float
+    energy: float
+    row_squares: NDArray[np.floating[Any]]
+    column_squares: NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,28 +86,109 @@ class Bits:
 
 def bits_of(flat: Array) -> Bits | None:
     """The facts about a block (1-D, contiguous, not empty) of bf16, f16 or f32; None for other types."""
-    infinity = _INFINITY.get(flat.dtype)
-    if infinity is None or not flat.size:
+    if flat.dtype not in _INFINITY or not flat.size:
         return None
     size = flat.dtype.itemsize
     word, signed = flat.view(f"u{size}"), flat.view(f"i{size}")
     top = 1 << (8 * size - 1)
-    # As signed numbers the floats of either sign are apart, the negative ones (-0 the first) in the order of their
-    # magnitudes; as unsigned ones the negative ones are the largest.
     least, most, largest = int(signed.min()), int(signed.max()), int(word.max())
+    zeros = flat.size - int(np.count_nonzero(word))
+    if least == -top:
+        zeros += int(np.count_nonzero(word == top))
+    return _bits(flat.dtype, least, most, largest, zeros)
+
+
+def _bits(dtype: np.dtype[Any], least: int, most: int, largest: int, zeros: int) -> Bits:
+    """From the least and most of the words as signed numbers, and the largest as an unsigned one.
+
+    As signed numbers the floats of either sign are apart, the negative ones (-0 the first) in the order of their
+    magnitudes; as unsigned ones the negative ones are the largest.
+    """
+    infinity, top = _INFINITY[dtype], 1 << (8 * dtype.itemsize - 1)
     if most >= infinity or largest >= top + infinity:
         return Bits(finite=False, normal=False, low=0.0, high=0.0, zeros=0)
-    normal = least != -top
     low = largest if largest >= top else least
     high = most if most >= 0 else least + 2 * top
-    zeros = flat.size - int(np.count_nonzero(word))
-    if not normal:
-        zeros += int(np.count_nonzero(word == top))
-    return Bits(True, normal, _value(low, flat.dtype), _value(high, flat.dtype), zeros)
+    return Bits(True, least != -top, _value(low, dtype), _value(high, dtype), zeros)
 
 
 def _value(word: int, dtype: np.dtype[Any]) -> float:
     return float(np.array(word, f"u{dtype.itemsize}").view(dtype))
+
+
+def look(native: Array, limit: float, scratch: Scratch, *, column_squares: bool = False) -> Piece:
+    """Take a piece (b, c) of any float type apart. Its ``block`` may lie in ``scratch``, whose last one is lost.
+
+    ``limit`` may be infinite. -0 counts as 0.
+    """
+    if not native.size:
+        rows, columns = native.shape
+        none = np.zeros(0, np.float32)
+        nothing = np.zeros(rows, np.float32), np.zeros(columns, np.float32)
+        return Piece(
+            np.zeros(native.shape, np.float32), *nothing, True, 0, 0, math.inf, -math.inf, 0.0, 0.0, nothing[0], none
+        )
+    piece = None
+    if _kernels is not None:
+        piece = _compiled(_kernels, native, limit, scratch, column_squares=column_squares)
+    return _interpreted(native, limit, scratch, column_squares=column_squares) if piece is None else piece
+
+
+def _compiled(
+    kernels: ModuleType, native: Array, limit: float, scratch: Scratch, *, column_squares: bool
+) -> Piece | None:
+    """See ``look``; None where the loop is not made for these numbers."""
+    dtype = native.dtype
+    if dtype == np.float16:
+        native = widened(native, scratch)
+    if native.dtype not in _INFINITY or native.strides[1] != native.itemsize:
+        return None
+    words = native.view(f"u{native.itemsize}")
+    if not words.flags.aligned:
+        return None
+    rows, columns = native.shape
+    block = scratch.floats(native.size).reshape(native.shape)
+    room = np.zeros(2 * (rows + columns), np.float32)
+    of_rows, row_squares = room[:rows], room[rows : 2 * rows]
+    of_columns, squares = room[2 * rows : 2 * rows + columns], room[2 * rows + columns :]
+    squares = squares if column_squares else squares[:0]
+    *facts, total, energy = kernels.look(words, limit, block, of_rows, of_columns, row_squares, squares)
+    bits = _bits(native.dtype, *facts)
+    if not bits.finite or not is_plain(max(abs(bits.low), abs(bits.high))):
+        return None
+    normal = bits.normal and dtype in _INFINITY
+    return Piece(
+        block, of_rows, of_columns, normal, 0, bits.zeros, bits.low, bits.high, total, energy, row_squares, squares
+    )
+
+
+def _interpreted(native: Array, limit: float, scratch: Scratch, *, column_squares: bool) -> Piece:
+    """See ``look``."""
+    bits = bits_of(np.ascontiguousarray(native).reshape(-1))
+    normal, bad = bits is not None and bits.normal, 0
+    block = widened(native, scratch)
+    if bits is None or not bits.finite:
+        bad = block.size - int(np.count_nonzero(np.isfinite(block)))
+        block = np.ascontiguousarray(without_nonfinite(block))
+        bits = bits_of(block.reshape(-1))
+        if bits is None:
+            raise TypeError(f"a block of {block.dtype}, not of float32")
+    plain = is_plain(max(abs(bits.low), abs(bits.high)))
+    wide = block if plain else block.astype(np.float64)
+    row_squares = np.einsum("ij,ij->i", wide, wide)
+    squares = np.einsum("ij,ij->j", wide, wide) if column_squares else np.zeros(0, np.float32)
+    total = float((wide @ np.ones(block.shape[1], wide.dtype)).sum(dtype=np.float64))
+    energy = float(row_squares.sum(dtype=np.float64))
+    block = cut(block, limit, scratch)
+    rows, columns = block @ np.ones(block.shape[1], np.float32), np.ones(len(block), np.float32) @ block
+    return Piece(
+        block, rows, columns, normal, bad, bits.zeros - bad, bits.low, bits.high, total, energy, row_squares, squares
+    )
+
+
+def is_plain(magnitude: float) -> bool:
+    """Whether fourth powers of numbers up to ``magnitude``, and sums of them over a block, fit float32."""
+    return _SMALLEST < magnitude < _LARGEST
 
 
 class Scratch(threading.local):

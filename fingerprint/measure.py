@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,12 +11,11 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.blocks import Scratch, bits_of, cut, taken, widened, without_nonfinite
-from fingerprint.content import LATTICE_TILE, SLICE_SAMPLES, is_analytic, lattice_bits
+from fingerprint.blocks import Scratch, look, taken
 from fingerprint.digest import TensorDigester
 from fingerprint.dtypes import Kind
-from fingerprint.records import TensorStatistics
-from fingerprint.signs import Stream, among, sample_indices
+from fingerprint.moments import Moments, SliceNorms
+from fingerprint.probe import Probe, Roughness
 from fingerprint.sketch import MatrixSketch, MatrixSketcher
 from fingerprint.slices import SliceCollector, StoredSlices, ceiling, ceiling_runs, clean, slice_digests, within
 from fingerprint.tensors import Transposed, element_count, read_rows
@@ -25,8 +24,8 @@ from fingerprint.vocabulary import Content
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from fingerprint.blocks import Bits
     from fingerprint.parameters import Parameters
+    from fingerprint.records import TensorStatistics
     from fingerprint.tensors import TensorView
 
 Array = NDArray[Any]
@@ -53,16 +52,8 @@ TRANSPOSED_BLOCK_ELEMENTS: Final = 1 << 24
 MOST_SKETCHED_AXIS: Final = 1 << 22
 """Longest axis of a matrix that gets a sketch: what is kept for each column and row stays small."""
 
-_SMOOTH: Final = 0.05
-_TILES: Final = 4
-_RUN: Final = 16
-_PROBED: Final = 1 << 16
 NO_WEIGHTS: Final = 1e-9
 """Share of a matrix's energy outside its row and column means below which only the rounding of the means is left."""
-_SMALLEST: Final = 2.0**-30
-_LARGEST: Final = 2.0**26
-"""Magnitudes whose fourth powers, and sums of them over a block, are normal numbers of float32."""
-
 CASTS: Final = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype(np.float16),
@@ -135,35 +126,33 @@ def _measure(
     sketcher = MatrixSketcher(rows, columns, parameters) if wants_sketch else None
     large = rows * columns >= SAMPLED_FROM and rows >= _SAMPLED_ROWS
     moments = Moments(stride=SAMPLED_STRIDE if large else 1)
-    probe = _Probe(rows, columns, parameters) if wants_sketch else None
-    slice_norms = _SliceNorms(rows, columns if column_norms else 0) if norms and wants_sketch else None
-    roughness = _Roughness()
+    probe = Probe(rows, columns, parameters) if wants_sketch else None
+    slice_norms = SliceNorms(rows, columns if column_norms else 0) if norms and wants_sketch else None
+    roughness = Roughness()
     slices = SliceCollector(rows, columns, parameters) if wants_sketch and sampled else None
     limit = _ceiling(view, parameters) if wants_sketch else math.inf
 
     for start, first, native in row_blocks(view):
         flat = native.reshape(-1)
-        bits = bits_of(flat)
-        digester.update(flat, normal=bits is not None and bits.normal)
         if not is_float:
+            digester.update(flat)
             moments.add_integers(flat)
             continue
+        normal = True
+        for row, column, part in _pieces(native):
+            piece = look(part, limit, _scratch, column_squares=slice_norms is not None and column_norms)
+            normal = normal and piece.normal
+            moments.add(piece)
+            if slice_norms is not None:
+                slice_norms.add(start + row, first + column, piece)
+            if sketcher is not None:
+                sketcher.add(start + row, piece.block, piece.rows, piece.columns, first + column)
+            else:
+                roughness.add(piece.block.reshape(-1))
+        digester.update(flat, normal=normal)
         for name, dtype in narrower.items():
             cast_digesters[name].update(_rounded(flat, dtype))
-        if bits is not None and bits.finite:
-            moments.look(bits, flat.size)
         moments.sample(start, native)
-        for row, column, part in _pieces(native):
-            block = widened(part, _scratch)
-            block = moments.add(block) if bits is None or not bits.finite else moments.add_sums(block)
-            if slice_norms is not None:
-                slice_norms.add(start + row, first + column, block, precise=moments.extreme)
-            if sketcher is not None:
-                if moments.reach > limit:
-                    block = cut(block, limit, _scratch)
-                sketcher.add(start + row, block, first + column)
-            else:
-                roughness.add(block.reshape(-1))
         if slices is not None:
             slices.add(start, first, native)
         if sketcher is not None and probe is not None:
@@ -325,7 +314,7 @@ def narrower_types(view: TensorView) -> dict[str, np.dtype[Any]]:
 
 
 def _content(
-    view: TensorView, statistics: TensorStatistics, probe: _Probe | None, constant: bool, matrix: bool
+    view: TensorView, statistics: TensorStatistics, probe: Probe | None, constant: bool, matrix: bool
 ) -> Content:
     if element_count(view.shape) == 0:
         return Content.EMPTY
@@ -348,220 +337,3 @@ def _content_of_sketch(sketch: MatrixSketch, energy: float) -> Content:
     if not all(np.isfinite(part).all() for part in (whole, sketch.rows, sketch.columns) if part is not None):
         return Content.NONFINITE
     return Content.WEIGHTS if float(np.sum(whole**2)) > NO_WEIGHTS * energy else Content.ANALYTIC
-
-
-@dataclass(slots=True)
-class Moments:
-    """Sums of powers over the finite elements, block by block; the third and fourth of every ``stride``-th row."""
-
-    stride: int = 1
-    count: int = 0
-    nonfinite: int = 0
-    zeros: int = 0
-    low: float = math.inf
-    high: float = -math.inf
-    extreme: bool = False
-    reach: float = 0.0
-    """Largest magnitude of the block added last."""
-    _sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
-    _sampled: NDArray[np.float64] = field(default_factory=lambda: np.zeros(5))
-
-    def add(self, block: Float32) -> Float32:
-        """Add some rows, (b, c) float32, of which nothing is known; returns them with NaN and infinities as 0."""
-        if not block.size:
-            return block
-        block, bits = self._looked_at(block)
-        self.look(bits, block.size)
-        return self.add_sums(block)
-
-    def look(self, bits: Bits, size: int) -> None:
-        """Add what the bits of ``size`` elements tell."""
-        self.count += size
-        self.zeros += bits.zeros
-        self.low, self.high = min(self.low, bits.low), max(self.high, bits.high)
-        self.reach = max(abs(bits.low), abs(bits.high))
-        self.extreme = not _SMALLEST < self.reach < _LARGEST
-
-    def add_sums(self, block: Float32) -> Float32:
-        """Add some rows of what was looked at last, (b, c) float32; returns them."""
-        flat = block.reshape(-1)
-        if self.extreme:
-            wide = flat.astype(np.float64)
-            self._sums += (float(wide.sum()), float(np.dot(wide, wide)))
-        else:
-            sums = block @ np.ones(block.shape[1], np.float32)
-            self._sums += (float(sums.sum(dtype=np.float64)), float(np.dot(flat, flat)))
-        return block
-
-    def sample(self, start: int, native: Array) -> None:
-        """Add the third and fourth powers of the sampled ones of rows ``start`` onwards, (b, c) of any float type."""
-        part = clean(native[-start % self.stride :: self.stride]).reshape(-1)
-        reach = max(abs(float(part.min(initial=0.0))), abs(float(part.max(initial=0.0))))
-        self._sampled += _powers(part if _SMALLEST < reach < _LARGEST else part.astype(np.float64))
-
-    def _looked_at(self, block: Float32) -> tuple[Float32, Bits]:
-        """The block with NaN and infinities as 0, and the facts about it; these zeros are not counted."""
-        bits = bits_of(block.reshape(-1))
-        if bits is not None and bits.finite:
-            return block, bits
-        bad = block.size - int(np.count_nonzero(np.isfinite(block)))
-        self.nonfinite += bad
-        block = without_nonfinite(block)
-        bits = bits_of(block.reshape(-1))
-        if bits is None:
-            raise TypeError(f"a block of {block.dtype}, not of float32")
-        return block, replace(bits, zeros=bits.zeros - bad)
-
-    def add_integers(self, flat: Array) -> None:
-        """Count an integer, boolean or complex block; nothing else is measured of it."""
-        self.count += flat.size
-
-    @property
-    def constant(self) -> bool:
-        """Whether all values are the same."""
-        return self.low >= self.high
-
-    @property
-    def energy(self) -> float:
-        """Sum of the squares of the finite elements."""
-        return float(self._sums[1])
-
-    def finish(self, bits: int) -> TensorStatistics:
-        """The statistics of everything added; moments that overflow are given as 0."""
-        count = max(self.count - self.nonfinite, 1)
-        first, second = (float(value) / count for value in self._sums)
-        variance = max(second - first**2, 0.0)
-        largest = max(abs(self.low), abs(self.high)) if self.low <= self.high else 0.0
-        return TensorStatistics(
-            mean=_finite(first),
-            deviation=_finite(math.sqrt(variance)) if math.isfinite(variance) else 0.0,
-            largest=_finite(largest),
-            kurtosis=_finite(self._kurtosis()),
-            zeros=self.zeros / max(self.count, 1),
-            nonfinite=self.nonfinite,
-            lattice_bits=bits,
-        )
-
-    def _kurtosis(self) -> float:
-        present = max(float(self._sampled[0]) * (1.0 - self.nonfinite / max(self.count, 1)), 1.0)
-        first, second, third, fourth = (float(value) / present for value in self._sampled[1:])
-        variance = max(second - first**2, 0.0)
-        central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
-        return central / variance**2 if variance > 0 else 0.0
-
-
-def _powers(flat: NDArray[np.floating]) -> tuple[float, ...]:
-    """Number of elements, and sums of their first four powers."""
-    squares = flat * flat
-    sums = (flat.sum(), squares.sum(), np.dot(squares, flat), np.dot(squares, squares))
-    return float(flat.size), *(float(one) for one in sums)
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else 0.0
-
-
-class _SliceNorms:
-    """Euclidean norms of rows and columns of a matrix, block by block; of none of the columns if there are 0."""
-
-    def __init__(self, rows: int, columns: int) -> None:
-        self._row_squares = np.zeros(rows, np.float64)
-        self._column_squares = np.zeros(columns, np.float64)
-
-    def add(self, start: int, first: int, block: Float32, *, precise: bool) -> None:
-        """Add rows ``start`` onwards, columns ``first`` onwards; ``precise``: squares do not fit float32."""
-        wide = block.astype(np.float64) if precise else block
-        self._row_squares[start : start + len(block)] += np.einsum("ij,ij->i", wide, wide)
-        if self._column_squares.size:
-            self._column_squares[first : first + block.shape[1]] += np.einsum("ij,ij->j", wide, wide)
-
-    @property
-    def rows(self) -> Float32:
-        """Norms of the rows, once everything was added."""
-        return np.sqrt(self._row_squares).astype(np.float32)
-
-    @property
-    def columns(self) -> Float32:
-        """Norms of the columns, once everything was added."""
-        return np.sqrt(self._column_squares).astype(np.float32)
-
-
-class _Roughness:
-    """How much neighbouring elements of a vector differ."""
-
-    def __init__(self) -> None:
-        self._steps = 0.0
-        self._size = 0
-
-    def add(self, flat: Float32) -> None:
-        """Add the next elements."""
-        self._size += flat.size
-        self._steps += float(np.sum(np.diff(flat.astype(np.float64)) ** 2))
-
-    def is_smooth(self, deviation: float) -> bool:
-        """Whether neighbours are nearly equal, as in ramps, frequencies and windows: trained vectors are rough.
-
-        The mean squared step is twice the variance for unrelated neighbours.
-        """
-        return self._size >= 8 and self._steps < _SMOOTH * 2.0 * deviation**2 * self._size
-
-
-class _Probe:
-    """A few rows, columns and square tiles of a matrix, kept as they are to judge its content.
-
-    Of very long rows and columns only the beginning is kept.
-    """
-
-    def __init__(self, rows: int, columns: int, parameters: Parameters) -> None:
-        seed = parameters.seed
-        self._square = rows == columns <= _PROBED
-        self._row_indices = sample_indices(seed, Stream.PROBE, rows, SLICE_SAMPLES)
-        self._column_indices = sample_indices(seed, Stream.PROBE, columns, SLICE_SAMPLES)
-        self._numbers = (self._row_indices.tolist(), self._column_indices.tolist())
-        self._rows = np.zeros((self._row_indices.size, min(columns, _PROBED)), np.float32)
-        self._columns = np.zeros((self._column_indices.size, min(rows, _PROBED)), np.float32)
-        tile_rows, tile_columns = max(rows // LATTICE_TILE, 1), max(columns // LATTICE_TILE, 1)
-        number = tile_rows * tile_columns
-        self._tiles = {
-            (int(i) // tile_columns * LATTICE_TILE, int(i) % tile_columns * LATTICE_TILE): np.zeros(
-                (min(rows, LATTICE_TILE), min(columns, LATTICE_TILE)), np.float32
-            )
-            for i in sample_indices(seed, Stream.PROBE, number, _TILES)
-        }
-
-    def add(self, start: int, first: int, block: Array) -> None:
-        """Keep what is wanted of rows ``start`` onwards, columns ``first`` onwards, of any float type."""
-        stop, last = start + len(block), first + block.shape[1]
-        low, high = among(self._numbers[0], start, stop)
-        end = min(last, self._rows.shape[1])
-        if low < high and first < end:
-            wanted = self._row_indices[low:high] - start
-            self._rows[low:high, first:end] = clean(taken(block[:, : end - first], wanted, 0))
-        left, right = among(self._numbers[1], first, last)
-        end = min(stop, self._columns.shape[1])
-        if left < right and start < end:
-            wanted = self._column_indices[left:right] - first
-            self._columns[left:right, start:end] = clean(taken(block[: end - start], wanted, 1).T)
-        for (row, column), tile in self._tiles.items():
-            top, bottom = max(row, start), min(row + tile.shape[0], stop)
-            near, far = max(column, first), min(column + tile.shape[1], last)
-            if top < bottom and near < far:
-                part = block[top - start : bottom - start, near - first : far - first]
-                tile[top - row : bottom - row, near - column : far - column] = clean(part)
-
-    def is_analytic(self) -> bool:
-        """See ``content.is_analytic``."""
-        return is_analytic(self._rows, self._columns, self._row_indices, self._column_indices, square=self._square)
-
-    def lattice_bits(self) -> int:
-        """See ``content.lattice_bits``."""
-        tiles = list(self._tiles.values())
-        # Most tiles must agree: where two of four lie on no grid, the others need not be looked at.
-        if len(tiles) == _TILES and all(_varies(tile) and not lattice_bits([tile]) for tile in tiles[:2]):
-            return 0
-        return lattice_bits(tiles)
-
-
-def _varies(tile: Float32) -> bool:
-    """Whether the beginnings of a tile's first row and column are not constant: it then says something about grids."""
-    return all(np.unique(run[run != 0]).size > 1 for run in (tile[0, :_RUN], tile[:_RUN, 0]))

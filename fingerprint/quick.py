@@ -17,18 +17,19 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from fingerprint.assemble import Measured, record_of
+from fingerprint.blocks import Scratch, look
 from fingerprint.canonical import lay_out
 from fingerprint.content import LATTICE_TILE, is_analytic, lattice_bits
-from fingerprint.dtypes import Kind, to_float32
+from fingerprint.dtypes import Kind
 from fingerprint.measure import (
     NO_WEIGHTS,
-    Moments,
     has_long_axis,
     matrix_shape,
     measure_tensor,
     narrower_types,
     roundings,
 )
+from fingerprint.moments import Moments
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.records import AxisSample, Fingerprint, TensorRecord, TensorStatistics
 from fingerprint.signs import Stream, sample_indices, sign_block
@@ -182,8 +183,9 @@ def _sampled(
     if has_long_axis(view.shape) or indices.size * length * view.dtype.bits // 8 > MOST_BYTES:
         return record, 0
     native = np.stack(list(together(stored.read, indices.tolist())))
-    moments = Moments()
-    values = moments.add(to_float32(native))
+    moments, piece = Moments(), look(native, math.inf, Scratch())
+    values = piece.block
+    moments.add(piece)
     moments.sample(0, native)
     statistics = moments.finish(lattice_bits(_tiles(values, parameters), across=False))
     content = _content(values, indices, moments, square=size == length)

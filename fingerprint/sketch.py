@@ -81,24 +81,24 @@ class MatrixSketcher:
 
         Values near the largest float32 may overflow; the sketch then has entries that are not finite.
         """
-        self.add(start, block, first)
+        rows, columns = block.shape
+        self.add(start, block, block @ np.ones(columns, np.float32), np.ones(rows, np.float32) @ block, first)
         self.add_slices(start, first, block.shape, lambda axis, indices: block.take(indices, axis=axis))
 
-    def add(self, start: int, block: Float32, first: int = 0) -> None:
-        """Add a block to all but the sketches of single slices; see ``update``."""
+    def add(self, start: int, block: Float32, row_sums: Float32, column_sums: Float32, first: int = 0) -> None:
+        """Add a block to all but the sketches of single slices; its sums are (b,) and (c,). See ``update``."""
         rows, columns = block.shape
         stop, last = start + rows, first + columns
-        ones = np.ones(max(rows, columns), np.float32)
         wide = np.empty((rows, self._width + 1), np.float64)
         wide[:, : self._width] = block @ self._inner(Stream.SKETCH, first, last, self._width)
-        sums = wide[:, self._width] = block @ ones[:columns]
+        wide[:, self._width] = row_sums
         self._whole += self._signs(Stream.SKETCH, start, stop, self._width).T @ wide
-        self._column_mean_part += ones[:rows] @ wide
-        self._row_sums_part += sums @ self._signs(Stream.SLICE, start, stop, self._axis_width)
+        self._column_mean_part += wide.sum(axis=0)
+        self._row_sums_part += row_sums @ self._signs(Stream.SLICE, start, stop, self._axis_width)
         low, high = among(self._row_numbers, start, stop)
         if low < high:
-            self._row_part[low:high, self._axis_width] += sums[self.row_indices[low:high] - start]
-        self._column_sums[first:last] += ones[:rows] @ block
+            self._row_part[low:high, self._axis_width] += row_sums[self.row_indices[low:high] - start]
+        self._column_sums[first:last] += column_sums
         if self._shape[0] == self._shape[1]:
             corner, end = max(start, first), min(stop, last)
             if corner < end:

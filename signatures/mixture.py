@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from fingerprint.units import first_of, unit_of
 from signatures.change import whiteness
@@ -282,6 +281,8 @@ def _fit(design: _Design, members: list[int], chosen: list[int]) -> tuple[dict[i
     length = float(np.linalg.norm(target))
     if length <= 0.0:
         return dict.fromkeys(chosen, 0.0), 0.0
+    from scipy.optimize import nnls
+
     weights, left = nnls(np.stack([design.column(index, members) for index in chosen], axis=1), target)
     return {index: float(weight) for index, weight in zip(chosen, weights, strict=True)}, left / length
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import ml_dtypes
 import numpy as np
 import pytest
 
-from fingerprint.blocks import Scratch, bits_of, cut, taken, widened, without_nonfinite
+from fingerprint import blocks
+from fingerprint.blocks import Piece, Scratch, bits_of, cut, look, taken, widened, without_nonfinite
 from fingerprint.digest import TensorDigester
 from fingerprint.dtypes import to_float32
-from fingerprint.measure import Moments, measure_tensor
+from fingerprint.measure import measure_tensor
+from fingerprint.moments import Moments
 from fingerprint.parameters import DEFAULT_PARAMETERS as P
 from fingerprint.slices import clean
 
@@ -127,7 +131,7 @@ def test_values_that_are_not_finite_are_left_out_of_the_moments() -> None:
     values = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     values[3, 5], values[7, 1], values[9, 9] = np.nan, np.inf, 0.0
     moments = Moments()
-    moments.add(values)
+    moments.add(look(values, math.inf, Scratch()))
     moments.sample(0, values)
     found = moments.finish(0)
     finite = values[np.isfinite(values)].astype(np.float64)
@@ -137,3 +141,98 @@ def test_values_that_are_not_finite_are_left_out_of_the_moments() -> None:
     centred = finite - finite.mean()
     assert found.kurtosis == pytest.approx(np.mean(centred**4) / np.mean(centred**2) ** 2, rel=1e-3)
     assert not np.any(clean(values)[~np.isfinite(values)])
+
+
+LOOKED_AT = [*TYPES, np.dtype(np.float64), np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)]
+
+
+def _looked_at(native: np.ndarray, limit: float, *, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> Piece:
+    with monkeypatch.context() as patch, np.errstate(over="ignore", invalid="ignore"):
+        if not compiled:
+            patch.setattr(blocks, "_kernels", None)
+        return look(native, limit, Scratch(), column_squares=True)
+
+
+def _drawn(dtype: np.dtype, name: str) -> np.ndarray:
+    drawn = np.random.default_rng(0).normal(size=(37, 2 * 129))
+    if name == "zeros and -0":
+        drawn[3, 5:9], drawn[8, 1] = 0.0, -0.0
+    elif name == "not finite":
+        drawn[1, 2], drawn[5, 7] = np.nan, -np.nan
+        drawn[30, 200] = np.inf if dtype.name != "float8_e4m3fn" else np.nan
+    elif name == "huge":
+        drawn *= 2.0 ** min(np.log2(float(ml_dtypes.finfo(dtype).max)) - 4, 120.0)
+    elif name == "tiny":
+        drawn *= 2.0**-35
+    elif name == "constant":
+        drawn[:] = -0.5
+    return drawn.astype(dtype)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("dtype", LOOKED_AT, ids=str)
+@pytest.mark.parametrize("name", ["plain", "zeros and -0", "not finite", "huge", "tiny", "constant"])
+def test_a_piece_is_what_its_numbers_are(
+    dtype: np.dtype, name: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if compiled and blocks._kernels is None:
+        pytest.skip("the loop was not compiled")
+    whole = _drawn(dtype, name)
+    native = whole[:, 129:]  # rows do not lie together
+    before = whole.tobytes()
+    wide = native.astype(np.float64)
+    wide[~np.isfinite(wide)] = 0.0
+    limit = float(np.abs(wide).max()) / 2
+    piece = _looked_at(native, limit, compiled=compiled, monkeypatch=monkeypatch)
+    assert whole.tobytes() == before
+    cut_off = np.clip(wide, -limit, limit)
+    np.testing.assert_array_equal(piece.block, cut_off.astype(np.float32))
+    close = {"rtol": 1e-5, "atol": 1e-5 * limit}
+    np.testing.assert_allclose(piece.rows, cut_off.sum(axis=1), **close)
+    np.testing.assert_allclose(piece.columns, cut_off.sum(axis=0), **close)
+    np.testing.assert_allclose(piece.row_squares, (wide**2).sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(piece.column_squares, (wide**2).sum(axis=0), rtol=1e-5)
+    assert piece.total == pytest.approx(wide.sum(), rel=1e-5, abs=1e-4 * limit)
+    assert piece.energy == pytest.approx((wide**2).sum(), rel=1e-5)
+    assert (piece.low, piece.high) == (np.float32(wide.min()), np.float32(wide.max()))
+    finite = np.isfinite(native.astype(np.float64))
+    assert piece.nonfinite == native.size - np.count_nonzero(finite)
+    assert piece.zeros == np.count_nonzero((native.astype(np.float64) == 0) & finite)
+    normal = bool(finite.all()) and not np.any(np.signbit(wide) & (wide == 0))
+    assert piece.normal == normal or (not piece.normal and dtype not in TYPES)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (1, 1), (1, 7)])
+def test_pieces_may_be_empty_or_small(shape: tuple[int, int]) -> None:
+    piece = look(np.full(shape, 3.0, np.float32), 2.0, Scratch())
+    assert piece.block.shape == shape
+    assert piece.rows.tolist() == [2.0 * shape[1]] * shape[0]
+    assert piece.columns.tolist() == [2.0 * shape[0]] * shape[1]
+    assert piece.energy == 9.0 * shape[0] * shape[1]
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_numbers_at_odd_places_of_a_file_are_read(dtype: np.dtype) -> None:
+    values = np.random.default_rng(0).normal(size=(4, 64)).astype(dtype)
+    at_odd = np.frombuffer(b"\0" + values.tobytes(), np.uint8)[1:].view(dtype).reshape(4, 64)
+    np.testing.assert_array_equal(look(at_odd, math.inf, Scratch()).block, to_float32(values))
+
+
+def test_the_compiled_loop_refuses_room_that_does_not_fit() -> None:
+    kernels = pytest.importorskip("fingerprint._kernels")
+    words, out = np.zeros((2, 3), np.uint16), np.zeros((2, 3), np.float32)
+    two, three, none = np.zeros(2, np.float32), np.zeros(3, np.float32), np.zeros(0, np.float32)
+    assert kernels.look(words, 1.0, out, two, three, two.copy(), none) == (0, 0, 0, 6, 0.0, 0.0)
+    for wrong in (
+        (words, 1.0, out[:1], two, three, two, none),
+        (words, 1.0, out, three, three, two, none),
+        (words, 1.0, out, two, two, two, none),
+        (words, 1.0, out, two, three, three, none),
+        (words, 1.0, out, two, three, two, two),
+        (words, 1.0, out.astype(np.float64), two, three, two, none),
+        (words.astype(np.uint64), 1.0, out, two, three, two, none),
+        (words[0], 1.0, out, two, three, two, none),
+        (words.T, 1.0, out.T.copy(), three, two, three.copy(), none),
+    ):
+        with pytest.raises((ValueError, BufferError)):
+            kernels.look(*wrong)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.zoo.recipes import STYLES, family
+from benchmarks.zoo.recipes import FAMILIES, STYLES, family
 from benchmarks.zoo.store import build, is_cached
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__)
-    parser.add_argument("--family", choices=("a", "b", STYLES), default="a")
+    parser.add_argument("--family", choices=(*FAMILIES, STYLES), default="a")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / ".cache" / "zoo")
     parser.add_argument("--only", action="append", metavar="GLOB", help="ids to train, with the parents they need")
     parser.add_argument("--quick", action="store_true", help="tiny models with the same relations, in seconds")

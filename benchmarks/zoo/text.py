@@ -1,24 +1,32 @@
-"""Text that every Python machine has (the standard library's sources), its data sets, and a tokenizer made from it."""
+"""Text that every machine has which trains: sources of the standard library (and of torch, for family c).
+
+Its data sets, and one tokenizer for them all, made from the standard library.
+"""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import json
 import re
 import sysconfig
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # Tests are not installed everywhere, and code tables are not language.
 _EXCLUDED_PARTS = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "__pycache__"}
 )
 
-# Share of the modules in each data set. The two families share no module.
+# Share of the modules in each data set. No two families share a module.
 DATASETS: dict[str, float] = {
     "a-pre": 0.25,
     "a-other": 0.18,
@@ -29,6 +37,8 @@ DATASETS: dict[str, float] = {
     "b-x": 0.05,
     "b-y": 0.05,
 }
+# The same of torch's modules.
+TORCH_DATASETS: dict[str, float] = {"c-pre": 0.45, "c-other": 0.35, "c-x": 0.1, "c-y": 0.1}
 VALIDATION_SHARE = 0.06
 VOCABULARY = 1280
 # "a-pre" + SMALL is about this much of the text of "a-pre".
@@ -40,9 +50,17 @@ _PIECE = re.compile(r"\n *| ?[A-Z]?[a-z]+| ?[A-Z]+| ?\d|_+| +|[^\w\s]+|.", re.DO
 
 
 @functools.cache
-def modules() -> dict[str, str]:
-    """Source text of the standard library's modules by dotted name, sorted by name; tests and code tables left out."""
+def modules(package: str | None = None) -> dict[str, str]:
+    """Source text of a package's modules by dotted name, sorted by name; tests and code tables left out.
+
+    Without a package, of the standard library's. Raises ModuleNotFoundError if it is not installed.
+    """
     root = Path(sysconfig.get_paths()["stdlib"])
+    if package is not None:
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f"{package} is not installed")
+        root = Path(spec.origin).parent
     found: dict[str, str] = {}
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
@@ -51,21 +69,25 @@ def modules() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def dataset_of(module: str) -> str:
+def dataset_of(module: str, shares: Mapping[str, float] = DATASETS) -> str:
     """Return the data set that a module belongs to; depends on its dotted name alone."""
     position = int.from_bytes(hashlib.blake2b(module.encode(), digest_size=8).digest(), "big") / 2**64
-    for name, share in DATASETS.items():
+    for name, share in shares.items():
         if position < share:
             return name
         position -= share
-    return next(reversed(DATASETS))
+    return next(reversed(shares))
+
+
+def _package_of(dataset: str) -> str | None:
+    return "torch" if dataset.removesuffix(SMALL) in TORCH_DATASETS else None
 
 
 @functools.cache
-def text_digest() -> str:
-    """Return a digest of all the text: models trained on another Python's library are other models."""
+def text_digest(package: str | None = None) -> str:
+    """Return a digest of all the text: models trained on another version's sources are other models."""
     state = hashlib.blake2b(digest_size=8)
-    for name, source in modules().items():
+    for name, source in modules(package).items():
         state.update(name.encode() + b"\0" + source.encode() + b"\0")
     return state.hexdigest()
 
@@ -125,14 +147,16 @@ class Tokens:
 @functools.cache
 def tokens(dataset: str, vocabulary: int = VOCABULARY) -> Tokens:
     """Encode a data set; the last of its modules, ordered by a hash of the name, are held out."""
-    chosen = [name for name in modules() if dataset_of(name) == dataset.removesuffix(SMALL)]
+    text = modules(_package_of(dataset))
+    shares = DATASETS if _package_of(dataset) is None else TORCH_DATASETS
+    chosen = [name for name in text if dataset_of(name, shares) == dataset.removesuffix(SMALL)]
     # The order of the alphabet would put whole packages in the held-out part.
     chosen.sort(key=lambda name: hashlib.blake2b(name.encode(), key=b"order", digest_size=8).digest())
     if dataset.endswith(SMALL):
-        sizes = np.cumsum([len(modules()[name]) for name in chosen])
+        sizes = np.cumsum([len(text[name]) for name in chosen])
         chosen = chosen[: int(np.searchsorted(sizes, _SMALL_CHARACTERS)) + 1]
     encoder = tokenizer(vocabulary)
-    joined = np.concatenate([encoder.encode(modules()[name]) for name in chosen]).astype(np.int64)
+    joined = np.concatenate([encoder.encode(text[name]) for name in chosen]).astype(np.int64)
     cut = round(len(joined) * (1 - VALIDATION_SHARE))
     return Tokens(train=joined[:cut], validation=joined[cut:])
 

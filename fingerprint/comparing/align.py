@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from fingerprint.comparing.evidence import LN10
 from fingerprint.signs import Stream, bits
@@ -71,9 +70,18 @@ def align_samples(registered: AxisSample, suspect: AxisSample, *, negated: bool 
     cosines = -(a @ b.T) if negated else a @ b.T
     # Ties (equal rows) must not fall on the diagonal because of how the solver walks: shuffle one side first.
     order = np.argsort(bits(0, Stream.SHUFFLE, 0, int(common[-1]) + 1)[common[usable]], kind="stable")
-    rows, columns = linear_sum_assignment(-cosines[:, order])
-    landed = int(np.count_nonzero(order[columns] == rows))
+    landed = int(np.count_nonzero(order[_assigned(cosines[:, order])] == np.arange(number)))
     return Alignment(landed, number, float(np.mean(np.diagonal(cosines))), log10_p_landed(landed), registered.dimension)
+
+
+def _assigned(cosines: Float64) -> NDArray[np.int64]:
+    """The column of each row in the assignment of the largest sum, (n, n) to (n,)."""
+    best: NDArray[np.int64] = cosines.argmax(axis=1)
+    if len(np.unique(best)) == len(best):  # no sum is larger than that of the rows' largest numbers
+        return best
+    from scipy.optimize import linear_sum_assignment  # takes half a second, and relatives do not need it
+
+    return np.asarray(linear_sum_assignment(-cosines)[1], np.int64)
 
 
 def log10_p_landed(landed: int) -> float:

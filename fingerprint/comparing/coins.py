@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
 from fingerprint.comparing.evidence import LN10
 from fingerprint.vectors import row_norms, unit_rows
@@ -114,7 +113,10 @@ class _Reading:
 
     def __init__(self, gate: Float32, up: Float32 | None, down: Float32) -> None:
         self.gate, self.up, self.down = unit_rows(gate), None if up is None else unit_rows(up), unit_rows(down)
-        self._largest = np.argsort(-row_norms(gate), kind="stable")
+        largest = np.argsort(-row_norms(gate), kind="stable")
+        few, many = largest[:_GLANCED], largest[: 8 * _GLANCED]
+        self._few, self._many = (self.gate[few], self.down[few]), (self.gate[many], self.down[many])
+        self._few_up, self._many_up = (None if self.up is None else self.up[rows] for rows in (few, many))
 
     def products(self, other: _Reading) -> tuple[Float32, Float32]:
         """Cosines by gate, and summed ones by the rest: (m, n) each."""
@@ -125,11 +127,11 @@ class _Reading:
 
     def first_glance(self, other: _Reading) -> float:
         """About the mean score of the best partners, from the neurons of largest gates alone."""
-        rows, columns = self._largest[:_GLANCED], other._largest[: 8 * _GLANCED]
-        rest = self.down[rows] @ other.down[columns].T
-        if self.up is not None and other.up is not None:
-            rest = np.abs(rest + self.up[rows] @ other.up[columns].T)
-        return float((self.gate[rows] @ other.gate[columns].T + rest).max(axis=1, initial=-1.0).mean())
+        (gate, down), (other_gate, other_down) = self._few, other._many
+        rest = down @ other_down.T
+        if self._few_up is not None and other._many_up is not None:
+            rest = np.abs(rest + self._few_up @ other._many_up.T)
+        return float((gate @ other_gate.T + rest).max(axis=1, initial=-1.0).mean())
 
 
 def _readings(sample: NeuronSample) -> list[_Reading]:
@@ -333,6 +335,8 @@ def log10_p_signed_sum(total: int, weights: Int64) -> float:
     def exponent(log_t: float) -> float:
         scaled = math.exp(log_t) * values
         return float(np.sum(np.logaddexp(scaled, -scaled) - math.log(2.0)) - math.exp(log_t) * total)
+
+    from scipy.optimize import minimize_scalar  # takes half a second
 
     best = minimize_scalar(exponent, bounds=(-20.0, 8.0), method="bounded")
     return min(0.0, (float(best.fun) + math.log(2.0)) / LN10)

@@ -137,7 +137,8 @@ def compare_gauge(registered: Fingerprint, suspect: Fingerprint, *, own_frames: 
     """
     matchers = _MATCHERS if own_frames else tuple(match for match in _MATCHERS if match is not _own_frames)
     frames = [found for match in matchers if (found := match(registered, suspect)) is not None]
-    tests = [test for frame in frames if (test := _neuron_test(registered, frame)) is not None]
+    usable = usable_coins(registered.neurons) if frames else []
+    tests = [test for frame in frames if (test := _neuron_test(frame, usable)) is not None]
     for find in _CHANNEL_TESTS:
         tests += find(registered, suspect, frames)
     return Gauge(tuple(frames), tuple(tests))
@@ -221,8 +222,8 @@ def alike_circuits(
     return found
 
 
-def _neuron_test(registered: Fingerprint, frame: FrameMatch) -> ExactTest | None:
-    result = toss(frame.matches, usable_coins(registered.neurons))
+def _neuron_test(frame: FrameMatch, usable: Sequence[NDArray[np.bool_]]) -> ExactTest | None:
+    result = toss(frame.matches, usable)
     return ExactTest(frame.frame, NEURONS, result) if result.coins else None
 
 

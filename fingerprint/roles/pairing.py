@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from fingerprint.roles.grams import common_share, pair_features, read_run, units
 from fingerprint.roles.wiring import NeuronMatrices, Place
@@ -143,6 +142,8 @@ def _pair(
     total = scores.total
     gated = group.gated and not (group.few and np.sort(total, axis=0)[-2].max() < _ACCEPT)
     per_second = 2 if gated else 1
+    from scipy.optimize import linear_sum_assignment
+
     rows, columns = linear_sum_assignment(-np.repeat(total, per_second, axis=1))
     seconds = columns // per_second
     taken = np.zeros(total.shape, bool)

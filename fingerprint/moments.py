@@ -1,0 +1,121 @@
+"""Moments of a tensor, and norms of the slices of a matrix, from its blocks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fingerprint.blocks import is_plain
+from fingerprint.records import TensorStatistics
+from fingerprint.slices import clean
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fingerprint.blocks import Piece
+
+    Array = NDArray[Any]
+    Float32 = NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class Moments:
+    """Sums of powers over the finite elements, piece by piece; the third and fourth of every ``stride``-th row."""
+
+    stride: int = 1
+    count: int = 0
+    nonfinite: int = 0
+    zeros: int = 0
+    low: float = math.inf
+    high: float = -math.inf
+    _sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
+    _sampled: NDArray[np.float64] = field(default_factory=lambda: np.zeros(5))
+
+    def add(self, piece: Piece) -> None:
+        """Add what is known of some elements."""
+        self.count += piece.block.size
+        self.nonfinite += piece.nonfinite
+        self.zeros += piece.zeros
+        self.low, self.high = min(self.low, piece.low), max(self.high, piece.high)
+        self._sums += (piece.total, piece.energy)
+
+    def sample(self, start: int, native: Array) -> None:
+        """Add the third and fourth powers of the sampled ones of rows ``start`` onwards, (b, c) of any float type."""
+        part = clean(native[-start % self.stride :: self.stride]).reshape(-1)
+        reach = max(abs(float(part.min(initial=0.0))), abs(float(part.max(initial=0.0))))
+        self._sampled += _powers(part if is_plain(reach) else part.astype(np.float64))
+
+    def add_integers(self, flat: Array) -> None:
+        """Count an integer, boolean or complex block; nothing else is measured of it."""
+        self.count += flat.size
+
+    @property
+    def constant(self) -> bool:
+        """Whether all values are the same."""
+        return self.low >= self.high
+
+    @property
+    def energy(self) -> float:
+        """Sum of the squares of the finite elements."""
+        return float(self._sums[1])
+
+    def finish(self, bits: int) -> TensorStatistics:
+        """The statistics of everything added; moments that overflow are given as 0."""
+        count = max(self.count - self.nonfinite, 1)
+        first, second = (float(value) / count for value in self._sums)
+        variance = max(second - first**2, 0.0)
+        largest = max(abs(self.low), abs(self.high)) if self.low <= self.high else 0.0
+        return TensorStatistics(
+            mean=_finite(first),
+            deviation=_finite(math.sqrt(variance)) if math.isfinite(variance) else 0.0,
+            largest=_finite(largest),
+            kurtosis=_finite(self._kurtosis()),
+            zeros=self.zeros / max(self.count, 1),
+            nonfinite=self.nonfinite,
+            lattice_bits=bits,
+        )
+
+    def _kurtosis(self) -> float:
+        present = max(float(self._sampled[0]) * (1.0 - self.nonfinite / max(self.count, 1)), 1.0)
+        first, second, third, fourth = (float(value) / present for value in self._sampled[1:])
+        variance = max(second - first**2, 0.0)
+        central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
+        return central / variance**2 if variance > 0 else 0.0
+
+
+def _powers(flat: NDArray[np.floating]) -> tuple[float, ...]:
+    """Number of elements, and sums of their first four powers."""
+    squares = flat * flat
+    sums = (flat.sum(), squares.sum(), np.dot(squares, flat), np.dot(squares, squares))
+    return float(flat.size), *(float(one) for one in sums)
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
+
+
+class SliceNorms:
+    """Euclidean norms of rows and columns of a matrix, block by block; of none of the columns if there are 0."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self._row_squares = np.zeros(rows, np.float64)
+        self._column_squares = np.zeros(columns, np.float64)
+
+    def add(self, start: int, first: int, piece: Piece) -> None:
+        """Add rows ``start`` onwards, columns ``first`` onwards."""
+        self._row_squares[start : start + len(piece.block)] += piece.row_squares
+        if self._column_squares.size:
+            self._column_squares[first : first + piece.block.shape[1]] += piece.column_squares
+
+    @property
+    def rows(self) -> Float32:
+        """Norms of the rows, once everything was added."""
+        return np.sqrt(self._row_squares).astype(np.float32)
+
+    @property
+    def columns(self) -> Float32:
+        """Norms of the columns, once everything was added."""
+        return np.sqrt(self._column_squares).astype(np.float32)

@@ -277,13 +277,13 @@ def test_a_file_of_rules_that_is_gone_is_no_frozen_rule(rules):
 
 @pytest.mark.parametrize(("state", "said"), [((None, []), "not frozen"), (("2026-01-01", ["a.py"]), "a.py")])
 def test_the_second_family_is_not_scored_with_other_rules(monkeypatch, tmp_path, state, said):
-    monkeypatch.setattr("benchmarks.lineage.run.state", lambda: state)
+    monkeypatch.setattr("benchmarks.lineage.run.state", lambda _: state)
     with pytest.raises(RulesChangedError, match=said):
         run(family_name="b", zoo=tmp_path, out=tmp_path, work=tmp_path)
 
 
 def test_the_table_says_that_rules_changed(done, monkeypatch, tmp_path):
-    monkeypatch.setattr("benchmarks.lineage.run.state", lambda: ("2026-01-01", ["signatures/verdict.py"]))
+    monkeypatch.setattr("benchmarks.lineage.run.state", lambda _: ("2026-01-01", ["signatures/verdict.py"]))
     run(family_name="a", zoo=done.zoo, out=tmp_path, work=tmp_path, quick=True, models=[STEM], only=["copy"])
     page = (tmp_path / "lineage-quick-a.md").read_text()
     assert "**Rules changed since they were frozen** (2026-01-01): `signatures/verdict.py`" in page
@@ -294,3 +294,9 @@ def test_stems_of_ids():
     assert stem_of("quick-a-llamatied-48-A-ftx-ft2") == "quick-a-llamatied-48"
     with pytest.raises(ValueError, match="no id"):
         stem_of("reference")
+
+
+def test_each_held_out_family_has_a_freeze_of_its_own():
+    files = {freeze.frozen_file(one) for one in freeze.HELD_OUT}
+    assert len(files) == len(freeze.HELD_OUT)
+    assert freeze.frozen_file("a") in files

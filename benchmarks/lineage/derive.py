@@ -20,7 +20,7 @@ from benchmarks.lineage.derive_cases import Case, Kit, Link, Made
 from benchmarks.lineage.derive_ops import layer_of, least_squares
 from benchmarks.lineage.derive_table import all_cases
 from benchmarks.lineage.derive_write import Item, disguise, shards, write_file, write_folder
-from benchmarks.zoo.recipes import Spec, family
+from benchmarks.zoo.recipes import FAMILIES, Spec, family
 from benchmarks.zoo.store import weights_path
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.lineage.derive", description=__doc__)
     parser.add_argument("--zoo", type=Path, default=Path(__file__).parents[2] / ".cache" / "zoo")
-    parser.add_argument("--family", choices=("a", "b"), default="a")
+    parser.add_argument("--family", choices=FAMILIES, default="a")
     parser.add_argument("--out", type=Path, required=True, help="a folder without suspects in it")
     parser.add_argument("--models", action="append", metavar="GLOB", help="shapes, such as 'a-llama-*'")
     parser.add_argument("--only", action="append", metavar="GLOB", help="cases")

@@ -1,7 +1,7 @@
 """Command: derive the suspects of a family, scan them in another process, and write what came out as a table.
 
 Writes ``lineage-FAMILY.md``, ``lineage-FAMILY.json`` and ``lineage-FAMILY-scores.png`` to OUT. Exit status 1 if a case
-fails, 2 if the command cannot do its work. Family b is scored only with the rules as they were frozen.
+fails, 2 if the command cannot do its work. Held-out families are scored only with the rules as they were frozen.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.lineage.derive import derive_all
 from benchmarks.lineage.distributions import collect, draw, rows
-from benchmarks.lineage.freeze import ROOT, digest, state
+from benchmarks.lineage.freeze import HELD_OUT, ROOT, digest, frozen_file, state
 from benchmarks.lineage.registries import Builder, plan
 from benchmarks.lineage.score import Outcome, score
 from benchmarks.lineage.table import summary, to_json, to_markdown
-from benchmarks.zoo.recipes import family
+from benchmarks.zoo.recipes import FAMILIES, family
 from fingerprint.vocabulary import Depth
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class RulesChangedError(Exception):
-    """Family b is scored once, with frozen rules; these are others."""
+    """A held-out family is scored once, with frozen rules; these are others."""
 
 
 def scan(
@@ -78,14 +78,14 @@ def run(
 ) -> list[Outcome]:
     """Do everything, and write the results to ``out``.
 
-    ``derived`` is a folder of suspects that are there already. ``changed_rules`` allows family b with rules that are
-    not the frozen ones, and the table says so. Raises RulesChangedError if that is not allowed; FileExistsError,
-    FileNotFoundError and ValueError as deriving does; CalledProcessError if the scanning process fails.
+    ``derived`` is a folder of suspects that are there already. ``changed_rules`` allows a held-out family with
+    rules that are not the frozen ones, and the table says so. Raises RulesChangedError if that is not allowed;
+    FileExistsError, FileNotFoundError and ValueError as deriving does; CalledProcessError if the scanning process fails.
     """
-    frozen, changed = state()
-    if family_name == "b" and not quick and not changed_rules:
+    frozen, changed = state(frozen_file(family_name))
+    if family_name in HELD_OUT and not quick and not changed_rules:
         if frozen is None:
-            raise RulesChangedError("the rules are not frozen: python -m benchmarks.lineage freeze")
+            raise RulesChangedError("the rules are not frozen: python -m benchmarks.lineage freeze FAMILY")
         if changed:
             raise RulesChangedError(f"rules changed since they were frozen on {frozen}: {', '.join(changed)}")
     if derived is None:
@@ -121,7 +121,7 @@ def run(
 
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m benchmarks.lineage run", description=__doc__)
-    options.add_argument("--family", choices=("a", "b"), default="a")
+    options.add_argument("--family", choices=FAMILIES, default="a")
     options.add_argument("--zoo", type=Path, default=ROOT / ".cache" / "zoo")
     options.add_argument("--out", type=Path, required=True, help="folder for the table and the plots")
     options.add_argument("--work", type=Path, help="keep suspects, registries and reports in this folder, made anew")
@@ -130,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--only", action="append", metavar="GLOB", help="cases")
     options.add_argument("--quick", action="store_true", help="the tiny models of the quick zoo")
     options.add_argument(
-        "--changed-rules", action="store_true", help="score family b with rules that are not the frozen ones"
+        "--changed-rules", action="store_true", help="score a held-out family with rules that are not the frozen ones"
     )
     options.add_argument("--depth", type=Depth, choices=list(Depth), default=Depth.DEEP, help="depth of the scans")
     return options

@@ -21,7 +21,7 @@ from benchmarks.lineage.derive_cases import Names
 from benchmarks.lineage.derive_write import disguise, write_file
 from benchmarks.rewrites.cases import Damage, Rewrite, Site, damages, rewrite, rewrites
 from benchmarks.zoo.models import Shape, Style, generator
-from benchmarks.zoo.recipes import QUICK, SIZES, STYLES, family
+from benchmarks.zoo.recipes import FAMILIES, QUICK, SIZES, STYLES, family
 from benchmarks.zoo.store import load_weights, weights_path
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rewrites", description=__doc__)
     parser.add_argument("--zoo", type=Path, default=Path(__file__).parents[2] / ".cache" / "zoo")
-    parser.add_argument("--family", choices=("a", "b", STYLES), default="a")
+    parser.add_argument("--family", choices=(*FAMILIES, STYLES), default="a")
     parser.add_argument("--out", type=Path, help="a folder without suspects in it")
     parser.add_argument("--models", action="append", metavar="GLOB", help="shapes, such as 'a-llama-*'")
     parser.add_argument("--source", action="append", metavar="MODEL", help="what is rewritten: A, B, A-ftx, A-cont ...")

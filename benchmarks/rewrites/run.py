@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from threadpoolctl import threadpool_limits
 
 from benchmarks.rewrites.make import make_all, plan
-from benchmarks.zoo.recipes import STYLES
+from benchmarks.zoo.recipes import FAMILIES, STYLES
 from benchmarks.zoo.store import weights_path
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
@@ -193,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns 0 if everything came out as it must."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rewrites.run", description=__doc__)
     parser.add_argument("--zoo", type=Path, default=Path(__file__).parents[2] / ".cache" / "zoo")
-    parser.add_argument("--family", choices=("a", "b", STYLES), default="a")
+    parser.add_argument("--family", choices=(*FAMILIES, STYLES), default="a")
     parser.add_argument("--rows", type=Path, help="a file that each row is appended to as a line of JSON")
     parser.add_argument("--models", action="append", metavar="GLOB", help="shapes, such as '*-128'")
     parser.add_argument("--only", action="append", metavar="GLOB", help="rewrite/damage")

@@ -119,7 +119,7 @@ def _checks(
             comparison = compare_fingerprints(ours, theirs, own_frames=False)
         alone = [one for one in comparison.evidence if one.test is not Test.SKETCH]
         best = min(alone, key=lambda one: one.log10_p, default=None)
-        log10_p = 0.0 if best is None else bonferroni(best.log10_p, len(alone) * len(registered))
+        log10_p = 0.0 if best is None else bonferroni(best.log10_p, len(registered))
         found.append(
             KeyedCheck(
                 model=name,

@@ -80,7 +80,8 @@ def run(
 
     ``derived`` is a folder of suspects that are there already. ``changed_rules`` allows a held-out family with
     rules that are not the frozen ones, and the table says so. Raises RulesChangedError if that is not allowed;
-    FileExistsError, FileNotFoundError and ValueError as deriving does; CalledProcessError if the scanning process fails.
+    FileExistsError, FileNotFoundError and ValueError as deriving does; CalledProcessError if the scanning process
+    fails.
     """
     frozen, changed = state(frozen_file(family_name))
     if family_name in HELD_OUT and not quick and not changed_rules:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fingerprint.comparing.align import Alignment, align_tensors
 from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, toss, usable_coins
-from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni
+from fingerprint.comparing.evidence import LOOKS, Evidence, Null, Test, bonferroni
 from fingerprint.comparing.gauge import AGREED, FrameMatch, Gauge, alike_circuits, compare_gauge
 from fingerprint.comparing.matching import SketchCosines, TensorMatch, is_distinctive, match_tensors
 from fingerprint.comparing.sampled import as_sampled, is_sampled, without_unseen
@@ -141,13 +141,14 @@ def _digest_evidence(registered: Fingerprint, suspect: Fingerprint, matches: Seq
         return None
     elements = sum(suspect.tensors[match.suspect].elements for match in equal)
     pairs = sum(map(is_distinctive, registered.tensors)) * sum(map(is_distinctive, suspect.tensors))
+    trials = pairs * LOOKS
     casts = sorted({match.digest for match in equal})
     return Evidence(
         test=Test.DIGEST,
         null=Null.CRYPTOGRAPHIC,
         statistic=float(len(equal)),
-        log10_p=bonferroni(-DIGEST_BITS * math.log10(2.0), pairs),
-        trials=pairs,
+        log10_p=bonferroni(-DIGEST_BITS * math.log10(2.0), trials),
+        trials=trials,
         detail={"tensors": len(equal), "elements": elements, "kinds": ",".join(casts)},
     )
 
@@ -159,7 +160,7 @@ def _align_evidence(
 
     Only the leads of the sketches are computed; the correction counts every pair that could have been one.
     """
-    trials = 4 * cosines.pairs
+    trials = 4 * cosines.pairs * LOOKS
     if not trials:
         return None
     best: tuple[Alignment, int, int] | None = None
@@ -204,8 +205,8 @@ def _coin_evidence(registered: Fingerprint, suspect: Fingerprint, neurons: Seque
         test=Test.ROWS,
         null=Null.EXACT,
         statistic=result.largest,
-        log10_p=result.log10_p,
-        trials=1,
+        log10_p=bonferroni(result.log10_p, LOOKS),
+        trials=LOOKS,
         detail={
             "coins": result.coins,
             "mlps": result.groups,
@@ -220,7 +221,7 @@ def _sketch_evidence(cosines: SketchCosines) -> Evidence | None:
     if not cosines.pairs:
         return None
     largest = cosines.largest
-    trials = 2 * cosines.pairs
+    trials = 2 * cosines.pairs * LOOKS
     return Evidence(
         test=Test.SKETCH,
         null=Null.CALIBRATED,

@@ -27,6 +27,10 @@ class Test(StrEnum):
     EVEN = "even"
 
 
+LOOKS: Final = 3 * len(Test)
+"""A model is tried with every test at up to three depths; the smallest p-value of all is what is reported."""
+
+
 class Null(StrEnum):
     """What a p-value rests on.
 
@@ -43,7 +47,8 @@ class Null(StrEnum):
 class Evidence:
     """One test's result for one registered model.
 
-    ``log10_p`` is corrected for the ``trials`` among which this result is the best, and never above 0.
+    ``log10_p`` is corrected for the ``trials`` among which this result is the best, ``LOOKS`` among them, and never
+    above 0.
     """
 
     test: Test

@@ -18,7 +18,7 @@ import numpy as np
 from fingerprint.comparing.calibration import FLOOR, VERSION, concordance_log10_p
 from fingerprint.comparing.channel_coins import match_channels, ungrouped_samples, usable_channels
 from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, toss, usable_coins
-from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni
+from fingerprint.comparing.evidence import LOOKS, Evidence, Null, Test, bonferroni
 from fingerprint.comparing.procrustes import match_self_frames
 from fingerprint.vocabulary import ChannelKind, Circuit, Frame
 
@@ -228,11 +228,12 @@ def _neuron_test(frame: FrameMatch, usable: Sequence[NDArray[np.bool_]]) -> Exac
 
 
 def _gauge_evidence(gauge: Gauge) -> Evidence | None:
-    """The best of the exact tests, corrected for their number."""
+    """The best of the exact tests, corrected for their number and for all other tests."""
     best = min(gauge.tests, key=lambda test: test.toss.log10_p, default=None)
     if best is None:
         return None
     frame = gauge.frame(best.frame)
+    trials = len(gauge.tests) * LOOKS
     detail: dict[str, float | int | str] = {
         "frame": best.frame,
         "kind": best.kind,
@@ -245,14 +246,14 @@ def _gauge_evidence(gauge: Gauge) -> Evidence | None:
         test=Test.GAUGE,
         null=Null.EXACT,
         statistic=best.toss.largest,
-        log10_p=bonferroni(best.toss.log10_p, len(gauge.tests)),
-        trials=len(gauge.tests),
+        log10_p=bonferroni(best.toss.log10_p, trials),
+        trials=trials,
         detail=detail,
     )
 
 
 def _even_evidence(gauge: Gauge) -> Evidence | None:
-    """The best of the frames' concordances, corrected for the number of frames."""
+    """The best of the frames' concordances, corrected for their number and for all other tests."""
     best = min(gauge.frames, key=lambda frame: (frame.log10_p, -frame.concordance), default=None)
     if best is None:
         return None
@@ -264,5 +265,6 @@ def _even_evidence(gauge: Gauge) -> Evidence | None:
         "calibration": VERSION,
     }
     detail |= {f"concordance-{one.frame}": one.concordance for one in gauge.frames}
-    log10_p = max(FLOOR, bonferroni(best.log10_p, len(gauge.frames)))
-    return Evidence(Test.EVEN, Null.CALIBRATED, best.concordance, log10_p, len(gauge.frames), detail)
+    trials = len(gauge.frames) * LOOKS
+    log10_p = max(FLOOR, bonferroni(best.log10_p, trials))
+    return Evidence(Test.EVEN, Null.CALIBRATED, best.concordance, log10_p, trials, detail)

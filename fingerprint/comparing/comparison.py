@@ -46,7 +46,7 @@ class Comparison:
     tried within this comparison, strongest first; the coverages are shares of the weight elements (matrices) of either
     side that the matches explain; ``similarity`` is their mean cosine, weighted by elements.
     ``covered`` are the shares of the suspect's tensors, by position, that matches and layers explain together, and
-    ``registered_covered`` those of the registered tensors; ``untested`` are roles that no test can match on either side.
+    ``registered_covered`` those of the registered tensors; ``untested`` are the roles that no test can match.
     ``sampled``: only what a quick look sees was compared, and ``registered`` and ``suspect`` are what it sees.
     """
 

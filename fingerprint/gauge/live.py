@@ -60,7 +60,8 @@ def with_live(samples: Sequence[NeuronSample], *, suspect: bool) -> tuple[Neuron
 def _live_sample(sample: NeuronSample) -> NeuronSample | None:
     """The sample of what is left of its neurons; None if nearly all of them are, or none.
 
-    ``size`` is then the number of neurons of the MLP that would be left if those that were not sampled were alike.
+    Those that are left have numbers of their own. ``size`` is how many would be left of the whole MLP if the neurons
+    that were not sampled are like the others.
     """
     found = live_neurons(sample.gate, sample.up, sample.down, named=sample.activation != UNNAMED)
     if is_nearly_all(found.rows.size, sample.indices.size) or not found.rows.size:
@@ -68,7 +69,7 @@ def _live_sample(sample: NeuronSample) -> NeuronSample | None:
     return replace(
         sample,
         size=max(found.rows.size, round(sample.size * found.rows.size / sample.indices.size)),
-        indices=sample.indices[found.rows],
+        indices=np.arange(found.rows.size, dtype=np.int64),
         gate=found.gate,
         up=found.up,
         down=found.down,

@@ -178,7 +178,7 @@ def _samples(
     live = live_neurons(neurons.gate, neurons.up, neurons.down, named=mlp.activation != UNNAMED)
     left = round(alive.size * live.rows.size / max(references.size, 1))
     if live.rows.size and not is_nearly_all(left, size):
-        yield _sample(mlp, max(left, live.rows.size), live._replace(rows=references[live.rows]), suspect=suspect)
+        yield _sample(mlp, max(left, live.rows.size), live._replace(rows=np.arange(live.rows.size)), suspect=suspect)
 
 
 def _lengths(tensors: Sequence[CanonicalTensor], mlp: Projections) -> NDArray[np.float64]:

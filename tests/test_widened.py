@@ -155,6 +155,13 @@ def test_few_neurons_and_zeros_are_no_trouble(rows) -> None:
     assert len(live_neurons(zeros, zeros, zeros, named=False).rows) <= rows
 
 
+@pytest.mark.parametrize("ungated", [True, False])
+def test_neurons_of_one_gate_may_be_as_large_as_they_like(ungated) -> None:
+    huge = np.full((40, 64), 3e38, np.float32)
+    found = live_neurons(huge, None if ungated else huge, huge, named=False)
+    assert np.isfinite(found.down).all()
+
+
 def test_small_neurons_are_left_out_by_what_they_have_together() -> None:
     assert contributing(np.array([1.0, 1e-3, 2.0, 1e-3])).tolist() == [0, 2]
     assert contributing(np.array([1.0, 0.1])).tolist() == [0, 1]

@@ -46,6 +46,21 @@ practice: see the last section.
 """
 
 
+NEXT = """
+Whatever stands around it, a registered model of which nine tenths are in the suspect is found as lineage; and where
+that is not so, neurons that were split count once and idle ones not at all ([method](../method.md)). What is left to an
+evader who widens:
+
+- **Leave out more than a tenth of V, and add more than is left.** That is a shared component, as it would be if V's
+  layers were a part of a new model. What it costs is what leaving out costs.
+- **Large neurons that never fire.** Weights do not show it, so that they count. They hide nothing where V's own neurons
+  can still be matched one by one, as in the rows above of dead neurons that write a tenth.
+- **Rewrite everything, pad with neurons that read much, and replace all names.** Not found: gains are told by what
+  reads them where names do not tell, and this noise drowns it. The key is not helped either. With V's names, or without
+  the rewrite, the same padding is found.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Attack:
     """What is done, and the weights before (after free rewrites) and after; their ``shape``, if it is another."""
@@ -270,7 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.only:
         print("\n".join(lines))
         return 0
-    lines += ["", tail(), f"{time.process_time() - started:.0f} s of CPU time, x86_64, 2 cores."]
+    lines += [NEXT, tail(), f"{time.process_time() - started:.0f} s of CPU time, x86_64, 2 cores."]
     options.out.write_text("\n".join(lines) + "\n")
     print(options.out)
     return 0

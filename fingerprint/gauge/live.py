@@ -34,6 +34,7 @@ _NOTHING: Final = 1e-4
 """Share of an MLP's energy that the smallest neurons, which are left out, have together: a hundredth of its length."""
 _NEIGHBOURS: Final = 32
 """Neurons of nearest projection among which one of the same gate is looked for."""
+_STEPS: Final = 4
 _NEARLY_ALL: Final = 0.9
 """Share of the neurons that is as good as all of them."""
 
@@ -129,19 +130,34 @@ def _merged(neurons: Neurons) -> Neurons:
         gone[members[members != first]] = True
         last = weights * neurons.down[members].astype(np.float64)
         if up is None or neurons.up is None:
-            down[first] = last.sum(axis=0)
+            down[first] = _narrowed(last.sum(axis=0))
         else:
-            up[first], down[first] = _joined(neurons.up[members].astype(np.float64), last)
+            up[first], down[first] = map(_narrowed, _joined(neurons.up[members].astype(np.float64), last))
     return _taken(Neurons(neurons.rows, neurons.gate, up, down), np.flatnonzero(~gone))
 
 
 def _joined(ups: Float64, downs: Float64) -> tuple[Float64, Float64]:
-    """The leading pair of ``Σ up_j ⊗ down_j``, up as long as the first of ``ups`` and of its sign."""
-    (left, one), (right, other) = np.linalg.qr(ups.T), np.linalg.qr(downs.T)
-    inner, size, outer = np.linalg.svd(one @ other.T)
-    up, down = left @ inner[:, 0], right @ outer[0]
+    """The leading pair of ``Σ up_j ⊗ down_j``, up as long as the first of ``ups`` and of its sign.
+
+    By steps of the power method: what was split has one pair and rounding beside it.
+    """
+    largest, other = (float(np.abs(rows).max()) or 1.0 for rows in (ups, downs))
+    ups, downs = ups / largest, downs / other
+    up, down = ups[0], (ups @ ups[0]) @ downs
+    for _ in range(_STEPS):
+        up = ups.T @ (downs @ down)
+        length = float(np.linalg.norm(up))
+        up = up / length if length > 0.0 else up
+        down = (ups @ up) @ downs
     length = float(np.linalg.norm(ups[0])) * (1.0 if float(up @ ups[0]) >= 0.0 else -1.0)
-    return up * length, down * float(size[0]) / (length or 1.0)
+    return up * (length * largest), down * (other / (length or 1.0))
+
+
+def _narrowed(row: Float64) -> Float32:
+    """In float32; zeros if it leaves that."""
+    with np.errstate(over="ignore"):
+        found = row.astype(np.float32)
+    return found if np.isfinite(found).all() else np.zeros_like(found)
 
 
 def _groups(gate: Float32) -> NDArray[np.int32]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from threadpoolctl import threadpool_limits
 
 from fingerprint.canonical import lay_out, with_fixed_residual
+from fingerprint.gauge.live import with_live
 from fingerprint.gauge.own import sample_self
 from fingerprint.gauge.sample import MOVING, Sampled, sample_gauge
 from fingerprint.gauge.units import Units, sample_units
@@ -168,7 +169,10 @@ def measure_checkpoint(
         dtypes=checkpoint.dtypes,
         complete=checkpoint.complete,
         tensors=records,
-        neurons=tuple(sample for sample in samples if sample is not None) + gauge.neurons + own + hidden.samples,
+        neurons=with_live([sample for sample in samples if sample is not None], suspect=not casts)
+        + gauge.neurons
+        + own
+        + hidden.samples,
         findings=tuple((finding.code, finding.message) for finding in checkpoint.findings)
         + _limits_reached(layout, measured, len(large))
         + ((("gauge-missing", gauge.missing),) if gauge.missing and not hidden.samples else ()),

@@ -18,7 +18,7 @@ from fingerprint.vocabulary import Content, Role
 from signatures.rewriting import Rewriting
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from fingerprint.comparing.comparison import Comparison
     from fingerprint.comparing.matching import TensorMatch
@@ -202,15 +202,23 @@ class Change:
 
     @cached_property
     def counts(self) -> tuple[float, float]:
-        """Shares of the matrices, by number, that are matched: of the suspect's and of the registered model's."""
-        theirs = {match.suspect for match in self.comparison.matches}
-        ours = {match.registered for match in self.comparison.matches}
+        """Shares of the matrices, by number: of the suspect's those matched, of the registered model's what is covered.
 
-        def share(tensors: Sequence[TensorRecord], matched: set[int]) -> float:
-            matrices = {position for position, tensor in enumerate(tensors) if tensor.sketch is not None}
-            return len(matrices & matched) / len(matrices) if matrices else 1.0
+        Of the registered model's without those of roles that could not be tested.
+        """
+        theirs = dict.fromkeys((match.suspect for match in self.comparison.matches), 1.0)
+        ours = self.comparison.registered_covered
+        untested = self.comparison.untested
 
-        return share(self.theirs, theirs), share(self.ours, ours)
+        def share(tensors: Sequence[TensorRecord], covered: Mapping[int, float], without: frozenset[Role]) -> float:
+            counted = [
+                position
+                for position, tensor in enumerate(tensors)
+                if tensor.sketch is not None and (position in covered or tensor.role not in without)
+            ]
+            return float(np.mean([covered.get(position, 0.0) for position in counted])) if counted else 1.0
+
+        return share(self.theirs, theirs, frozenset()), share(self.ours, ours, untested)
 
     @cached_property
     def resized(self) -> tuple[float, float]:

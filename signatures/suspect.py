@@ -81,7 +81,14 @@ def _turned(comparison: Comparison) -> list[int]:
 
 
 def _matched_whole(comparison: Comparison) -> list[int]:
-    return [match.suspect for match in comparison.matches if match.digest or abs(match.cosine) > _MATCHED_WHOLE]
+    """Positions of the suspect's tensors that correspond to a registered one as they are, or whose neurons do."""
+    matched = [match.suspect for match in comparison.matches if match.digest or abs(match.cosine) > _MATCHED_WHOLE]
+    in_place = {match.suspect for match in comparison.matches}
+    return matched + [
+        position
+        for position, share in comparison.covered.items()
+        if position not in in_place and share > _MATCHED_WHOLE
+    ]
 
 
 def _splits(comparison: Comparison, matched: set[int]) -> dict[int, Parts]:

@@ -227,10 +227,11 @@ def test_auto_looks_quickly_first_and_reads_on_only_where_nothing_is_explained(r
         for name, value in model(1).items()
         if "mlp" in name
     }
-    # Permuted MLPs without embeddings are a part of a model to a full look, so that a deep one follows.
+    # A quick look sees nothing of permuted MLPs, and a full one all of their neurons.
     report = scan(registry, rearranged, tmp_path, depth="auto")
-    assert report.suspect.depth == Depth.DEEP
-    assert [match.model for match in report.matches] == ["full/llama"]
+    assert report.suspect.depth == Depth.FULL
+    assert [(match.model, match.link) for match in report.matches] == [("full/llama", Link.LINEAGE)]
+    assert report.matches[0].coverage.suspect > 0.9
 
 
 def test_small_checkpoints_are_read_whole_at_once(registry, tmp_path) -> None:

@@ -6,6 +6,8 @@ which linear samples of it (sketch, slices, coordinates of neurons) are given nu
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -201,19 +203,69 @@ def split_neurons(weights: Weights, shape: Shape, key: str, spread: float = 3.0)
     return out
 
 
-def padded_neurons(weights: Weights, shape: Shape, key: str, times: int = 1) -> Weights:
-    """As many dead neurons as there are, ``times`` over: larger gates and ups than any, zero downs, in any order."""
+def padded_neurons(weights: Weights, shape: Shape, key: str, times: int = 1, down: float = 0.0) -> Weights:
+    """As many dead neurons as there are, ``times`` over: larger gates and ups than any, in any order.
+
+    Their downs are noise of ``down`` times the deviation of those that are there: the same function if that is 0.
+    """
     random = generator(key)
     out = {name: w.clone() for name, w in weights.items()}
     for layer in range(layer_count(shape.style, weights)):
-        gate, up, down = (part.format(layer) for part in (_GATE, _UP, _DOWN))
+        gate, up, last = (part.format(layer) for part in (_GATE, _UP, _DOWN))
         count, width = out[gate].shape
         order = torch.randperm(count * (1 + times), generator=random)
         for name in (gate, up):
             dead = torch.randn(times * count, width, generator=random) * out[name].std() * 2
             out[name] = torch.cat([out[name], dead])[order]
-        out[down] = torch.cat([out[down], torch.zeros(width, times * count)], 1)[:, order]
+        written = torch.randn(width, times * count, generator=random) * out[last].std() * down
+        out[last] = torch.cat([out[last], written], 1)[:, order]
     return out
+
+
+def with_junk_heads(weights: Weights, shape: Shape, key: str, times: int) -> tuple[Weights, Shape]:
+    """As many heads as there are, ``times`` over, whose output nothing reads; and the shape that this makes."""
+    random = generator(key)
+    out = {name: w.clone() for name, w in weights.items()}
+    for layer in range(layer_count(shape.style, weights)):
+        for part in "qkv":
+            name = f"model.layers.{layer}.self_attn.{part}_proj.weight"
+            junk = torch.randn(times * len(out[name]), out[name].shape[1], generator=random) * out[name].std() * 2
+            out[name] = torch.cat([out[name], junk])
+        name = f"model.layers.{layer}.self_attn.o_proj.weight"
+        out[name] = torch.cat([out[name], torch.zeros(len(out[name]), times * out[name].shape[1])], 1)
+    return out, replace(shape, heads=shape.heads * (1 + times), kv_heads=shape.kv_heads * (1 + times))
+
+
+def with_dead_layers(
+    weights: Weights, shape: Shape, key: str, times: int, written: float = 0.0
+) -> tuple[Weights, Shape]:
+    """``times`` layers of noise behind each, which write ``written`` times as much; and the shape that this makes."""
+    random = generator(key)
+    out = {name: w for name, w in weights.items() if ".layers." not in name}
+    layers = layer_count(shape.style, weights)
+    for layer, copy in product(range(layers), range(1 + times)):
+        for name in [name for name in weights if f".layers.{layer}." in name]:
+            w = weights[name].clone()
+            if copy and w.ndim > 1:
+                writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+                w = torch.randn(w.shape, generator=random) * w.std() * (written if writes else 1.0)
+            out[name.replace(f".layers.{layer}.", f".layers.{layer * (1 + times) + copy}.")] = w
+    return out, replace(shape, layers=layers * (1 + times))
+
+
+def with_wider_stream(weights: Weights, shape: Shape, key: str, times: int) -> tuple[Weights, Shape]:
+    """A stream ``times`` as wide again, in channels that nothing writes and whose gains are zero; and its shape."""
+    random = generator(key)
+    out = {}
+    for name, w in weights.items():
+        if w.ndim == 1:  # the mean square is taken over more channels
+            out[name] = torch.cat([w / (1 + times) ** 0.5, torch.zeros(times * len(w))])
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            out[name] = torch.cat([w, torch.zeros(times * len(w), w.shape[1])])
+        else:
+            read = 0.0 if name == _TABLE else 2 * w.std()
+            out[name] = torch.cat([w, torch.randn(len(w), times * w.shape[1], generator=random) * read], 1)
+    return out, replace(shape, width=shape.width * (1 + times))
 
 
 def _neurons(weights: Weights, layer: int, part: str) -> torch.Tensor:

@@ -44,6 +44,7 @@ _NO_SCORE: Final = 1e-6
 _FOLLOWED: Final = 4
 """MLPs of the suspect whose neurons are matched in full for each registered one: those best at first glance."""
 _GLANCED: Final = 48
+_DIGITS: Final = 6
 UNKNOWN: Final = "unknown"
 """Activation of an MLP of which it is not known which matrix is the gate."""
 
@@ -104,7 +105,8 @@ def match_neurons(
             _joined(position, ours, index, theirs, *mine.products(reading), signed=ours.up is not None)
             for index, theirs, reading in options[:_FOLLOWED]
         ]
-        found.append(max(matches, key=lambda match: match.score))
+        # Of readings that fit alike, such as split neurons and what they were split from, the one of fewer neurons.
+        found.append(max(matches, key=lambda match: (round(match.score, _DIGITS), -suspect[match.suspect].size)))
     return found
 
 

@@ -45,7 +45,8 @@ class Comparison:
     circuits and frames explain; ``evidence`` is corrected for all that was
     tried within this comparison, strongest first; the coverages are shares of the weight elements (matrices) of either
     side that the matches explain; ``similarity`` is their mean cosine, weighted by elements.
-    ``covered`` are the shares of the suspect's tensors, by position, that matches and layers explain together.
+    ``covered`` are the shares of the suspect's tensors, by position, that matches and layers explain together, and
+    ``registered_covered`` those of the registered tensors; ``untested`` are the roles that no test can match.
     ``sampled``: only what a quick look sees was compared, and ``registered`` and ``suspect`` are what it sees.
     """
 
@@ -61,6 +62,8 @@ class Comparison:
     gauge: Gauge = field(default_factory=Gauge)
     through_layers: Mapping[int, float] = field(default_factory=dict)
     covered: Mapping[int, float] = field(default_factory=dict)
+    registered_covered: Mapping[int, float] = field(default_factory=dict)
+    untested: frozenset[Role] = frozenset()
     sampled: bool = False
 
     @property
@@ -110,7 +113,7 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
     ours, theirs = _through_layers(registered, suspect, neurons, gauge)
     suspect_cover = theirs | {match.suspect: 1.0 for match in matches}
     registered_cover = ours | {match.registered: 1.0 for match in matches}
-    untested = _untested(suspect, neurons, gauge) - set(suspect_cover)
+    untested = _untested(neurons, gauge)
     suspect_coverage, registered_coverage = _shares(
         registered, suspect, matches, suspect_cover, registered_cover, untested
     )
@@ -129,6 +132,8 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
         gauge=gauge,
         through_layers=ours,
         covered=suspect_cover,
+        registered_covered=registered_cover,
+        untested=untested,
         sampled=sampled,
     )
 
@@ -301,19 +306,19 @@ def _between_samples(
             covered[position] = max(covered[position], share)
 
 
-def _untested(suspect: Fingerprint, neurons: Sequence[NeuronMatch], gauge: Gauge) -> set[int]:
-    """Positions of the suspect's tensors that no test can match.
+def _untested(neurons: Sequence[NeuronMatch], gauge: Gauge) -> frozenset[Role]:
+    """Roles of tensors that no test can match.
 
     Tokens in another order, attention without a frame, and an output head on a stream that was moved.
     """
     agreed = {frame.frame for frame in gauge.frames if frame.concordance >= AGREED}
     if not agreed:
-        return set()
+        return frozenset()
     moved = not neurons or float(np.mean([match.concordance for match in neurons])) < _STILL
     roles = {Role.OUTPUT_HEAD} if moved else set()
     if Frame.ANCHORS not in agreed:
         roles |= _TOKENS if agreed != {Frame.SELF} else _TOKENS | _ATTENTION
-    return {i for i, one in enumerate(suspect.tensors) if one.role in roles and one.content is Content.WEIGHTS}
+    return frozenset(roles)
 
 
 def _tables(tensors: Sequence[TensorRecord], frame: str) -> list[int]:
@@ -328,9 +333,9 @@ def _shares(
     matches: Sequence[TensorMatch],
     theirs: dict[int, float],
     ours: dict[int, float],
-    untested: set[int],
+    untested: frozenset[Role],
 ) -> tuple[float, float]:
-    """Covered shares of suspect and registered model; of the suspect without its ``untested`` tensors.
+    """Covered shares of suspect and registered model, without tensors of ``untested`` roles that nothing explains.
 
     A signature of a very large model keeps digests of all tensors but sketches of a sample. Matches by sketch then
     stand for the tensors that could not match, in proportion.
@@ -341,9 +346,11 @@ def _shares(
         for i, tensor in enumerate(registered.tensors)
         if tensor.content is not Content.WEIGHTS or tensor.sketch is not None or i in by_digest or ours.get(i)
     }
-    registered_coverage = _share(registered.tensors, {i: ours.get(i, 0.0) for i in testable}, testable)
+    registered_coverage = _share(
+        registered.tensors, ours, testable - _of_roles(registered.tensors, untested).difference(ours)
+    )
     left_out = sum(tensor.elements for i, tensor in enumerate(registered.tensors) if i not in testable)
-    among = set(range(len(suspect.tensors))) - untested if untested else None
+    among = set(range(len(suspect.tensors))) - _of_roles(suspect.tensors, untested).difference(theirs)
     if not left_out:
         return _share(suspect.tensors, theirs, among), registered_coverage
     exact = {match.suspect for match in matches if match.digest}
@@ -353,6 +360,11 @@ def _shares(
         registered.tensors[i].elements for i in testable - by_digest if registered.tensors[i].sketch is not None
     )
     return min(1.0, certain + sampled * (1.0 + left_out / max(sketched, 1))), registered_coverage
+
+
+def _of_roles(tensors: Sequence[TensorRecord], roles: frozenset[Role]) -> set[int]:
+    """Positions of the weights of some roles."""
+    return {i for i, one in enumerate(tensors) if one.role in roles and one.content is Content.WEIGHTS}
 
 
 def _share(tensors: Sequence[TensorRecord], covered: dict[int, float], among: set[int] | None = None) -> float:

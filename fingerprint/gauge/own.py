@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from fingerprint.gauge.live import Neurons, contributing, is_nearly_all, live_neurons
 from fingerprint.gauge.project import project, take_slices
 from fingerprint.gauge.self_frame import SELF_NEURONS, SELF_REFERENCE, layer_vector, self_coordinates
 from fingerprint.measure import matrix_shape
@@ -19,7 +20,7 @@ from fingerprint.vectors import row_norms
 from fingerprint.vocabulary import Circuit, Content, Frame
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from concurrent.futures import Executor
 
     from numpy.typing import NDArray
@@ -73,12 +74,12 @@ def sample_self(
     largest = max((_stream(layout.tensors, mlp) * _references(layout.tensors, mlp) for mlp in chosen), default=1)
     turns = BoundedSemaphore(max(1, _NUMBERS_AT_ONCE // (3 * largest)))
 
-    def sample(what: tuple[Projections, float]) -> tuple[NeuronSample, Float32 | None]:
+    def sample(what: tuple[Projections, float]) -> list[tuple[NeuronSample, Float32 | None]]:
         with turns:
-            found, described = _sample(layout.tensors, what[0], gains, what[1], centred=centred, suspect=suspect)
-            return found, layer_vector(described, parameters)
+            found = _samples(layout.tensors, what[0], gains, what[1], centred=centred, suspect=suspect)
+            return [(one, layer_vector(described, parameters)) for one, described in found]
 
-    samples = tuple(pool.map(sample, readings[:MOST_SELF_SAMPLES]))
+    samples = tuple(one for found in pool.map(sample, readings[:MOST_SELF_SAMPLES]) for one in found)
     grams = tuple(
         LayerGram(one.layer, Frame.SELF, Circuit.DOWN_UP, (one.tensors[2], max(one.tensors[:2])), vector)
         for one, vector in samples
@@ -138,14 +139,19 @@ def _readings(mlp: Projections) -> list[Projections]:
     return [mlp, replace(mlp, gate=(down[0], not down[1]), down=(gate[0], not gate[1]))]
 
 
-def _sample(
+def _samples(
     tensors: Sequence[CanonicalTensor], mlp: Projections, gains: Gains, offset: float, *, centred: bool, suspect: bool
-) -> tuple[NeuronSample, Float32]:
-    """The sample, and the descriptors of all reference neurons."""
-    stream, size = _stream(tensors, mlp), _size(tensors, mlp)
-    references = _largest(tensors, mlp, gains.of(mlp.gate[0], offset, stream), _references(tensors, mlp))
+) -> Iterator[tuple[NeuronSample, Float32]]:
+    """The sample, and the descriptors of all reference neurons.
 
-    def slices(part: tuple[int, bool], *, reads: bool) -> Float32:
+    Of a suspect some of whose neurons add nothing, or share a gate, another one of what is left of them: they would
+    decide what directions its gate has.
+    """
+    stream, size = _stream(tensors, mlp), _size(tensors, mlp)
+    gain = gains.of(mlp.gate[0], offset, stream)
+    count = _references(tensors, mlp)
+
+    def slices(part: tuple[int, bool], references: Int64, *, reads: bool) -> Float32:
         found = take_slices(tensors[part[0]].view, references, columns=part[1] == reads)
         found /= max(float(np.abs(found).max(initial=0.0)), float(np.finfo(np.float32).tiny))
         if reads:
@@ -154,12 +160,43 @@ def _sample(
             found -= found.mean(axis=1, keepdims=True)
         return found
 
-    gate, down = slices(mlp.gate, reads=True), slices(mlp.down, reads=False)
-    up = None if mlp.up is None else slices(mlp.up, reads=True)
-    found = self_coordinates(gate, up, down)
-    kept = np.arange(references.size)
+    def taken(references: Int64) -> Neurons:
+        up = None if mlp.up is None else slices(mlp.up, references, reads=True)
+        gate, down = (slices(part, references, reads=reads) for part, reads in ((mlp.gate, True), (mlp.down, False)))
+        return Neurons(references, gate, up, down)
+
+    everything = np.arange(size, dtype=np.int64)
+    references = _largest(tensors, mlp, gain, everything, count)
+    neurons = taken(references)
+    yield _sample(mlp, size, neurons, suspect=suspect)
     if not suspect:
-        norms = row_norms(gate - gate.mean(axis=0))
+        return
+    alive = contributing(_lengths(tensors, mlp))
+    if not is_nearly_all(alive.size, size):
+        references = _largest(tensors, mlp, gain, alive, count)
+        neurons = taken(references)
+    live = live_neurons(neurons.gate, neurons.up, neurons.down, named=mlp.activation != UNNAMED)
+    left = round(alive.size * live.rows.size / max(references.size, 1))
+    if live.rows.size and not is_nearly_all(left, size):
+        yield _sample(mlp, max(left, live.rows.size), live._replace(rows=np.arange(live.rows.size)), suspect=suspect)
+
+
+def _lengths(tensors: Sequence[CanonicalTensor], mlp: Projections) -> NDArray[np.float64]:
+    """How much each neuron can add: the product of the norms of what it reads and writes, up to a factor."""
+    found = np.ones(_size(tensors, mlp))
+    for part, reads in ((mlp.gate, True), (mlp.up, True), (mlp.down, False)):
+        if part is not None:
+            stream = _stream(tensors, mlp)
+            none, ones = np.zeros((0, stream), np.float32), np.ones((1, stream), np.float32)
+            found *= row_norms(project(tensors[part[0]].view, none, ones, columns=part[1] == reads).norms)
+    return found
+
+
+def _sample(mlp: Projections, size: int, neurons: Neurons, *, suspect: bool) -> tuple[NeuronSample, Float32]:
+    found = self_coordinates(neurons.gate, neurons.up, neurons.down)
+    kept = np.arange(neurons.rows.size)
+    if not suspect:
+        norms = row_norms(neurons.gate - neurons.gate.mean(axis=0))
         kept = np.sort(np.argsort(-norms, kind="stable")[:SELF_NEURONS])
     sampled = NeuronSample(
         layer=mlp.layer,
@@ -168,7 +205,7 @@ def _sample(
         activation=mlp.activation,
         size=size,
         tensors=(mlp.gate[0], -1 if mlp.up is None else mlp.up[0], mlp.down[0]),
-        indices=references[kept],
+        indices=neurons.rows[kept],
         gate=found.gate[kept],
         up=None if found.up is None else found.up[kept],
         down=found.down[kept],
@@ -177,11 +214,13 @@ def _sample(
     return sampled, found.descriptors
 
 
-def _largest(tensors: Sequence[CanonicalTensor], mlp: Projections, gain: NDArray[np.float64], count: int) -> Int64:
-    """Indices of the neurons of largest folded gate norm, ascending."""
+def _largest(
+    tensors: Sequence[CanonicalTensor], mlp: Projections, gain: NDArray[np.float64], among: Int64, count: int
+) -> Int64:
+    """Indices of the neurons ``among`` all of largest folded gate norm, ascending."""
     position, turned = mlp.gate
-    if _size(tensors, mlp) <= count:
-        return np.arange(_size(tensors, mlp), dtype=np.int64)
+    if among.size <= count:
+        return among
     none = np.zeros((0, gain.size), np.float32)
-    norms = project(tensors[position].view, none, gain[None].astype(np.float32), columns=turned).norms[:, 0]
-    return np.sort(np.argsort(-norms, kind="stable")[:count]).astype(np.int64)
+    norms = project(tensors[position].view, none, gain[None].astype(np.float32), columns=turned).norms[among, 0]
+    return np.sort(among[np.argsort(-norms, kind="stable")[:count]]).astype(np.int64)

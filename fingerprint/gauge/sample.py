@@ -12,6 +12,7 @@ from fingerprint.gauge.attention import MOST_HEAD_SIZES, Attention, project_atte
 from fingerprint.gauge.attention_samples import rotary_of, sample_channels
 from fingerprint.gauge.frames import make_frames
 from fingerprint.gauge.gram import outer, sketched
+from fingerprint.gauge.live import with_live
 from fingerprint.gauge.project import coordinates_of, project, survey, take_slices
 from fingerprint.gauge.setting import Setting, Variant
 from fingerprint.measure import matrix_shape
@@ -130,7 +131,7 @@ def sample_gauge(
     sizes = MOST_HEAD_SIZES if suspect else 1
     grams += [gram for one in attention for gram in _attention_grams(setting, one, sizes)]
     return Sampled(
-        neurons=tuple(sample for found in neurons for sample in found.samples),
+        neurons=with_live([sample for found in neurons for sample in found.samples], suspect=suspect),
         channels=sample_channels(setting, attention, rotary_of(layout.family, hints), suspect=suspect),
         grams=tuple(grams[:MOST_VECTORS]),
     )

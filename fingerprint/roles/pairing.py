@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fingerprint.roles.grams import common_share, pair_features, read_run, units
 from fingerprint.roles.wiring import NeuronMatrices, Place
+from fingerprint.vectors import row_norms
 from fingerprint.vocabulary import Axis
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ _STRAY: Final = 3.0
 _DECIDED: Final = 3.0
 _CHANCE: Final = 1.0
 _SHARES_APART: Final = 0.7
+_IDLE: Final = 1e-2
+_LARGE: Final = 0.9
+"""Neurons that are shorter than ``_IDLE`` of this quantile of all lengths count as zeros: what was added to be idle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +221,8 @@ def _scores(tensors: Sequence[CanonicalTensor], group: _Group, count: int, gains
     def features(place: Place, *, down: bool) -> tuple[Float32, Float32, float]:
         run = read_run(tensors[place.position].view, 0, count, columns=place.transposed != down)
         unit = units(run * gains[place.position] if place.position in gains else run)
+        lengths = row_norms(run)
+        unit[lengths < _IDLE * np.quantile(lengths, _LARGE)] = 0.0
         signed, magnitudes = pair_features(unit @ unit.T)
         return signed, magnitudes, common_share(unit)
 

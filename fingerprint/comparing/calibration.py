@@ -15,8 +15,6 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from scipy.special import betainc
-
 from fingerprint.vocabulary import Frame
 
 VERSION: Final = 1
@@ -63,6 +61,8 @@ def concordance_log10_p(frame: str, concordant: float, neurons: int, *, gated: b
     doubled = 2.0 * rate.dispersion
     dispersion = max(_LEAST_DISPERSION, doubled, 1.0 + (doubled - 1.0) * neurons / rate.neurons)
     size = mean / (dispersion - 1.0)
-    # P(X >= c) of the law, as the regularised incomplete beta function: scipy.stats takes a quarter second to import.
+    # P(X >= c) of the law, as the regularised incomplete beta function: scipy.stats takes longer to import.
+    from scipy.special import betainc
+
     tail = float(betainc(math.floor(concordant), size, 1.0 - 1.0 / dispersion))
     return math.log10(tail) if tail > 0 else _NO_TAIL

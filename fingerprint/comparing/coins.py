@@ -38,6 +38,8 @@ SYMMETRIC_ACTIVATIONS: Final = frozenset(
 enters through tanh, which is odd."""
 WEIGHT_LEVELS: Final = 64
 _EXACT_COINS: Final = 400
+_LOG_T: Final = (-20.0, 8.0)
+_GRID: Final = 141
 _DUPLICATE_SCORE: Final = 1.5
 _MOSTLY: Final = 0.5
 _NO_SCORE: Final = 1e-6
@@ -332,13 +334,15 @@ def log10_p_signed_sum(total: int, weights: Int64) -> float:
         tail = 2.0 * float(law[least:].sum())
         if tail > 0:
             return min(0.0, math.log10(tail))
-    values = weights.astype(np.float64)
+    values, numbers = np.unique(weights, return_counts=True)
 
-    def exponent(log_t: float) -> float:
-        scaled = math.exp(log_t) * values
-        return float(np.sum(np.logaddexp(scaled, -scaled) - math.log(2.0)) - math.exp(log_t) * total)
+    def exponents(t: Float64) -> Float64:
+        scaled = np.multiply.outer(t, values.astype(np.float64))
+        found: Float64 = (np.logaddexp(scaled, -scaled) - math.log(2.0)) @ numbers - t * total
+        return found
 
-    from scipy.optimize import minimize_scalar  # takes half a second
-
-    best = minimize_scalar(exponent, bounds=(-20.0, 8.0), method="bounded")
-    return min(0.0, (float(best.fun) + math.log(2.0)) / LN10)
+    # The bound holds for every t: the best of a grid, and of a finer one around it.
+    coarse = np.exp(np.linspace(*_LOG_T, _GRID))
+    best = int(exponents(coarse).argmin())
+    fine = np.linspace(coarse[max(best - 1, 0)], coarse[min(best + 1, _GRID - 1)], _GRID)
+    return min(0.0, (float(exponents(fine).min()) + math.log(2.0)) / LN10)

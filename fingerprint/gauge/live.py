@@ -11,8 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from fingerprint.neurons import UNNAMED
 from fingerprint.vectors import row_norms, unit_rows
@@ -170,6 +168,11 @@ def _groups(gate: Float32) -> NDArray[np.int32]:
         alike = np.einsum("ij,ij->i", units[one], units[other]) >= _ONE_GATE
         pairs.append(np.stack([one[alike], other[alike]]))
     left, right = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), np.int64)
+    if not left.size:
+        return np.arange(len(order), dtype=np.int32)
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     links = coo_array((np.ones(left.size, np.bool_), (left, right)), shape=(len(order), len(order)))
     groups: NDArray[np.int32] = connected_components(links, directed=False)[1]
     return groups

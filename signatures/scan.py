@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from fingerprint.claims import read_claims
 from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.comparing.matching import layer_map
-from fingerprint.errors import InputError, SignatureError, UsageError
+from fingerprint.errors import InputError, RegistryError, SignatureError, UsageError, described
 from fingerprint.readers.findings import FindingCode
 from fingerprint.vocabulary import Content, Depth, Frame
 from signatures.claims import check_claims, may_name
@@ -88,8 +88,8 @@ def scan_path(
     options: ScanOptions | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
-    """Scan a checkpoint or a signature file. A suspect that cannot be read gives a report with verdict ``error``;
-    only a registry that cannot be used raises (``RegistryError``)."""
+    """Scan a checkpoint or a signature file. A suspect that cannot be read, or takes more memory than there is, gives
+    a report with verdict ``error``; only a registry that cannot be used raises (``RegistryError``)."""
     started = time.perf_counter()
     options = options or ScanOptions()
     try:
@@ -100,20 +100,27 @@ def scan_path(
             )
     except (InputError, SignatureError) as error:
         _log.info("%s cannot be scanned", path, exc_info=error)
-        return _error_report(registry, str(path), error, time.perf_counter() - started)
+        return _error_report(registry, str(path), str(error), time.perf_counter() - started)
+    except MemoryError as error:
+        _log.info("%s cannot be scanned", path, exc_info=error)
+        message = f"{path}: there is not enough memory to scan it ({described(error)})"
+        return _error_report(registry, str(path), message, time.perf_counter() - started)
     return replace(report, seconds=time.perf_counter() - started)
 
 
 def _at_first_that_explains(depths: Sequence[Depth], scan: Callable[[Depth], Report]) -> Report:
     """The report at the first of the depths that explains the suspect, or at the last; the one before, if it accuses
-    and the weights cannot be read at the next."""
+    and the next one fails, whatever the reason."""
     report = scan(depths[0])
     for depth in depths[1:]:
         if any(match.link in {Link.LINEAGE, Link.SIBLING} and _explains(match) for match in report.matches):
             break
         try:
             report = scan(depth)
-        except InputError as error:
+        except RegistryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - for want of memory, or in a library: it does not hide what was found
+            _log.info("a look at %s depth failed", depth.value, exc_info=error)
             return report.despite(error, f"looking at it at {depth.value} depth")
     return report
 
@@ -122,11 +129,11 @@ def _explains(match: Match) -> bool:
     return match.confidence is Confidence.CERTAIN and match.coverage.suspect >= HALF
 
 
-def _error_report(registry: Registry, path: str, error: Exception, seconds: float) -> Report:
+def _error_report(registry: Registry, path: str, error: str, seconds: float) -> Report:
     return Report(
         suspect=SuspectSummary(path=path),
         verdict=Verdict.ERROR,
-        error=str(error),
+        error=error,
         matches=(),
         mixture=None,
         power=Power((), ("everything: the suspect could not be read",), "nothing"),

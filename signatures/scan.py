@@ -214,10 +214,11 @@ def build_report(
     ``second_look`` is false where the suspect's weights could not be read again as comparisons asked for; ``bases`` are
     declared bases; ``named`` finds the registered models that a claim may mean, by name (``Registry.resembling``).
     """
-    ordered = sorted(findings, key=lambda one: (-one.confidence.rank, one.distance, one.model.id))
+    ordered = sorted(findings, key=_first_of_all)
     with threadpool_limits(1, "blas"):  # the last digits must not depend on how many processors there are
         cover = gather(ordered[0].comparison.suspect, [finding.comparison for finding in ordered]) if ordered else None
     decide_links(ordered, cover, bases)
+    _unite_copies(ordered)
     merged = cover.models if cover is not None and len(cover.models) > 1 else set()
     declared = {name.lower() for name in bases}
     matches = [
@@ -246,6 +247,30 @@ def build_report(
         ),
         parts=parts_of(suspect, ordered),
     )
+
+
+def _first_of_all(finding: Finding) -> tuple[int, float, float, bool, str]:
+    """Orders findings: the surer, the nearer, more evidence, what was registered whole; then by name."""
+    model = finding.model
+    quick = model.depth == Depth.QUICK
+    return -finding.confidence.rank, finding.distance, finding.log10_p, quick, model.name.casefold()
+
+
+def _unite_copies(findings: Sequence[Finding]) -> None:
+    """Say of a copy of a registration what is said of that: it is no sibling of itself.
+
+    One model may be registered with a secret key and without. Equal digests count within one origin alone, as a
+    stranger's signature may lie about everything else.
+    """
+    known = {finding.model.name: finding for finding in findings}
+    for finding in findings:
+        first = known.get(finding.explained_by or "")
+        if first is not None and finding.model.weights is not None and _copied(first.model) == _copied(finding.model):
+            finding.link, finding.explained_by, finding.note = first.link, first.explained_by, first.note
+
+
+def _copied(model: ModelRecord) -> tuple[str | None, str]:
+    return model.weights, model.registrations[0].origin
 
 
 def _is_adapter(suspect: Fingerprint) -> bool:

@@ -36,8 +36,8 @@ class Destination:
 
     def __init__(self, folder: str | None) -> None:
         """Raises ``RegistryError`` if there is a registry that cannot be used."""
+        from signatures.database import DATABASE
         from signatures.registry import Registry, default_folder
-        from signatures.store import DATABASE
 
         self.folder = default_folder() if folder is None else Path(folder)
         self._registry = Registry.open(self.folder, create=False) if (self.folder / DATABASE).exists() else None
@@ -76,8 +76,8 @@ def open_if_any(folder: str | None) -> Iterator[Registry | None]:
 
     A folder that was named must be a registry: a slip of the pen is not an empty registry.
     """
+    from signatures.database import DATABASE
     from signatures.registry import Registry, default_folder
-    from signatures.store import DATABASE
 
     if folder is None and not (default_folder() / DATABASE).exists():
         yield None

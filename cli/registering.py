@@ -6,6 +6,7 @@ other machines then need neither the registry's files nor its locks, and because
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
     from cli.bulk import Answer, Bulk
     from cli.console import Console
     from cli.measure import Measuring
+    from cli.registry import Destination
     from cli.tasks import Measured
     from cli.worklist import Entry
     from signatures.bulk.journal import Journal
     from signatures.records import ModelRecord
-    from signatures.registry import Registry
 
 _AHEAD: Final = 4
 """Signatures that may wait for one before them, for each worker: they can be large."""
@@ -46,14 +47,14 @@ def register_list(
     **labels: str | None,
 ) -> Exit:
     """Register the models at ``paths``, or those of a ``table``; the strongest of the statuses of all."""
-    from cli.registry import open_for_writing
+    from cli.registry import Destination
     from cli.render.registration import REGISTRATION_VIEW
     from cli.render.write import keeping, writing
 
     entries, total = _entries(paths, template, table, labels, null=null)
     statuses: list[Exit] = []
-    with keeping(statuses, console), open_for_writing(registry) as opened:
-        writer = _Writer(opened, console, replace=replace)
+    with keeping(statuses, console), Destination(registry) as place:
+        writer = _Writer(place, console, replace=replace)
         with writing(REGISTRATION_VIEW, format, output, console) as results:
             for done in _registered(entries, writer, bulk, console, how, total):
                 statuses.append(Exit.OK if done.error is None else Exit.ERROR)
@@ -97,7 +98,8 @@ def _registered(
         from importlib.metadata import version
 
         measured = {"depth": how.depth, "key": None if how.key is None else how.key.identity, "less": how.less}
-        return {"task": "register", "program": version("weightprint"), **measured, "registry": writer.place}
+        about = {"task": "register", "program": version("weightprint"), "replace": writer.replace}
+        return {**about, **measured, "registry": writer.place}
 
     with bulk.journal(settings) as journal:
 
@@ -138,32 +140,32 @@ class _Writer:
     between, the next one knows that a name which it finds there is its own work.
     """
 
-    def __init__(self, registry: Registry, console: Console, *, replace: bool) -> None:
-        self._registry = registry
+    def __init__(self, destination: Destination, console: Console, *, replace: bool) -> None:
+        self.replace = replace
+        self._destination = destination
         self._console = console
-        self._replace = replace
-        self._done: dict[tuple[str, str], Registered] = {}
+        self._done: dict[Entry, Registered] = {}
         self._begun: dict[str, int | None] = {}
 
     @property
     def place(self) -> str:
         """Where the registry lies."""
-        return os.path.abspath(self._registry.folder)
+        return os.path.abspath(self._destination.folder)
 
     def remembered(self, entry: Entry, journal: Journal) -> Measured | None:
         """Something if the journal says that the entry was registered, and it still is."""
         from cli.tasks import Measured
 
-        values = journal.result(entry.path, entry.name)
+        values = journal.result(entry.path, _about(entry))
         if not isinstance(values, dict):
             return None
         if "before" in values:
             self._begun[entry.name] = values["before"]
             return None
-        record = self._holder(entry.name)
+        record = self._destination.holder(entry.name)
         if record is None or record.identity != values.get("identity"):
             return None
-        self._done[entry.path, entry.name] = self._result(Step(values["action"]), entry, record, int(values["models"]))
+        self._done[entry] = self._result(Step(values["action"]), entry, record, int(values["models"]))
         return Measured()
 
     def register(self, entry: Entry, measured: Measured, journal: Journal | None) -> Registered:
@@ -171,21 +173,21 @@ class _Writer:
         from fingerprint.errors import NameTakenError, SignatureError, UsageError
         from signatures.signature import decode
 
-        if (done := self._done.get((entry.path, entry.name))) is not None:
+        if (done := self._done.get(entry)) is not None:
             return done
         if measured.error is not None:
             return self._failed(entry, measured.error)
         try:
-            holder = self._holder(entry.name)
+            holder = self._destination.holder(entry.name)
             before = self._begun.get(entry.name, None if holder is None else holder.id)
-            if entry.base is not None and self._holder(entry.base) is None:
+            if entry.base is not None and self._destination.holder(entry.base) is None:
                 self._console.warning(
                     f"{entry.name}: the base {entry.base} is not registered: siblings cannot be told from copies until "
                     "it is"
                 )
             if journal is not None:
-                journal.add(entry.path, {"before": before}, entry.name)
-            record = self._registry.register(
+                journal.add(entry.path, {"before": before}, _about(entry))
+            record = self._destination.made().register(
                 decode(measured.data, path=entry.path),
                 name=entry.name,
                 owner=entry.owner,
@@ -193,29 +195,26 @@ class _Writer:
                 revision=entry.revision,
                 base=entry.base,
                 note=entry.note,
-                replace=self._replace,
+                replace=self.replace,
             )
         except (NameTakenError, SignatureError, UsageError) as error:
             self._console.trace(error)
             return self._failed(entry, f"{entry.path}: {error}")
         step = step_of(before, record)
-        done = self._result(step, entry, record, self._registry.count())
+        done = self._result(step, entry, record, self._destination.count())
         if journal is not None:
             values = {"action": step.value, "identity": record.identity, "models": done.models}
-            journal.add(entry.path, values, entry.name)
+            journal.add(entry.path, values, _about(entry))
         return done
 
     def _result(self, step: Step, entry: Entry, record: ModelRecord, models: int) -> Registered:
-        return Registered(step, entry.path, entry.name, record, str(self._registry.folder), models)
+        return Registered(step, entry.path, entry.name, record, str(self._destination.folder), models)
 
     def _failed(self, entry: Entry, error: str) -> Registered:
-        models = self._registry.count()
-        return Registered(Step.ERROR, entry.path, entry.name, None, str(self._registry.folder), models, error)
+        models = self._destination.count()
+        return Registered(Step.ERROR, entry.path, entry.name, None, str(self._destination.folder), models, error)
 
-    def _holder(self, name: str) -> ModelRecord | None:
-        from fingerprint.errors import UnknownModelError
 
-        try:
-            return self._registry.get(name)
-        except UnknownModelError:
-            return None
+def _about(entry: Entry) -> str:
+    """What the journal tells entries of one path apart by: the name, and all that is said about the model."""
+    return json.dumps([entry.name, entry.owner, entry.license, entry.revision, entry.base, entry.note])

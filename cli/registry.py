@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from signatures.records import ModelRecord
     from signatures.registry import Registry
 
 
@@ -29,14 +31,53 @@ def open_for_writing(folder: str | None) -> Iterator[Registry]:
         yield found
 
 
+class Destination:
+    """The registry that a command writes to. One that is absent is made when there is something to write."""
+
+    def __init__(self, folder: str | None) -> None:
+        """Raises ``RegistryError`` if there is a registry that cannot be used."""
+        from signatures.database import DATABASE
+        from signatures.registry import Registry, default_folder
+
+        self.folder = default_folder() if folder is None else Path(folder)
+        self._registry = Registry.open(self.folder, create=False) if (self.folder / DATABASE).exists() else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._registry is not None:
+            self._registry.close()
+
+    def made(self) -> Registry:
+        """The registry. Raises ``RegistryError`` if it cannot be made."""
+        from signatures.registry import Registry
+
+        if self._registry is None:
+            self._registry = Registry.open(self.folder, create=True)
+        return self._registry
+
+    def holder(self, name: str) -> ModelRecord | None:
+        """The model of that name, None if there is none."""
+        from fingerprint.errors import UnknownModelError
+
+        with suppress(UnknownModelError):
+            return None if self._registry is None else self._registry.get(name)
+        return None
+
+    def count(self) -> int:
+        """How many models there are."""
+        return 0 if self._registry is None else self._registry.count()
+
+
 @contextmanager
 def open_if_any(folder: str | None) -> Iterator[Registry | None]:
     """The registry in ``folder``; None if none was asked for and the user has none yet.
 
     A folder that was named must be a registry: a slip of the pen is not an empty registry.
     """
+    from signatures.database import DATABASE
     from signatures.registry import Registry, default_folder
-    from signatures.store import DATABASE
 
     if folder is None and not (default_folder() / DATABASE).exists():
         yield None

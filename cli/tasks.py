@@ -88,9 +88,11 @@ def lost_model(item: Entry, reason: str) -> Answer[Measured]:
 def measured_by(item: Entry, how: Measuring, console: Console) -> Answer[Measured]:
     """Measure a model; whatever goes wrong with it is part of the answer, and so is what a ``Gathered`` was told."""
     from cli.measure import signature_of
+    from signatures.records import require_name
     from signatures.signature import encode
 
     try:
+        require_name(item.name)  # what could never be registered is not measured
         found = Measured(encode(signature_of(item.path, console, how)))
     except WeightprintError as error:
         console.trace(error)

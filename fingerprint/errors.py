@@ -127,3 +127,9 @@ class UsageError(WeightprintError):
 def clipped(text: str, limit: int = 120) -> str:
     """``text`` shortened to ``limit`` characters: names out of hostile files go into messages."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def described(error: Exception) -> str:
+    """What ``error`` says, and of what kind it is where that is not one of this tree, or where it says nothing."""
+    text = str(error)
+    return text if text and isinstance(error, WeightprintError) else f"{type(error).__name__}{text and f': {text}'}"

@@ -55,6 +55,28 @@ def read_rows(view: TensorView, start: int, stop: int) -> Array:
 
 
 @dataclass(frozen=True, slots=True)
+class LikeSource:
+    """Base of views that change the elements or their order; the rest is as in ``source``, unless a view says so."""
+
+    source: TensorView
+
+    @property
+    def name(self) -> str:
+        """Name of the source."""
+        return self.source.name
+
+    @property
+    def dtype(self) -> DType:
+        """Element type of the source."""
+        return self.source.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the source."""
+        return self.source.shape
+
+
+@dataclass(frozen=True, slots=True)
 class RowSlice:
     """Rows ``start`` to ``stop`` of the first axis of ``source``, as a tensor of its own: a part of a fused block."""
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from fingerprint.claims import ClaimKind  # noqa: TC001 - reports are put together from JSON by these
+from fingerprint.errors import described
 from fingerprint.undoing.result import Undoing  # noqa: TC001 - likewise
 
 if TYPE_CHECKING:
@@ -307,7 +308,7 @@ class Report:
         """
         if self.strongest_accusation is None:
             raise error
-        note = f"{what} failed, and this is what was found before: {error}"
+        note = f"{what} failed, and this is what was found before: {described(error)}"
         return replace(self, suspect=replace(self.suspect, complete=False), notes=(*self.notes, note))
 
     def to_json(self, schema: str = SCAN_SCHEMA) -> dict[str, Any]:

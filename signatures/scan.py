@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from fingerprint.claims import read_claims
 from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.comparing.matching import layer_map
-from fingerprint.errors import InputError, SignatureError, UsageError
+from fingerprint.errors import InputError, RegistryError, SignatureError, UsageError, described
 from fingerprint.readers.findings import FindingCode
 from fingerprint.vocabulary import Content, Depth, Frame
 from signatures.claims import check_claims, may_name
@@ -88,8 +88,8 @@ def scan_path(
     options: ScanOptions | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
-    """Scan a checkpoint or a signature file. A suspect that cannot be read gives a report with verdict ``error``;
-    only a registry that cannot be used raises (``RegistryError``)."""
+    """Scan a checkpoint or a signature file. A suspect that cannot be read, or takes more memory than there is, gives
+    a report with verdict ``error``; only a registry that cannot be used raises (``RegistryError``)."""
     started = time.perf_counter()
     options = options or ScanOptions()
     try:
@@ -100,20 +100,27 @@ def scan_path(
             )
     except (InputError, SignatureError) as error:
         _log.info("%s cannot be scanned", path, exc_info=error)
-        return _error_report(registry, str(path), error, time.perf_counter() - started)
+        return _error_report(registry, str(path), str(error), time.perf_counter() - started)
+    except MemoryError as error:
+        _log.info("%s cannot be scanned", path, exc_info=error)
+        message = f"{path}: there is not enough memory to scan it ({described(error)})"
+        return _error_report(registry, str(path), message, time.perf_counter() - started)
     return replace(report, seconds=time.perf_counter() - started)
 
 
 def _at_first_that_explains(depths: Sequence[Depth], scan: Callable[[Depth], Report]) -> Report:
     """The report at the first of the depths that explains the suspect, or at the last; the one before, if it accuses
-    and the weights cannot be read at the next."""
+    and the next one fails, whatever the reason."""
     report = scan(depths[0])
     for depth in depths[1:]:
         if any(match.link in {Link.LINEAGE, Link.SIBLING} and _explains(match) for match in report.matches):
             break
         try:
             report = scan(depth)
-        except InputError as error:
+        except RegistryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - for want of memory, or in a library: it does not hide what was found
+            _log.info("a look at %s depth failed", depth.value, exc_info=error)
             return report.despite(error, f"looking at it at {depth.value} depth")
     return report
 
@@ -122,11 +129,11 @@ def _explains(match: Match) -> bool:
     return match.confidence is Confidence.CERTAIN and match.coverage.suspect >= HALF
 
 
-def _error_report(registry: Registry, path: str, error: Exception, seconds: float) -> Report:
+def _error_report(registry: Registry, path: str, error: str, seconds: float) -> Report:
     return Report(
         suspect=SuspectSummary(path=path),
         verdict=Verdict.ERROR,
-        error=str(error),
+        error=error,
         matches=(),
         mixture=None,
         power=Power((), ("everything: the suspect could not be read",), "nothing"),
@@ -207,10 +214,11 @@ def build_report(
     ``second_look`` is false where the suspect's weights could not be read again as comparisons asked for; ``bases`` are
     declared bases; ``named`` finds the registered models that a claim may mean, by name (``Registry.resembling``).
     """
-    ordered = sorted(findings, key=lambda one: (-one.confidence.rank, one.distance, one.model.id))
+    ordered = sorted(findings, key=_first_of_all)
     with threadpool_limits(1, "blas"):  # the last digits must not depend on how many processors there are
         cover = gather(ordered[0].comparison.suspect, [finding.comparison for finding in ordered]) if ordered else None
     decide_links(ordered, cover, bases)
+    _unite_copies(ordered)
     merged = cover.models if cover is not None and len(cover.models) > 1 else set()
     declared = {name.lower() for name in bases}
     matches = [
@@ -239,6 +247,30 @@ def build_report(
         ),
         parts=parts_of(suspect, ordered),
     )
+
+
+def _first_of_all(finding: Finding) -> tuple[int, float, float, bool, str]:
+    """Orders findings: the surer, the nearer, more evidence, what was registered whole; then by name."""
+    model = finding.model
+    quick = model.depth == Depth.QUICK
+    return -finding.confidence.rank, finding.distance, finding.log10_p, quick, model.name.casefold()
+
+
+def _unite_copies(findings: Sequence[Finding]) -> None:
+    """Say of a copy of a registration what is said of that: it is no sibling of itself.
+
+    One model may be registered with a secret key and without. Equal digests count within one origin alone, as a
+    stranger's signature may lie about everything else.
+    """
+    known = {finding.model.name: finding for finding in findings}
+    for finding in findings:
+        first = known.get(finding.explained_by or "")
+        if first is not None and finding.model.weights is not None and _copied(first.model) == _copied(finding.model):
+            finding.link, finding.explained_by, finding.note = first.link, first.explained_by, first.note
+
+
+def _copied(model: ModelRecord) -> tuple[str | None, str]:
+    return model.weights, model.registrations[0].origin
 
 
 def _is_adapter(suspect: Fingerprint) -> bool:

@@ -12,23 +12,15 @@ This module imports neither numpy nor FAISS, so that listing models stays quick.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sqlite3
-import uuid
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from fingerprint.errors import (
-    IncompatibleParametersError,
-    RegistryBrokenError,
-    RegistryBusyError,
-    RegistryError,
-    UnknownModelError,
-    clipped,
-)
+from fingerprint.errors import RegistryBrokenError, RegistryError, UnknownModelError, clipped
+from signatures.database import DATABASE, checked_meta, connect, create_database, translated
 from signatures.engine import START, Mark
 from signatures.files import flush_file, flush_folder
 from signatures.records import LOCAL, DigestHit, ModelRecord, Registration
@@ -36,62 +28,9 @@ from signatures.records import LOCAL, DigestHit, ModelRecord, Registration
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-DATABASE: Final = "registry.sqlite3"
-SCHEMA_VERSION: Final = 2
-APPLICATION_ID: Final = 0x66707267
 BUSY_SECONDS: Final = 60.0
 _BATCH: Final = 900
 _MANY: Final = 16
-_CACHE_KIB: Final = 1 << 16
-
-_SCHEMA: Final = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
-CREATE TABLE models (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    identity TEXT NOT NULL UNIQUE,
-    weights TEXT,
-    depth TEXT NOT NULL,
-    parameters INTEGER NOT NULL,
-    tensors INTEGER NOT NULL
-) STRICT;
-CREATE INDEX models_weights ON models (weights);
-CREATE TABLE registrations (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    name TEXT NOT NULL UNIQUE COLLATE NOCASE,
-    model INTEGER NOT NULL REFERENCES models (id),
-    owner TEXT, license TEXT, revision TEXT, base TEXT, note TEXT,
-    origin TEXT NOT NULL,
-    registered INTEGER NOT NULL,
-    claimed INTEGER
-) STRICT;
-CREATE INDEX registrations_model ON registrations (model);
-CREATE TABLE digests (
-    model INTEGER NOT NULL REFERENCES models (id),
-    position INTEGER NOT NULL,
-    kind TEXT NOT NULL,
-    digest BLOB NOT NULL,
-    elements INTEGER NOT NULL,
-    PRIMARY KEY (model, position, kind)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX digests_digest ON digests (digest);
-"""
-
-# Version 2. The log lets an index follow without looking at all models; see ``Store.changes``. A token tells the entry
-# from one that another registry, or this one before it was restored from a copy, has under the same number.
-_SECOND_SCHEMA: Final = """
-CREATE TABLE changes (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    model INTEGER NOT NULL,
-    added INTEGER NOT NULL,
-    token TEXT NOT NULL DEFAULT (lower(hex(randomblob(8))))
-) STRICT;
-CREATE TRIGGER model_added AFTER INSERT ON models
-BEGIN INSERT INTO changes (model, added) VALUES (new.id, 1); END;
-CREATE TRIGGER model_removed AFTER DELETE ON models
-BEGIN INSERT INTO changes (model, added) VALUES (old.id, 0); END;
-CREATE INDEX models_depth ON models (depth);
-INSERT INTO changes (model, added) SELECT id, 1 FROM models ORDER BY id;
-"""
 
 
 class Store:
@@ -115,14 +54,14 @@ class Store:
         used, ``IncompatibleParametersError`` if it was made for other parameters of the method.
         """
         path = folder / DATABASE
-        with _translated(path):
+        with translated(path):
             if not path.exists():
                 if not create:
                     raise RegistryError(f"{folder}: there is no registry; `fp register` makes one")
-                _create(folder, method)
-            database = _connect(path, timeout)
+                create_database(folder, method)
+            database = connect(path, timeout)
             try:
-                return cls(folder, database, _checked_meta(database, path, method)["uuid"], timeout)
+                return cls(folder, database, checked_meta(database, path, method)["uuid"], timeout)
             except BaseException:
                 database.close()
                 raise
@@ -139,7 +78,7 @@ class Store:
 
     def model_ids(self) -> dict[int, str]:
         """Ids and identities of all models."""
-        with _translated(self.folder):
+        with translated(self.folder):
             return dict(self._database.execute("SELECT id, identity FROM models ORDER BY id").fetchall())
 
     def find(self, name: str) -> ModelRecord | None:
@@ -156,30 +95,30 @@ class Store:
 
     def count(self) -> int:
         """How many models there are."""
-        with _translated(self.folder):
+        with translated(self.folder):
             return int(self._database.execute("SELECT count(*) FROM models").fetchone()[0])
 
     def last_id(self) -> int:
         """The highest id that was ever given to a model; 0 if none was."""
-        with _translated(self.folder):
+        with translated(self.folder):
             found = self._database.execute("SELECT seq FROM sqlite_sequence WHERE name = 'models'").fetchone()
             return 0 if found is None else int(found[0])
 
     def has_depth(self, depth: str) -> bool:
         """Whether a model was measured at that depth."""
-        with _translated(self.folder):
+        with translated(self.folder):
             query = "SELECT EXISTS (SELECT 1 FROM models WHERE depth = ?)"
             return bool(self._database.execute(query, (depth,)).fetchone()[0])
 
     def identity(self, model: int) -> str | None:
         """The identity of the model with that id."""
-        with _translated(self.folder):
+        with translated(self.folder):
             found = self._database.execute("SELECT identity FROM models WHERE id = ?", (model,)).fetchone()
             return None if found is None else str(found[0])
 
     def mark(self) -> Mark:
         """The newest entry of the log of changes."""
-        with _translated(self.folder):
+        with translated(self.folder):
             query = "SELECT number, token FROM changes ORDER BY number DESC LIMIT 1"
             found = self._database.execute(query).fetchone()
             return START if found is None else Mark(*found)
@@ -189,7 +128,7 @@ class Store:
 
         ``None`` if the log has no such entry.
         """
-        with _translated(self.folder):
+        with translated(self.folder):
             query = "SELECT number, token, model, added FROM changes WHERE number >= ? ORDER BY number"
             rows = self._database.execute(query, (since.number,)).fetchall()
         if since != START:
@@ -211,7 +150,7 @@ class Store:
         """All registered tensors with one of these digests, by model and position."""
         wanted = list(dict.fromkeys(digests))
         hits: list[DigestHit] = []
-        with _translated(self.folder):
+        with translated(self.folder):
             for start in range(0, len(wanted), _BATCH):
                 batch = wanted[start : start + _BATCH]
                 marks = ",".join("?" * len(batch))
@@ -223,7 +162,7 @@ class Store:
         """A hash of the identities of all models: equal for registries of the same models."""
         mark = self.mark()
         if self._digest is None or self._digest[0] != mark:
-            with _translated(self.folder):
+            with translated(self.folder):
                 query = "SELECT group_concat(identity, '') FROM (SELECT identity FROM models ORDER BY identity)"
                 identities = self._database.execute(query).fetchone()[0] or ""
             self._digest = mark, f"sha256:{hashlib.sha256(identities.encode()).hexdigest()}"
@@ -233,9 +172,9 @@ class Store:
         """The signature file of a model, None if it is absent; raises ``UnknownModelError`` if the model is."""
         places = (self.place(identity), self._pending_place(identity))
         for place in (*places, *places):  # a file may move to the place just looked at
-            with _translated(self.folder), suppress(FileNotFoundError):
+            with translated(self.folder), suppress(FileNotFoundError):
                 return place.read_bytes()
-        with _translated(self.folder):
+        with translated(self.folder):
             known = self._database.execute("SELECT 1 FROM models WHERE identity = ?", (identity,)).fetchone()
         if known is None:
             raise UnknownModelError(f"no registered model has the signature {clipped(identity)}")
@@ -258,10 +197,10 @@ class Store:
         if self._database.in_transaction:
             yield
             return
-        with _translated(self.folder):
+        with translated(self.folder):
             self._database.execute("BEGIN IMMEDIATE")
         try:
-            with _translated(self.folder):
+            with translated(self.folder):
                 self._settle()
                 yield
                 self._flush()
@@ -351,7 +290,7 @@ class Store:
 
     def problems(self) -> list[str]:
         """What the database itself finds wrong, and names without models or models without names."""
-        with _translated(self.folder):
+        with translated(self.folder):
             found = [row[0] for row in self._database.execute("PRAGMA integrity_check") if row[0] != "ok"]
             broken = self._database.execute("PRAGMA foreign_key_check").fetchall()
             found += [f"a row of {row[0]} mentions a model that does not exist" for row in broken]
@@ -362,7 +301,7 @@ class Store:
     def digest_rows(self, model: int) -> list[tuple[int, str, bytes, int]]:
         """Rows of position, kind, digest and elements of one model, in order."""
         query = "SELECT position, kind, digest, elements FROM digests WHERE model = ? ORDER BY position, kind"
-        with _translated(self.folder):
+        with translated(self.folder):
             return self._database.execute(query, (model,)).fetchall()
 
     def stray_files(self) -> list[Path]:
@@ -377,7 +316,7 @@ class Store:
             FROM models JOIN registrations ON registrations.model = models.id {where}
             ORDER BY models.id, origin != ?, registrations.id
         """  # noqa: S608 - ``where`` is one of the constants above
-        with _translated(self.folder):
+        with translated(self.folder):
             rows = self._database.execute(query, (*values, LOCAL)).fetchall()
         models: dict[int, tuple[tuple[Any, ...], list[Registration]]] = {}
         for row in rows:
@@ -421,113 +360,6 @@ class Store:
                 self._database.execute("ROLLBACK")
         with suppress(sqlite3.Error):
             self._database.execute(f"PRAGMA busy_timeout = {int(self._timeout * 1000)}")
-
-
-def _create(folder: Path, method: Mapping[str, int]) -> None:
-    """Make an empty registry beside its place and link it there: nobody ever sees half of one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{DATABASE}.{uuid.uuid4().hex}.tmp"
-    try:
-        database = sqlite3.connect(temporary, isolation_level=None)
-        try:
-            database.execute("PRAGMA journal_mode = WAL")
-            database.executescript(_SCHEMA)
-            database.executescript(_SECOND_SCHEMA)
-            rows = [("uuid", uuid.uuid4().hex), ("method", json.dumps(dict(method), sort_keys=True))]
-            database.executemany("INSERT INTO meta (name, value) VALUES (?, ?)", rows)
-            database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        finally:
-            database.close()
-        _publish(temporary, folder / DATABASE)
-        flush_folder(folder)
-    except (sqlite3.Error, OSError):
-        if not (folder / DATABASE).exists():  # else another process was first, and may have tidied up after us
-            raise
-    finally:
-        for suffix in ("", "-wal", "-shm"):
-            temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
-
-
-def _publish(temporary: Path, path: Path) -> None:
-    """Give ``temporary`` the name ``path`` unless another process was first."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return
-    except OSError:  # a file system without hard links: two first registrations at once may then collide
-        if not path.exists():
-            temporary.rename(path)
-
-
-def _connect(path: Path, timeout: float) -> sqlite3.Connection:
-    database = sqlite3.connect(path, timeout=timeout, isolation_level=None)
-    database.execute("PRAGMA foreign_keys = ON")
-    database.execute("PRAGMA synchronous = FULL")
-    database.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-    return database
-
-
-def _migrate(database: sqlite3.Connection) -> None:
-    """From version 1 to 2, once, whoever comes first."""
-    database.execute("BEGIN IMMEDIATE")
-    try:
-        if database.execute("PRAGMA user_version").fetchone()[0] == 1:
-            for statement in _statements(_SECOND_SCHEMA):
-                database.execute(statement)
-            database.execute("PRAGMA user_version = 2")
-        database.execute("COMMIT")
-    except BaseException:
-        database.execute("ROLLBACK")
-        raise
-
-
-def _statements(script: str) -> Iterator[str]:
-    """The statements of a script one by one: ``executescript`` would commit before it runs."""
-    statement = ""
-    for line in script.splitlines():
-        statement += line + "\n"
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
-
-
-def _checked_meta(database: sqlite3.Connection, path: Path, method: Mapping[str, int]) -> dict[str, str]:
-    application = database.execute("PRAGMA application_id").fetchone()[0]
-    version = database.execute("PRAGMA user_version").fetchone()[0]
-    if application != APPLICATION_ID:
-        raise RegistryBrokenError(f"{path}: this is not the database of a registry")
-    if version == 1:
-        _migrate(database)
-        version = database.execute("PRAGMA user_version").fetchone()[0]
-    if version != SCHEMA_VERSION:
-        raise RegistryBrokenError(
-            f"{path}: the registry has version {version}; this program knows version {SCHEMA_VERSION}"
-        )
-    found = dict(database.execute("SELECT name, value FROM meta").fetchall())
-    if not {"uuid", "method"} <= set(found):
-        raise RegistryBrokenError(f"{path}: the registry does not say what it was made with")
-    if json.loads(found["method"]) != dict(method):
-        raise IncompatibleParametersError(
-            f"{path}: the registry was made with other parameters of the method: {found['method']}"
-        )
-    return found
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """Errors of SQLite and of the file system as errors of the registry."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
-            raise RegistryBusyError(f"{path}: another process holds the registry; try again later") from error
-        if isinstance(error, sqlite3.OperationalError) and code not in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
-            raise RegistryError(f"{path}: {error}") from error
-        raise RegistryBrokenError(f"{path}: {error}") from error
-    except OSError as error:
-        raise RegistryError(f"{error.filename or path}: {error.strerror}") from error
 
 
 def _moment(seconds: int) -> datetime:

@@ -231,6 +231,8 @@ def delta_cosine(finding: Comparison, base: Comparison) -> float:
         origin = _sketch(base.registered.tensors[other.registered], transposed=other.transposed)
         if suspect is None or registered is None or origin is None:
             continue
+        if not suspect.shape == registered.shape == origin.shape:  # one is of a quick look
+            continue
         a, b = suspect - origin, registered - origin
         products += float(np.sum(a * b))
         left += float(np.sum(a * a))

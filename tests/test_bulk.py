@@ -422,6 +422,39 @@ class TestRegister:
         fp("remove", "a/b", "--yes", registry=tmp_path / "registry")
         assert lines(fp(*command, registry=tmp_path / "registry").out)[0]["action"] == "new"
 
+    def test_a_journal_of_other_labels_or_without_replacement_is_of_other_work(
+        self, fp, zoo: Zoo, tmp_path: Path
+    ) -> None:
+        journal, registry = tmp_path / "journal", tmp_path / "registry"
+        command = ["register", zoo.base, "--name", "a/b", "--resume", journal]
+        fp(*command, registry=registry)
+        for more in ([], ["--replace"], ["--owner", "Acme"], ["--note", "again"]):
+            before = journal.read_bytes()
+            assert fp(*command, *more, registry=registry).status == 0
+            assert (journal.read_bytes() == before) is (more == [])
+
+    def test_a_name_that_cannot_be_registered_is_not_measured(
+        self, fp, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        measured = []
+        monkeypatch.setattr("cli.measure.signature_of", lambda path, *_: measured.append(path))
+        (tmp_path / "list").write_text(f"path\tname\n{zoo.base}\tno name\n")
+        ran = fp("register", "--list", tmp_path / "list", "--format", "jsonl", registry=tmp_path / "registry")
+        assert ran.status == 2
+        assert "no name" in ran.err
+        assert measured == []
+
+    @pytest.mark.parametrize("more", [(), ("--resume", "journal")])
+    def test_a_registration_that_fails_makes_no_registry(
+        self, fp, zoo: Zoo, tmp_path: Path, more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert fp("register", zoo.broken, "--name", "a/b", *more, registry=tmp_path / "registry").status == 2
+        assert not (tmp_path / "registry").exists()
+        assert fp("register", zoo.base, "--name", "a/b", *more, registry=tmp_path / "registry").status == 0
+        assert fp("register", zoo.broken, "--name", "a/c", *more, registry=tmp_path / "registry").status == 2
+        assert fp("show", "a/b", registry=tmp_path / "registry").status == 0
+
     def test_workers_measure_what_one_process_measures(self, zoo: Zoo) -> None:
         import pickle
 

@@ -21,7 +21,7 @@ from cli.render.report import report_view
 from cli.render.report_text import report_text
 from cli.render.signature import SHOWN_VIEW, Shown
 from cli.schemas import schema_names
-from signatures.report import COMPARE_SCHEMA, Link, Verdict
+from signatures.report import COMPARE_SCHEMA, KeyedCheck, Link, Verdict
 from signatures.signature import sign
 from tests.cli_support import validate, weights
 from tests.cli_values import CHECKED, HOSTILE, RECORD, REPORTS, STATUS, match, report
@@ -205,6 +205,17 @@ def test_csv_has_a_row_a_match_or_one_for_the_suspect() -> None:
     assert [row["model"] for row in rows] == ["acme/base-7b", "other/model", "acme/base-7b", ""]
     assert [row["verdict"] for row in rows] == ["match"] * 3 + ["no-match"]
     assert float(rows[0]["log10_p"]) == -312.4
+    assert {row["keyed"] for row in rows} == {""}
+
+
+def test_csv_says_what_the_key_says_of_each_model() -> None:
+    checks = (
+        KeyedCheck("acme/base-7b", "sha256:1", "k", confirmed=True, log10_p=-40.0, test="sketch", matched=True),
+        KeyedCheck("other/model", "sha256:2", "k", confirmed=False, log10_p=-0.5, test="sketch", matched=False),
+    )
+    report = replace(REPORTS["none"], keyed=checks)
+    [row] = csv.DictReader(io.StringIO(rendered(CsvRenderer(report_view()), (report,))))
+    assert row["keyed"] == "acme/base-7b confirmed (log10 p -40.0); other/model not confirmed (log10 p -0.5)"
 
 
 @pytest.mark.parametrize(

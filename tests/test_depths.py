@@ -10,7 +10,7 @@ import pytest
 
 from fingerprint.assemble import deepened, measure_checkpoint
 from fingerprint.checkpoint import open_checkpoint
-from fingerprint.errors import MalformedFileError
+from fingerprint.errors import MalformedFileError, RegistryBrokenError
 from fingerprint.gauge import sample as gauge
 from fingerprint.parameters import DEFAULT_PARAMETERS as P
 from fingerprint.units import spread
@@ -113,15 +113,50 @@ def test_the_report_says_how_deep_it_looked(registry: Registry, path: Path, tmp_
     assert not any(own in one for one in deep.power.not_tested)
 
 
-def test_a_match_stands_if_the_weights_cannot_be_read_again_more_deeply(
-    path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (MalformedFileError("gone", path="m"), "m: gone"),
+        (MemoryError(), "MemoryError"),
+        (ValueError("from a library"), "ValueError: from a library"),
+    ],
+)
+def test_a_match_stands_if_the_look_that_goes_deeper_fails(
+    failure: Exception, said: str, path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(measured: Measured) -> Measured:
-        raise MalformedFileError("gone", path=str(path))
+        raise failure
 
     monkeypatch.setattr(scan, "_explains", lambda match: False)
     monkeypatch.setattr(suspect, "deepened", fails)
     report = scan_path(registry, path)
     assert (report.verdict, report.error, report.suspect.complete) == (Verdict.MATCH, None, False)
-    assert any("at deep depth failed" in note for note in report.notes)
-    assert scan_path(registry, path, options=ScanOptions(depth=Depth.DEEP)).verdict is Verdict.ERROR
+    assert any("at deep depth failed" in note and note.endswith(said) for note in report.notes)
+
+
+@pytest.mark.parametrize("failure", [MalformedFileError("gone", path="m"), MemoryError()])
+def test_a_look_that_fails_is_an_error_where_nothing_was_found_before(
+    failure: Exception, path: Path, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(measured: Measured) -> Measured:
+        raise failure
+
+    monkeypatch.setattr(suspect, "deepened", fails)
+    stranger = save(model(8), tmp_path / "stranger.safetensors")
+    for wanted, depth in ((path, Depth.DEEP.value), (stranger, suspect.AUTO)):
+        report = scan_path(registry, wanted, options=ScanOptions(depth=depth))
+        assert report.verdict is Verdict.ERROR
+        assert report.error
+        assert ("not enough memory" in report.error) is isinstance(failure, MemoryError)
+
+
+def test_a_registry_that_breaks_between_two_looks_is_not_hidden(
+    path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(measured: Measured) -> Measured:
+        raise RegistryBrokenError("a file is gone")
+
+    monkeypatch.setattr(scan, "_explains", lambda match: False)
+    monkeypatch.setattr(suspect, "deepened", fails)
+    with pytest.raises(RegistryBrokenError):
+        scan_path(registry, path)

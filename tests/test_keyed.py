@@ -169,6 +169,18 @@ def test_a_key_that_cannot_be_tried_hides_neither_matches_nor_other_models(folde
     assert any("a key needs the weights" in note for note in report["notes"])
 
 
+def test_a_check_that_fails_for_want_of_memory_hides_no_match(folder, fp: Program, tmp_path, monkeypatch):
+    def fails(*_):
+        raise MemoryError
+
+    key, registry = folder / "first.key", tmp_path / "registry"
+    fp("register", folder / "a.safetensors", "--name", "x/a", "--key", key, registry=registry)
+    monkeypatch.setattr("signatures.keyed_check.check_scan", fails)
+    [report] = fp("scan", folder / "tuned.safetensors", "--key", key, "--format", "json", registry=registry).objects
+    assert report["verdict"] == "match"
+    assert any("the check with the key failed" in note and "MemoryError" in note for note in report["notes"])
+
+
 def test_comparing_with_a_wrong_key_or_a_signature_is_refused_with_a_reason(folder, fp: Program, tmp_path):
     target = tmp_path / "a.fpsig"
     fp("sketch", folder / "a.safetensors", "-o", target, "--key", folder / "first.key")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fingerprint.checkpoint import Checkpoint, open_checkpoint
+from fingerprint.dtypes import F32
 from fingerprint.errors import InputError
+from fingerprint.quant.affine import quantised_dtype
 from fingerprint.readers.coreml import open_coreml, recognises
+from fingerprint.readers.coreml_views import Palettised
 from fingerprint.source import MemorySource
 from tests.hostile.coreml_cases import model
+
+if TYPE_CHECKING:
+    from fingerprint.dtypes import DType
+    from fingerprint.tensors import Array
 
 DATA = Path(__file__).parent / "data" / "coreml"
 EXPECTED = np.load(DATA / "expected.npz")
@@ -73,6 +81,40 @@ def test_compressed_weights_are_what_coremltools_makes_of_them(name: str, tmp_pa
         flat = found["conv.weight"].reshape(-1)
         for start, stop in [(0, 0), (1, 2), (7, 9), (63, 300), (flat.size - 1, flat.size)]:
             np.testing.assert_array_equal(views["conv.weight"].read(start, stop), flat[start:stop])
+
+
+@dataclass
+class Ramp:
+    """A tensor of any size whose elements are made as they are read; ``most`` is the longest read."""
+
+    shape: tuple[int, ...]
+    dtype: DType
+    name: str = "ramp"
+    most: int = 0
+
+    def read(self, start: int, stop: int) -> Array:
+        self.most = max(self.most, stop - start)
+        return (np.arange(start, stop) % 251).astype(self.dtype.numpy)
+
+
+@pytest.mark.parametrize(
+    ("indices", "palettes"),
+    [((1, 1 << 36), (1, 1, 256, 2)), ((1 << 20, 1 << 16), (1 << 20, 1 << 16, 256, 2)), ((4, 8), (4, 1, 256, 1 << 30))],
+)
+def test_few_elements_of_far_apart_codes_and_palettes_take_little_memory(
+    indices: tuple[int, ...], palettes: tuple[int, ...]
+) -> None:
+    codes, colours = Ramp(indices, quantised_dtype("UINT8")), Ramp(palettes, F32)
+    view = Palettised("w", quantised_dtype("PALETTE_8"), codes, colours)
+    end = view.shape[1]
+    found = view.read(end - 5, end + 5)
+    assert max(codes.most, colours.most) <= 1 << 20
+    # The row above holds the first elements of the vectors, the one below it the second ones.
+    for element, (row, column) in zip(
+        found, [(0, end - 5 + i) for i in range(5)] + [(1, i) for i in range(5)], strict=True
+    ):
+        group = column if palettes[1] > 1 else 0
+        assert element == ((group * 256 + column % 251) * palettes[3] + row) % 251
 
 
 def test_network_of_the_older_format() -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import tarfile
+import threading
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -18,10 +19,14 @@ from hypothesis import strategies as st
 
 from fingerprint.checkpoint import Checkpoint, open_checkpoint
 from fingerprint.dtypes import to_float32
-from fingerprint.errors import InputError, LimitExceededError
+from fingerprint.errors import InputError, InputNotFoundError, LimitExceededError
 from fingerprint.readers.base import Catalogue
 from fingerprint.readers.ocdbt import Database
 from fingerprint.readers.opened import Opened
+from fingerprint.readers.zarr import open_zarr
+from fingerprint.remote.folders import Listing, RemoteFolder
+from fingerprint.remote.options import RemoteOptions
+from fingerprint.remote.transfer import Transfer
 from fingerprint.source import MemorySource
 
 if TYPE_CHECKING:
@@ -336,3 +341,44 @@ def test_too_many_chunks_are_refused(tmp_path: Path) -> None:
     write_array(tmp_path / "a", {}, shape=[2**40], chunks=[1])
     with pytest.raises(LimitExceededError, match="chunks"):
         open_checkpoint(tmp_path / "a")
+
+
+class Elsewhere:
+    """A store of files on another machine, which answers about chunks two at a time or not at all."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+        self.pair = threading.Barrier(2)
+
+    def listing(self, prefix: str) -> Listing:
+        start = f"{prefix}/" if prefix else ""
+        below = [name.removeprefix(start) for name in self.files if name.startswith(start)]
+        if not below:
+            raise InputNotFoundError("there is nothing", path=prefix)
+        names = frozenset(name for name in below if "/" not in name)
+        return Listing(names, frozenset(name.partition("/")[0] for name in below if "/" in name))
+
+    def open(self, name: str) -> MemorySource:
+        if not name.endswith(("zarr.json", ".zarray")):
+            self.pair.wait(timeout=10)
+        return MemorySource(self.files[name], name)
+
+    def shown(self, name: str) -> str:
+        return name
+
+
+@pytest.mark.parametrize("separator", [".", "/"])
+def test_chunks_that_are_elsewhere_are_opened_together(separator: str) -> None:
+    told = {"zarr_format": 2, "shape": [3, 8], "chunks": [1, 2], "dtype": "<f4", "compressor": None, "fill_value": 2}
+    told |= {"order": "C", "dimension_separator": separator}
+    # The last row of chunks is not there.
+    chunks = {f"a/{row}{separator}{column}": bytes(8) for row in range(2) for column in range(4)}
+    store = Elsewhere({"a/.zarray": json.dumps(told).encode(), **chunks})
+    transfer = Transfer(RemoteOptions())
+    try:
+        contents, files = open_zarr(RemoteFolder(store, transfer), Catalogue("m"))
+        [tensor] = contents.tensors
+        np.testing.assert_array_equal(tensor.read(0, 24), [0] * 16 + [2] * 8)
+        assert {file.path for file in files} == {"a/.zarray", *chunks}
+    finally:
+        transfer.close()

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from benchmarks.synthetic import small_model
+from signatures.database import SCHEMA_VERSION
 from signatures.engine import START, Mark
 from signatures.registry import Registry
 from signatures.scan import scan_path
 from signatures.signature import sign, write_signature
-from signatures.store import SCHEMA_VERSION, Store
+from signatures.store import Store
 
 if TYPE_CHECKING:
     from pathlib import Path

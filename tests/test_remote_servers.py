@@ -266,6 +266,26 @@ class TestLies:
         ):
             open_it().read(100_000, 100_000)
 
+    @pytest.mark.parametrize("tag", ["", 'W/"weak"'])
+    def test_a_file_of_another_date_was_replaced_where_no_tag_tells(self, tag: str) -> None:
+        def dated(day: str) -> Callable[[Asked], Answer]:
+            return lambda asked: part_of(DATA, asked, tag, **{"Last-Modified": f"{day} Jan 2026 00:00:00 GMT"})
+
+        with opened(dated("Thu, 01")) as (open_it, _):
+            assert bytes(open_it().read(100_000, 100_000)) == DATA[100_000:200_000]
+        with (
+            opened(later(dated("Thu, 01"), dated("Fri, 02"))) as (open_it, _),
+            pytest.raises(InputError, match="replaced while it was read"),
+        ):
+            open_it().read(100_000, 100_000)
+
+    def test_an_equal_tag_tells_more_than_dates(self) -> None:
+        def dated(day: str) -> Callable[[Asked], Answer]:
+            return lambda asked: part_of(DATA, asked, **{"Last-Modified": f"{day} Jan 2026 00:00:00 GMT"})
+
+        with opened(later(dated("Thu, 01"), dated("Fri, 02"))) as (open_it, _):
+            assert bytes(open_it().read(100_000, 100_000)) == DATA[100_000:200_000]
+
     @pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip"])
     def test_encoded_answers_are_not_taken(self, encoding: str) -> None:
         with (

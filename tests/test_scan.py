@@ -15,6 +15,8 @@ import pytest
 
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
+from fingerprint.quick import quick_look
+from signatures.keyed import keyed_section, make_key, with_section
 from signatures.registry import Registry
 from signatures.report import Confidence, Link, Relation, Report, Verdict
 from signatures.scan import ScanOptions, compare_paths, scan_path
@@ -24,6 +26,8 @@ from tests.small_models import Weights, blend, disguised, low_rank_change, model
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from signatures.signature import Signature
 
 
 @pytest.fixture(scope="module")
@@ -427,3 +431,27 @@ def test_a_declared_base_is_named_and_not_accused(registry: Registry, tmp_path: 
     assert report.matches[0].declared_base
     assert report.strongest_accusation is None
     assert scan(registry, weights, tmp_path).strongest_accusation is Confidence.CERTAIN
+
+
+def test_registrations_of_the_same_weights_are_no_siblings_and_the_fullest_comes_first(tmp_path: Path) -> None:
+    key = make_key(np.random.default_rng(1).bytes(32))
+    path = save(model(1), tmp_path / "model.safetensors")
+    with Registry.open(tmp_path / "registry") as registry, open_checkpoint(path) as checkpoint:
+        registry.register(sign(quick_look(checkpoint).fingerprint), name="a/quick")
+        plain = sign(fingerprint(checkpoint))
+        registry.register(with_section(plain, keyed_section(checkpoint, key)), name="z/keyed")
+        registry.register(plain, name="b/plain")
+        tuned = low_rank_change(model(1), 7, 0.05)
+        for weights in (model(1), tuned):
+            for depth in ("quick", "full"):
+                report = scan(registry, weights, tmp_path, depth=depth)
+                assert set(links(report).values()) == {Link.LINEAGE}
+                assert list(links(report)) == ["b/plain", "z/keyed", "a/quick"]
+        registry.register(sign_of(tuned, tmp_path), name="c/tuned")
+        found = links(scan(registry, low_rank_change(model(1), 8, 0.05), tmp_path, depth="full"))
+        assert found["c/tuned"] is Link.SIBLING
+
+
+def sign_of(weights: Weights, folder: Path) -> Signature:
+    with open_checkpoint(save(weights, folder / "other.safetensors")) as checkpoint:
+        return sign(fingerprint(checkpoint))

@@ -1,6 +1,7 @@
 """Fuzzes every target and writes the page: ``python -m benchmarks.fuzz --runs 200000 --out docs/benchmarks``.
 
 Each target runs in a child of this process until it has done so many executions or spent ``--seconds`` of CPU time.
+``--rows`` keeps what came of the targets of several calls, such as one for each with ``--only``, for one page.
 Exit status 1 if anything was found; the inputs are in ``--keep``.
 """
 
@@ -12,13 +13,14 @@ import os
 import re
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.fuzz.one import TARGETS, Plan, fuzz
 
 _MENDED = (
     "npz, PyTorch: a file of less than 18 bytes with the beginning of a ZIP archive's end in it raised `struct.error`",
+    "zarr: a shard in chunks of no elements raised `ZeroDivisionError`",
 )
 _PULSE = re.compile(r"^#\d+\s+\w+\s+cov: (\d+) ft: (\d+) corp: (\d+)", re.MULTILINE)
 
@@ -36,6 +38,16 @@ class Row:
     slowest: float
     peak: int
     findings: tuple[str, ...]
+
+
+def kept(file: Path) -> list[Row]:
+    """The last row of each target in ``file``, in the order of the targets."""
+    found: dict[str, Row] = {}
+    if file.is_file():
+        for line in file.read_text("utf-8").splitlines():
+            told = json.loads(line)
+            found[told["name"]] = Row(**told | {"findings": tuple(told["findings"])})
+    return [found[name] for name in TARGETS if name in found]
 
 
 def fuzzed(name: str, plan: Plan) -> Row:
@@ -66,7 +78,7 @@ def fuzzed(name: str, plan: Plan) -> Row:
     )  # fmt: skip
 
 
-def page(rows: list[Row], options: argparse.Namespace) -> str:
+def page(rows: list[Row]) -> str:
     """The page."""
     total = sum(row.runs for row in rows)
     lines = [
@@ -75,8 +87,8 @@ def page(rows: list[Row], options: argparse.Namespace) -> str:
         "Every parser of hostile bytes is a target of atheris (libFuzzer), instrumented, with small good files of",
         "the producing libraries to begin from. An input may end in one of the project's own errors and in nothing",
         "else. It is a finding too if it takes ten seconds, or if the process, instrumentation and torch included,",
-        "grows beyond 2 GB. Made by `make bench-fuzz`",
-        f"(`RUNS={options.runs}`, at most {options.seconds:g} s of CPU time a target).",
+        "grows beyond 2 GB. Made by `make bench-fuzz`, which gives each target a number of executions and a time:",
+        "the one that ended first ended it.",
         "",
         f"- {len(rows)} targets, {total:,} executions, {sum(row.seconds for row in rows):,.0f} s of CPU time.",
         f"- {sum(len(row.findings) for row in rows)} findings in this run.",
@@ -108,6 +120,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", action="append", choices=sorted(TARGETS))
     parser.add_argument("--keep", type=Path, default=Path("fuzz-findings"))
+    parser.add_argument("--rows", type=Path, help="file of JSON lines: adds to it, and makes the page of all of it")
     parser.add_argument("--out", type=Path, help="folder of the page (default: standard output)")
     options = parser.parse_args()
     plan = Plan(options.runs, options.seconds, options.seed, options.keep)
@@ -115,7 +128,10 @@ def main() -> int:
     for name in options.only or TARGETS:
         rows.append(fuzzed(name, plan))
         print(rows[-1], file=sys.stderr, flush=True)
-    text = page(rows, options)
+        if options.rows is not None:
+            with options.rows.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(rows[-1])) + "\n")
+    text = page(rows if options.rows is None else kept(options.rows))
     if options.out is None:
         print(text)
     else:

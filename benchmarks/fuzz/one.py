@@ -29,7 +29,12 @@ INPUT_SECONDS = 10
 LARGEST = 1 << 16
 MOST_FINDINGS = 50
 
-with atheris.instrument_imports(include=["fingerprint", "signatures"]):
+INSTRUMENTED = ("fingerprint", "signatures")
+
+if early := sorted(name for name in sys.modules if name.startswith(INSTRUMENTED)):
+    raise ImportError(f"imported before it could be instrumented: {', '.join(early)}")
+
+with atheris.instrument_imports(include=list(INSTRUMENTED)):
     from benchmarks.fuzz.targets import TARGETS
     from fingerprint.errors import WeightprintError
 

@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import pickle
+import struct
 import tarfile
 import tempfile
 import warnings
@@ -24,6 +25,7 @@ import zstandard
 from safetensors.numpy import save
 
 from tests.hostile.onnx_cases import GOOD, circle, nested, recurrent, scaled, squared, unpacked
+from tests.hostile.orbax_cases import NODE_MAGIC
 from tests.hostile.pickle_cases import PICKLE_CASES
 
 DATA = Path(__file__).parent.parent.parent / "tests" / "data"
@@ -192,6 +194,65 @@ def distributed() -> list[bytes]:
 def distributed_beside() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         return {path.name: path.read_bytes() for path in _distributed(Path(folder)).glob("*.distcp")}
+
+
+def _tree(*names: str) -> dict[str, bytes]:
+    """The files of folders of zarr and Orbax, by their paths below them."""
+    files: dict[str, bytes] = {}
+    for name in names:
+        with tarfile.open(DATA / "orbax" / f"{name}.tar.xz") as archive:
+            for member in archive.getmembers():
+                if (file := archive.extractfile(member)) is not None:
+                    files[member.name.partition("/")[2]] = file.read()
+    return files
+
+
+def zarr() -> list[bytes]:
+    """The metadata of an array, a byte of zero, and a chunk of it."""
+    found = []
+    for name in ("second", "third"):
+        files = _tree(name)
+        for path, metadata in files.items():
+            above, _, last = path.rpartition("/")
+            beginnings = (f"{above}/c/", f"{above}/0") if last == "zarr.json" else (f"{above}/0",)
+            chunks = [files[other] for other in files if other.startswith(beginnings)]
+            if last in {".zarray", "zarr.json"} and chunks:
+                found.append(metadata + b"\0" + chunks[0])
+    return found
+
+
+def orbax() -> list[bytes]:
+    return [_tree(name)["_METADATA"] for name in ("grid", "folders")]
+
+
+def orbax_beside() -> dict[str, bytes]:
+    return _tree("grid")
+
+
+def ocdbt_manifests() -> list[bytes]:
+    return [_tree(name)["manifest.ocdbt"] for name in ("plain_tree", "packed_tree", "database", "grid_database")]
+
+
+def ocdbt_nodes() -> list[bytes]:
+    """What is said of the compression of a node, the height of it, and its body as it is stored."""
+    found = []
+    for name in ("plain_tree", "packed_tree", "database", "grid_database"):
+        magic = struct.pack(">I", NODE_MAGIC)
+        for path, raw in _tree(name).items():
+            place = raw.find(magic) if path.startswith("d/") else -1
+            while place >= 0:
+                (size,) = struct.unpack_from("<Q", raw, place + len(magic))
+                packed, body = raw[place + 13], raw[place + 14 : place + size - 4]
+                height = (zstandard.ZstdDecompressor().decompressobj().decompress(body) if packed else body)[0]
+                found.append(bytes([packed, height]) + body)
+                place = raw.find(magic, place + size)
+    return found
+
+
+def ocdbt_beside() -> dict[str, bytes]:
+    """The data files of databases, whose names no two of them share."""
+    files = _tree("plain_tree", "packed_tree", "database", "grid_database")
+    return {path: raw for path, raw in files.items() if path.startswith(("d/", "ocdbt.process_0/d/"))}
 
 
 def zips() -> list[bytes]:

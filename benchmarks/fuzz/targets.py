@@ -25,25 +25,30 @@ from fingerprint.readers import (
     index,
     keras,
     numpy_files,
+    ocdbt,
     onnx,
+    orbax,
     plain_pickle,
     pytorch,
     safetensors,
     tensorflow,
     tfjs,
     tflite,
+    zarr,
 )
 from fingerprint.readers.base import Catalogue, Contents
 from fingerprint.readers.pickles import read_pickle
 from fingerprint.readers.restore import restored
+from fingerprint.readers.zarr_array import V2, V3
 from fingerprint.source import MemorySource
 from signatures import bundle
 from signatures.container import Section, pack, unpack
 from signatures.records import Registration
 from signatures.signature import decode
+from tests.hostile.orbax_cases import NODE_MAGIC, manifest, wrapped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from fingerprint.readers.base import Reader
     from fingerprint.source import Source
@@ -58,12 +63,16 @@ class MemoryFolder:
 
     files: Mapping[str, bytes]
     path: str = "memory"
+    distant = False
 
     def file_names(self) -> list[str]:
         return sorted(name for name in self.files if "/" not in name)
 
     def folder_names(self) -> list[str]:
         return sorted({name.partition("/")[0] for name in self.files if "/" in name})
+
+    def present(self, names: Iterable[str]) -> set[str]:
+        return set(self.file_names()).intersection(names)
 
     def open(self, name: str) -> Source:
         if name not in self.files:
@@ -145,6 +154,66 @@ def _distributed(data: bytes) -> None:
     _read(contents)
 
 
+@dataclass(frozen=True, slots=True)
+class OneArray:
+    """A folder of an array of zarr, all of whose chunks are the same; see ``places.Folder``."""
+
+    metadata: bytes
+    chunk: bytes
+    path: str = "memory"
+    distant = False
+
+    def file_names(self) -> list[str]:
+        return [V3 if b"node_type" in self.metadata else V2]
+
+    def folder_names(self) -> list[str]:
+        return []
+
+    def present(self, names: Iterable[str]) -> set[str]:
+        return set(names)
+
+    def open(self, name: str) -> Source:
+        return MemorySource(self.metadata if name in {V2, V3} else self.chunk, name)
+
+    def sub(self, name: str) -> OneArray:
+        return self
+
+
+def _zarr(data: bytes) -> None:
+    metadata, _, chunk = data.partition(b"\0")
+    contents, _ = zarr.open_zarr(OneArray(metadata, chunk), Catalogue("zarr"))
+    _read(contents)
+
+
+def _orbax(name: str, make: Callable[[], dict[str, bytes]]) -> Callable[[bytes], None]:
+    """Opens a folder in which the file ``name`` is the input; ``make`` makes the files beside it, once."""
+    beside: dict[str, bytes] = {}
+
+    def run(data: bytes) -> None:
+        if not beside:
+            beside.update(make())
+        contents, _ = orbax.open_orbax(MemoryFolder(beside | {name: data}), Catalogue("orbax"))
+        _read(contents)
+
+    return run
+
+
+_DATABASE: dict[str, bytes] = {}
+
+
+def _ocdbt_node(data: bytes) -> None:
+    """The root of a database behind its header, whose length a changed node would never fit."""
+    if not _DATABASE:
+        _DATABASE.update(seeds.ocdbt_beside())
+    if len(data) < 2:
+        return
+    packed, height = data[:2]
+    node = wrapped(NODE_MAGIC, data[2:], packed=packed)
+    files = {"node": node, ocdbt.MANIFEST: manifest(b"node", 0, len(node), height)}
+    contents, _ = orbax.open_orbax(MemoryFolder(_DATABASE | files), Catalogue("ocdbt"))
+    _read(contents)
+
+
 def signature_seeds() -> list[bytes]:
     return [(seeds.DATA / "golden.fpsig").read_bytes()]
 
@@ -221,6 +290,10 @@ TARGETS: dict[str, Target] = {
         "TensorFlow, LevelDB table",
     ),
     "tfjs": Target(seeds.tfjs, _reader(tfjs.READER, "model.json", seeds.tfjs_beside), "TensorFlow.js"),
+    "zarr": Target(seeds.zarr, _zarr, "zarr, an array and its chunk"),
+    "orbax": Target(seeds.orbax, _orbax(orbax.METADATA, seeds.orbax_beside), "Orbax, the list of its tree"),
+    "ocdbt": Target(seeds.ocdbt_manifests, _orbax(ocdbt.MANIFEST, seeds.ocdbt_beside), "OCDBT, manifests"),
+    "ocdbt-node": Target(seeds.ocdbt_nodes, _ocdbt_node, "OCDBT, nodes behind their headers"),
     "zip": Target(seeds.zips, _container, "ZIP archives"),
     "tar": Target(seeds.tars, _container, "tar archives"),
     "streams": Target(seeds.streams, _stream, "gzip, bzip2, xz, Zstandard"),

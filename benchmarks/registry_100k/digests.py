@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fingerprint.parameters import DEFAULT_PARAMETERS
-from signatures.store import DATABASE, Store
+from signatures.database import DATABASE
+from signatures.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

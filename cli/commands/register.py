@@ -13,8 +13,6 @@ from cli.paths import STANDARD
 if TYPE_CHECKING:
     from cli.console import Console
     from cli.measure import Measuring
-    from signatures.records import ModelRecord
-    from signatures.registry import Registry
 
 
 @click.command("register")
@@ -124,36 +122,20 @@ def _register_one(
     """Register one model; whatever goes wrong is raised."""
     from cli.measure import signature_of
     from cli.registering import step_of
-    from cli.registry import open_for_writing
+    from cli.registry import Destination
     from cli.render.registration import REGISTRATION_VIEW, Registered
     from cli.render.write import write_all
     from cli.worklist import named
     from signatures.records import require_name
 
     name = require_name(named(path, name))
-    with open_for_writing(registry) as opened:
-        if base is not None and _found(opened, base) is None:
+    with Destination(registry) as place:
+        if base is not None and place.holder(base) is None:
             console.warning(f"the base {base} is not registered: siblings cannot be told from copies until it is")
         signature = signature_of(path, console, how)
-        holder = _found(opened, name)
-        record = opened.register(signature, name=name, base=base, **said)
-        done = Registered(
-            step_of(None if holder is None else holder.id, record),
-            path,
-            name,
-            record,
-            str(opened.folder),
-            opened.count(),
-        )
+        holder = place.holder(name)
+        record = place.made().register(signature, name=name, base=base, **said)
+        step = step_of(None if holder is None else holder.id, record)
+        done = Registered(step, path, name, record, str(place.folder), place.count())
         write_all(REGISTRATION_VIEW, [done], format, output, console)
     return Exit.OK
-
-
-def _found(registry: Registry, name: str) -> ModelRecord | None:
-    """The model of that name, None if there is none."""
-    from fingerprint.errors import UnknownModelError
-
-    try:
-        return registry.get(name)
-    except UnknownModelError:
-        return None

@@ -256,7 +256,8 @@ def scan_one(registry: Registry | None, path: str, wanted: ScanOptions, key: Key
                 return check_scan(registry, report, place, key, progress)
             except RegistryError:
                 raise
-            except WeightprintError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, it does not hide what was found before
+                console.trace(error)
                 return report.despite(error, "the check with the key")
     except RegistryError:
         raise

@@ -14,7 +14,7 @@ from signatures.report import SCAN_SCHEMA
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from signatures.report import Report
+    from signatures.report import KeyedCheck, Report
 
 COLUMNS: Final = (
     "path",
@@ -41,6 +41,7 @@ COLUMNS: Final = (
     "seconds",
     "claims",
     "parts",
+    "keyed",
 )
 
 
@@ -68,6 +69,7 @@ def _rows(report: Report) -> Iterable[Mapping[str, Any]]:
         "registry_models": report.registry.models,
         "seconds": report.seconds,
         "claims": "; ".join(report.claims.statements) if report.claims is not None else None,
+        "keyed": None if report.keyed is None else "; ".join(map(_keyed, report.keyed)),
     }
     if not report.matches:
         return [shared]
@@ -96,3 +98,7 @@ def _rows(report: Report) -> Iterable[Mapping[str, Any]]:
         }
         for match in report.matches
     ]
+
+
+def _keyed(check: KeyedCheck) -> str:
+    return f"{check.model} {'confirmed' if check.confirmed else 'not confirmed'} (log10 p {check.log10_p:.1f})"

@@ -10,6 +10,7 @@ import numpy as np
 
 from fingerprint.dtypes import F32, DType, Kind, to_float32
 from fingerprint.errors import MalformedFileError
+from fingerprint.tensors import LikeSource
 
 if TYPE_CHECKING:
     from fingerprint.tensors import Array, TensorView
@@ -109,25 +110,13 @@ def spread(values: Array, block: int, size: int) -> Array:
 
 
 @dataclass(frozen=True, slots=True)
-class Exponents:
+class Exponents(LikeSource):
     """E8M0 scales that are stored as bytes, as the powers of two that they stand for."""
-
-    source: TensorView
-
-    @property
-    def name(self) -> str:
-        """Name of the source."""
-        return self.source.name
 
     @property
     def dtype(self) -> DType:
         """float32."""
         return F32
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the source."""
-        return self.source.shape
 
     def read(self, start: int, stop: int) -> Array:
         """See ``TensorView.read``."""

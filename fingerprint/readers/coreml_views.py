@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fingerprint.errors import MalformedFileError
+from fingerprint.readers.packed import taken
 
 if TYPE_CHECKING:
     from fingerprint.dtypes import DType
@@ -74,7 +75,7 @@ class Palettised:
         return tuple(size * width if axis == self.axis else size for axis, size in enumerate(self.indices.shape))
 
     def read(self, start: int, stop: int) -> Array:
-        """See ``TensorView.read``."""
+        """See ``TensorView.read``; takes memory for what is asked for, however far its codes and palettes lie apart."""
         colours, width = self.palettes.shape[-2:]
         grid = self.palettes.shape[:-2]
         flat = np.arange(start, stop, dtype=np.int64)
@@ -90,13 +91,11 @@ class Palettised:
             below, step = below * size, step * grid[axis]
         if not codes.size:
             return np.empty(0, self.dtype.numpy)
-        low, high = int(codes.min()), int(codes.max()) + 1
-        chosen = self.indices.read(low, high).astype(np.int64)[codes - low]
+        chosen = taken(self.indices, codes).astype(np.int64)
         if int(chosen.max()) >= colours:
             raise MalformedFileError("a code beyond its palette", tensor=self.name)
-        first, last = int(groups.min()), int(groups.max()) + 1
-        held = self.palettes.read(first * colours * width, last * colours * width)
-        found: Array = held[((groups - first) * colours + chosen) * width + part].astype(self.dtype.numpy, copy=False)
+        places = (groups * colours + chosen) * width + part
+        found: Array = taken(self.palettes, places).astype(self.dtype.numpy, copy=False)
         return found
 
 

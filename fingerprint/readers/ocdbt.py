@@ -15,6 +15,8 @@ from fingerprint.readers.index import is_plain_name
 from fingerprint.source import MemorySource, Section
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from fingerprint.readers.base import Catalogue
     from fingerprint.readers.opened import Opened
     from fingerprint.source import Source
@@ -82,6 +84,9 @@ class Database:
         if value.inline is not None:
             return MemorySource(value.inline, f"{self._opened.path}:{key}")
         return Section(self._file(value.file), value.offset, value.length)
+
+    def ahead(self, keys: Iterable[str]) -> None:
+        """Nothing to do: the values lie in few files, which are open."""
 
     def _file(self, path: str) -> Source:
         """A data file. Raises ``InputError``, also for a path that leads out of the folder."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fingerprint.errors import InputNotFoundError, LimitExceededError
 from fingerprint.readers.base import FileRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from fingerprint.readers.base import Catalogue
     from fingerprint.readers.places import Folder
     from fingerprint.source import Source
 
 MAX_FILES = 1 << 17
 """Most files of a folder of arrays; each chunk may be one."""
+_TOGETHER = 1024
+"""Files of one folder that are said to be opened next at a time."""
 
 
 class Opened:
@@ -47,6 +52,22 @@ class Opened:
             except InputNotFoundError:
                 self._sources[path] = None
         return self._sources[path]
+
+    def ahead(self, paths: Iterable[str]) -> None:
+        """Says what is going to be asked for: where each file takes a request, several are opened at once.
+
+        Raises ``InputError``.
+        """
+        if not self._place.distant:
+            return
+        names: dict[str, list[str]] = {}
+        for path in paths:
+            above, _, name = path.rpartition("/")
+            names.setdefault(above, []).append(name)
+        for above, wanted in names.items():
+            for start in range(0, len(wanted), _TOGETHER):
+                with suppress(InputNotFoundError):
+                    self.folder(above).present(wanted[start : start + _TOGETHER])
 
     def records(self) -> tuple[FileRecord, ...]:
         """The files that are there."""

@@ -15,6 +15,21 @@ if TYPE_CHECKING:
 _PIECE = 1 << 20
 
 
+def taken(source: TensorView, places: Array) -> Array:
+    """The elements of ``source`` at the flat ``places`` (1-D, int64, one at least), read in pieces of bounded size."""
+    low, high = int(places.min()), int(places.max()) + 1
+    if high - low <= _PIECE:
+        return source.read(low, high).take(places - low)
+    values = np.empty(places.size, source.dtype.numpy)
+    pieces = places // _PIECE
+    for piece in np.unique(pieces):
+        inside = pieces == piece
+        wanted = places[inside]
+        first = int(wanted.min())
+        values[inside] = source.read(first, int(wanted.max()) + 1)[wanted - first]
+    return values
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
     """Elements of ``bits`` (2 or 4) bits, the first in the lowest bits of a byte; ``dtype`` is that of the elements.
@@ -62,20 +77,10 @@ class Permuted:
         return tuple(self.source.shape[axis] for axis in self.order)
 
     def read(self, start: int, stop: int) -> Array:
-        """See ``TensorView.read``; may go over all of the source, in pieces of bounded size."""
+        """See ``TensorView.read``; may go over all of the source."""
         if stop <= start:
             return self.source.read(0, 0)
-        places = self._places(start, stop)
-        low, high = int(places.min()), int(places.max()) + 1
-        if high - low <= _PIECE:
-            return self.source.read(low, high).take(places - low)
-        values = np.empty(stop - start, self.dtype.numpy)
-        for piece in range(low, high, _PIECE):
-            last = min(piece + _PIECE, high)
-            inside = (places >= piece) & (places < last)
-            if inside.any():
-                values[inside] = self.source.read(piece, last)[places[inside] - piece]
-        return values
+        return taken(self.source, self._places(start, stop))
 
     def _places(self, start: int, stop: int) -> Array:
         """Where the elements are in the source."""

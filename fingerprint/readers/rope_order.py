@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fingerprint.readers.base import Contents, Finding, some
+from fingerprint.tensors import LikeSource
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fingerprint.dtypes import DType
     from fingerprint.tensors import Array, TensorView
 
 PERMUTED = frozenset({
@@ -34,29 +34,13 @@ _PIECE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class HalvesFirst:
+class HalvesFirst(LikeSource):
     """``source``, whose rows hold pairs side by side in each of ``heads`` heads, with the first halves in front.
 
     Row ``half * size / 2 + i`` of a head of ``size`` rows is row ``2 * i + half`` of the source's.
     """
 
-    source: TensorView
     heads: int
-
-    @property
-    def name(self) -> str:
-        """Name of the source."""
-        return self.source.name
-
-    @property
-    def dtype(self) -> DType:
-        """Element type of the source."""
-        return self.source.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the source."""
-        return self.source.shape
 
     def read(self, start: int, stop: int) -> Array:
         """See ``TensorView.read``; reads at most three times as much of the source, in pieces of bounded size."""

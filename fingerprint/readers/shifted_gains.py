@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from fingerprint.dtypes import F32, DType
+from fingerprint.dtypes import F32
+from fingerprint.tensors import LikeSource
 
 if TYPE_CHECKING:
     from fingerprint.readers.base import Contents
@@ -27,25 +28,8 @@ _UNSHIFTED: Final = "ssm_norm.weight"
 
 
 @dataclass(frozen=True, slots=True)
-class LessOne:
+class LessOne(LikeSource):
     """``source`` less one, in float32."""
-
-    source: TensorView
-
-    @property
-    def name(self) -> str:
-        """Name of the source."""
-        return self.source.name
-
-    @property
-    def dtype(self) -> DType:
-        """float32, as the source."""
-        return self.source.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the source."""
-        return self.source.shape
 
     def read(self, start: int, stop: int) -> Array:
         """See ``TensorView.read``."""

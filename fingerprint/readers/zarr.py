@@ -28,7 +28,7 @@ from fingerprint.source import Section, check_range
 from fingerprint.tensors import renamed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from fingerprint.readers.places import Folder
     from fingerprint.readers.zarr_array import ArrayLayout, Codecs, Sharding
@@ -64,6 +64,9 @@ class Store(Protocol):
 
     def get(self, key: str) -> Source | None:
         """The value; None if there is none. Raises ``InputError``."""
+
+    def ahead(self, keys: Iterable[str]) -> None:
+        """Says which values are asked for next. Raises ``InputError``."""
 
 
 class Kept:
@@ -217,6 +220,7 @@ class Arrays:
         self._count(math.prod(grid))
         chunks: list[Chunk] = []
         absent = 0
+        self._store.ahead(folder + layout.key(index) for index in itertools.product(*map(range, grid)))
         for index in itertools.product(*map(range, grid)):
             source = self._store.get(folder + layout.key(index))
             offsets = tuple(at * part for at, part in zip(index, layout.chunk, strict=True))

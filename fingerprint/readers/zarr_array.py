@@ -170,8 +170,8 @@ def _codecs(value: Json, chunk: tuple[int, ...], path: str, *, inner: bool = Fal
 
 
 def _sharding(settings: dict[str, Json], chunk: tuple[int, ...], path: str) -> Sharding:
-    inner, _ = _shapes(settings.get("chunk_shape"), settings.get("chunk_shape"), path)
-    if len(inner) != len(chunk) or any(whole % part for whole, part in zip(chunk, inner, strict=True)):
+    inner = _sizes(settings.get("chunk_shape"), path)
+    if len(inner) != len(chunk) or 0 in inner or any(whole % part for whole, part in zip(chunk, inner, strict=True)):
         raise LeftError("shards that are no whole number of chunks")
     codecs, _ = _codecs(settings.get("codecs"), inner, path, inner=True)
     index, _ = _codecs(settings.get("index_codecs"), (*chunk, 2), path, inner=True)

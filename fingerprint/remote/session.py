@@ -82,6 +82,13 @@ class Reply:
         tag = self.response.headers.get("ETag", "")
         return "" if len(tag) > 256 or not tag.startswith('"') else tag
 
+    def is_of_another_state(self, first: Reply) -> bool:
+        """Whether the file was replaced since ``first``: another ETag, or, without one, another date of change."""
+        if self.validator and first.validator:
+            return self.validator != first.validator
+        dates = {reply.response.headers.get("Last-Modified", "") for reply in (first, self)}
+        return len(dates) > 1 and "" not in dates
+
     @property
     def length(self) -> int | None:
         """Bytes of the body as claimed."""

@@ -82,6 +82,7 @@ class _WebFile:
         self._url = url
         self._shown = shown
         self._size = size
+        self._first = first
         self._validator = first.validator
         self._target = first.url
         self._lock = threading.Lock()
@@ -127,9 +128,11 @@ class _WebFile:
     def _check(self, reply: Reply, start: int, stop: int) -> None:
         """Raises ``InputError`` unless the answer is (the beginning of) those bytes of the file as it was first."""
         part = reply.part
-        validator = reply.validator
-        changed = bool(self._validator and validator) and validator != self._validator
-        if changed or reply.status == 416 or (part is not None and part[2] not in {None, self._size}):
+        if (
+            reply.is_of_another_state(self._first)
+            or reply.status == 416
+            or (part is not None and part[2] not in {None, self._size})
+        ):
             raise InputError("the file was replaced while it was read", path=self._shown, hint="try again")
         if reply.status != 206:
             reason = "the file was replaced while it was read" if self._validator else _NO_RANGES

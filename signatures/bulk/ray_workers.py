@@ -89,7 +89,6 @@ class RayWorkers(Generic[Item, Result]):
 
     def _begin(self, jobs: int | None) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
         if _is_local():
             count = max(processors(), jobs or 1)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MALFORMED, LIMIT, UNSUPPORTED = "MalformedFileError", "LimitExceededError", "UnsupportedFormatError"
+NODE_MAGIC = 0x0CDB20DE
 _V2: dict[str, Any] = {
     "zarr_format": 2,
     "shape": [4],
@@ -50,11 +51,11 @@ def _array(chunk: bytes | None = bytes(16), **fields: Any) -> Callable[[Path], P
     return build
 
 
-def _shard(raw: bytes) -> Callable[[Path], Path]:
-    """An array in one shard of those bytes."""
+def _shard(raw: bytes, chunk: int = 2) -> Callable[[Path], Path]:
+    """An array in one shard of those bytes, which is said to be in chunks of ``chunk`` elements."""
 
     def build(folder: Path) -> Path:
-        told = _V3 | {"codecs": [{"name": "sharding_indexed", "configuration": _SHARD}]}
+        told = _V3 | {"codecs": [{"name": "sharding_indexed", "configuration": _SHARD | {"chunk_shape": [chunk]}}]}
         (folder / "zarr.json").write_text(json.dumps(told))
         (folder / "c").mkdir()
         (folder / "c" / "0").write_bytes(raw)
@@ -110,7 +111,8 @@ def _numbers(*numbers: int) -> bytes:
     return b"".join(map(_varint, numbers))
 
 
-def _wrapped(magic: int, body: bytes, *, length: int | None = None, packed: int = 0) -> bytes:
+def wrapped(magic: int, body: bytes, *, length: int | None = None, packed: int = 0) -> bytes:
+    """A manifest or node around ``body``; ``packed``: what is said of its compression."""
     size = 14 + len(body) + 4
     return (
         struct.pack(">I", magic)
@@ -121,15 +123,16 @@ def _wrapped(magic: int, body: bytes, *, length: int | None = None, packed: int 
     )
 
 
-def _manifest(file: bytes, offset: int, length: int, height: int, *, kind: int = 0) -> bytes:
+def manifest(file: bytes, offset: int, length: int, height: int, *, kind: int = 0) -> bytes:
+    """A manifest whose root is in ``file``."""
     table = _numbers(1, len(file), 0) + file
     version = _numbers(1, 1, height, 0, offset, length, 1, 1, 1) + bytes(8)
     body = bytes(16) + _numbers(kind, 100, 1 << 20) + b"\x04" + _numbers(0) + table + version + _numbers(0)
-    return _wrapped(0x0CDB3A2A, body)
+    return wrapped(0x0CDB3A2A, body)
 
 
 def _node(height: int, entries: bytes, file: bytes = b"d") -> bytes:
-    return _wrapped(0x0CDB20DE, bytes([height]) + _numbers(1, len(file), 0) + file + entries)
+    return wrapped(NODE_MAGIC, bytes([height]) + _numbers(1, len(file), 0) + file + entries)
 
 
 def _leaf(key: bytes, length: int, offset: int, *, kind: int = 1, number: int = 0) -> bytes:
@@ -142,7 +145,7 @@ def _database(
     """A database of one data file that begins with ``node``, its root."""
 
     def build(folder: Path) -> Path:
-        (folder / "manifest.ocdbt").write_bytes(_manifest(file, offset, len(node), height, kind=kind))
+        (folder / "manifest.ocdbt").write_bytes(manifest(file, offset, len(node), height, kind=kind))
         (folder / "d").write_bytes(node)
         return folder
 
@@ -179,7 +182,7 @@ def _doubling(folder: Path) -> Path:
         nodes.insert(0, _node(height, entries + _numbers(below, below) + _numbers(1, 1, 1, 1, 1, 1)))
     for place, node in zip(places, nodes, strict=True):
         raw += bytes(place - len(raw)) + node
-    (folder / "manifest.ocdbt").write_bytes(_manifest(b"d", 0, len(nodes[0]), 30))
+    (folder / "manifest.ocdbt").write_bytes(manifest(b"d", 0, len(nodes[0]), 30))
     (folder / "d").write_bytes(bytes(raw))
     return folder
 
@@ -204,6 +207,7 @@ ORBAX_CASES: tuple[Case, ...] = (
     Case("zarr: groups 40 deep", _deep, Expect.ERROR, LIMIT),
     Case("zarr: a shard without its index", _shard(bytes(8)), Expect.PARTIAL, "unread-tensor"),
     Case("zarr: a shard whose index leads out of it", _shard(bytes(16) + struct.pack("<4Q", 2**63, 8, 0, 8)), Expect.PARTIAL, "unread-tensor"),
+    Case("zarr: a shard in chunks of no elements", _shard(bytes(64), 0), Expect.PARTIAL, "unread-tensor"),
     Case("zarr: a shard whose chunks are too short", _shard(bytes(16) + struct.pack("<4Q", 0, 8, 8, 7)), Expect.PARTIAL, "unread-tensor"),
     Case("orbax: a list of the tree that never ends", _text("_METADATA", b'{"tree_metadata":' + b'{"a":' * 100_000), Expect.FINDING, "no-tensors"),
     Case("ocdbt: an empty manifest", _text("manifest.ocdbt", b""), Expect.ERROR, MALFORMED),

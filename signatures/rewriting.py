@@ -48,12 +48,12 @@ class Rewriting:
     def frame(self) -> FrameMatch | None:
         """The moving frame in which neurons agree best, if they agree at all."""
         best = self.comparison.gauge.best
-        return best if best is not None and best.concordance >= AGREED else None
+        return best if best is not None and best.agreement >= AGREED else None
 
     @cached_property
     def still(self) -> bool:
         """Whether neurons agree in the fixed frame."""
-        return _mean([match.concordance for match in self.comparison.neurons]) >= AGREED
+        return _mean([match.agreement for match in self.comparison.neurons]) >= AGREED
 
     @cached_property
     def rotated(self) -> bool:
@@ -147,7 +147,7 @@ class Rewriting:
         """MLPs that agree; of several registered ones with one partner the best (the others have none)."""
         if self.frame is None:
             return ()
-        return tuple(one for one in self.frame.matches if one.concordance >= AGREED)
+        return tuple(one for one in self.frame.matches if one.agreement >= AGREED)
 
     def _samples(self, match: NeuronMatch) -> tuple[NeuronSample, NeuronSample]:
         comparison = self.comparison

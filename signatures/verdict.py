@@ -145,7 +145,7 @@ def _is_component(finding: Finding) -> bool:
     of_suspect, of_registered = finding.change.counts
     if min(comparison.registered_coverage, of_registered) >= _WHOLE_MODEL:
         return False
-    through_neurons = any(match.concordance >= _NEURONS_AGREE for match in comparison.all_neurons)
+    through_neurons = any(match.agreement >= _NEURONS_AGREE for match in comparison.all_neurons)
     return comparison.suspect_coverage < HALF or (of_suspect < _FEW_MATRICES and not through_neurons)
 
 
@@ -181,7 +181,7 @@ def _same_initialisation(finding: Finding) -> bool:
         return False
     if not change.matrices:
         neurons = finding.comparison.all_neurons
-        return bool(neurons) and all(match.concordance < _NEURONS_AGREE for match in neurons)
+        return bool(neurons) and all(match.agreement < _NEURONS_AGREE for match in neurons)
     if change.residual_whiteness >= _NOISE and change.changed >= _ENOUGH_MATRICES:
         return False
     return finding.comparison.similarity < TRAINED_SIMILARITY and abs(change.scale) < TRAINED_SCALE

@@ -70,6 +70,8 @@ class NeuronMatch:
     moved: float
     counted: NDArray[np.bool_] | None = None
     """(m,): the neurons that concordance counts, if not all: those that took no part in aligning the two sides."""
+    attainable: float = 1.0
+    """Share of the registered neurons that can have a partner at all; see ``attainable``."""
 
     @property
     def score(self) -> float:
@@ -80,6 +82,19 @@ class NeuronMatch:
     def concordance(self) -> float:
         """Share of concordant neurons, of those that count."""
         return float(self.concordant[... if self.counted is None else self.counted].mean())
+
+    @property
+    def agreement(self) -> float:
+        """Concordance of the neurons that can have a partner: an effect size, and no statistic of a test."""
+        return min(1.0, self.concordance / self.attainable)
+
+
+def attainable(registered: int, suspect: int) -> float:
+    """Share of ``registered`` neurons that can have a partner among ``suspect`` ones, where half or more were kept.
+
+    Never less than half: a few neurons that agree by chance would else be all that could.
+    """
+    return min(1.0, max(0.5, suspect / max(registered, 1)))
 
 
 def match_neurons(
@@ -173,6 +188,7 @@ def _joined(
         coins=np.sign(by_rest[rows, partners]).astype(np.float64) if signed else np.zeros(len(total)),
         concordant=concordant,
         moved=float(moved.mean()) if good.any() else 0.0,
+        attainable=attainable(ours.size, theirs.size),
     )
 
 

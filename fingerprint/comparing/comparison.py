@@ -11,7 +11,7 @@ import numpy as np
 
 from fingerprint.comparing.align import Alignment, align_tensors
 from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, toss, usable_coins
-from fingerprint.comparing.evidence import LOOKS, Evidence, Null, Test, bonferroni
+from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni, looks
 from fingerprint.comparing.gauge import AGREED, FrameMatch, Gauge, alike_circuits, compare_gauge
 from fingerprint.comparing.matching import SketchCosines, TensorMatch, is_distinctive, match_tensors
 from fingerprint.comparing.sampled import as_sampled, is_sampled, without_unseen
@@ -146,7 +146,7 @@ def _digest_evidence(registered: Fingerprint, suspect: Fingerprint, matches: Seq
         return None
     elements = sum(suspect.tensors[match.suspect].elements for match in equal)
     pairs = sum(map(is_distinctive, registered.tensors)) * sum(map(is_distinctive, suspect.tensors))
-    trials = pairs * LOOKS
+    trials = pairs * looks(Test.DIGEST)
     casts = sorted({match.digest for match in equal})
     return Evidence(
         test=Test.DIGEST,
@@ -165,7 +165,7 @@ def _align_evidence(
 
     Only the leads of the sketches are computed; the correction counts every pair that could have been one.
     """
-    trials = 4 * cosines.pairs * LOOKS
+    trials = 4 * cosines.pairs * looks(Test.ALIGN)
     if not trials:
         return None
     best: tuple[Alignment, int, int] | None = None
@@ -210,8 +210,8 @@ def _coin_evidence(registered: Fingerprint, suspect: Fingerprint, neurons: Seque
         test=Test.ROWS,
         null=Null.EXACT,
         statistic=result.largest,
-        log10_p=bonferroni(result.log10_p, LOOKS),
-        trials=LOOKS,
+        log10_p=bonferroni(result.log10_p, looks(Test.ROWS)),
+        trials=looks(Test.ROWS),
         detail={
             "coins": result.coins,
             "mlps": result.groups,
@@ -226,7 +226,7 @@ def _sketch_evidence(cosines: SketchCosines) -> Evidence | None:
     if not cosines.pairs:
         return None
     largest = cosines.largest
-    trials = 2 * cosines.pairs * LOOKS
+    trials = 2 * cosines.pairs * looks(Test.SKETCH)
     return Evidence(
         test=Test.SKETCH,
         null=Null.CALIBRATED,
@@ -259,7 +259,7 @@ def _through_layers(
             if position >= 0:
                 theirs[position] = max(theirs[position], share)
     for frame in gauge.frames:
-        if frame.concordance < AGREED:
+        if frame.agreement < AGREED:
             continue
         for mine, its in alike_circuits(registered.grams, suspect.grams, frame.frame):
             ours.update(dict.fromkeys(mine.tensors, 1.0))
@@ -280,7 +280,7 @@ def _narrowing(registered: Fingerprint, suspect: Fingerprint, frame: FrameMatch)
     ratios = [
         registered.neurons[one.registered].size / suspect.neurons[one.suspect].size
         for one in frame.matches
-        if one.concordance >= AGREED
+        if one.agreement >= AGREED
     ]
     return max(1.0, float(np.median(ratios))) if ratios else 1.0
 
@@ -290,7 +290,7 @@ def _between_samples(
 ) -> None:
     """Let the layers that are sampled in the self frame stand for those between them, where they agree."""
     frame = gauge.frame(Frame.SELF)
-    if frame is None or frame.concordance < AGREED:
+    if frame is None or frame.agreement < AGREED:
         return
     mine, its = (
         {sample.tensors for sample in side.neurons if sample.activation != UNNAMED} for side in (registered, suspect)
@@ -311,7 +311,7 @@ def _untested(neurons: Sequence[NeuronMatch], gauge: Gauge) -> frozenset[Role]:
 
     Tokens in another order, attention without a frame, and an output head on a stream that was moved.
     """
-    agreed = {frame.frame for frame in gauge.frames if frame.concordance >= AGREED}
+    agreed = {frame.frame for frame in gauge.frames if frame.agreement >= AGREED}
     if not agreed:
         return frozenset()
     moved = not neurons or float(np.mean([match.concordance for match in neurons])) < _STILL

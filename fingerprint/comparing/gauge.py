@@ -18,7 +18,7 @@ import numpy as np
 from fingerprint.comparing.calibration import FLOOR, VERSION, concordance_log10_p
 from fingerprint.comparing.channel_coins import match_channels, ungrouped_samples, usable_channels
 from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, toss, usable_coins
-from fingerprint.comparing.evidence import LOOKS, Evidence, Null, Test, bonferroni
+from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni, looks
 from fingerprint.comparing.procrustes import match_self_frames
 from fingerprint.vocabulary import ChannelKind, Circuit, Frame
 
@@ -62,6 +62,11 @@ class FrameMatch:
     def concordance(self) -> float:
         """Mean concordance over the registered MLPs that can have a partner."""
         return float(np.mean([match.concordance for match in self._best]))
+
+    @property
+    def agreement(self) -> float:
+        """The same of the neurons that can have a partner; see ``NeuronMatch.agreement``."""
+        return float(np.mean([match.agreement for match in self._best]))
 
     @property
     def best_half(self) -> float:
@@ -113,7 +118,7 @@ class Gauge:
             for one in self.frames
             if one is not self.best
         ]
-        return self.concordance >= AGREED and all(others)
+        return self.best is not None and self.best.agreement >= AGREED and all(others)
 
     def frame(self, name: str) -> FrameMatch | None:
         """What was found in one frame."""
@@ -233,7 +238,7 @@ def _gauge_evidence(gauge: Gauge) -> Evidence | None:
     if best is None:
         return None
     frame = gauge.frame(best.frame)
-    trials = len(gauge.tests) * LOOKS
+    trials = len(gauge.tests) * looks(Test.GAUGE)
     detail: dict[str, float | int | str] = {
         "frame": best.frame,
         "kind": best.kind,
@@ -265,6 +270,6 @@ def _even_evidence(gauge: Gauge) -> Evidence | None:
         "calibration": VERSION,
     }
     detail |= {f"concordance-{one.frame}": one.concordance for one in gauge.frames}
-    trials = len(gauge.frames) * LOOKS
+    trials = len(gauge.frames) * looks(Test.EVEN)
     log10_p = max(FLOOR, bonferroni(best.log10_p, trials))
     return Evidence(Test.EVEN, Null.CALIBRATED, best.concordance, log10_p, trials, detail)

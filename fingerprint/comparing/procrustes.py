@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.comparing.coins import NeuronMatch, concordant_partners
+from fingerprint.comparing.coins import NeuronMatch, attainable, concordant_partners
 from fingerprint.vectors import unit_rows
 from fingerprint.vocabulary import Frame
 
@@ -180,6 +180,7 @@ class _Climb:
             concordant=concordant_partners(by_gate, best, scores),
             moved=float(moved.mean()) if good.any() else 0.0,
             counted=self._held,
+            attainable=attainable(self.registered.sample.size, self.suspect.sample.size),
         )
 
 

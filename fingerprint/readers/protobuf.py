@@ -6,8 +6,7 @@ gigabytes is stepped over. Every length is checked against the message around it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -27,8 +26,7 @@ MAX_FIELDS = 1 << 21
 """Most fields of one file that are looked at."""
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """A field: its ``number``, how it is stored (``wire``), and the ``value`` of a number.
 
     Of a field of bytes, ``start`` and ``stop`` are where they lie in the file.
@@ -130,6 +128,9 @@ class Wire:
 
     def _varint(self, position: int, stop: int) -> tuple[int, int]:
         """The number at ``position``, and where it ends."""
+        offset = position - self._base
+        if position < stop and 0 <= offset < len(self._window) and (byte := self._window[offset]) < 128:
+            return byte, position + 1  # as nearly all are
         size = min(_MOST_OF_A_VARINT, stop - position)
         raw = self._peek(position, size)
         value = 0

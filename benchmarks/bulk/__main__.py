@@ -181,7 +181,8 @@ def resumed(command: list[str], paths: list[str], kill: int) -> Run:
     for _ in range(kill):
         process.stdout.readline()
     process.kill()
-    process.communicate()
+    process.stdout.close()
+    process.wait()
     return run(f"pool of 2, killed after {kill} results and resumed", command, paths)
 
 

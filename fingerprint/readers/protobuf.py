@@ -61,7 +61,11 @@ class Wire:
             self._left -= 1
             if self._left < 0:
                 raise LimitExceededError(f"{self.what}: more than {MAX_FIELDS} fields", path=self.source.path)
-            tag, after = self._varint(position, stop)
+            offset = position - self._base
+            if 0 <= offset < len(self._window) and (tag := self._window[offset]) < 128:  # without a call: most are
+                after = position + 1
+            else:
+                tag, after = self._varint(position, stop)
             number, wire = tag >> 3, tag & 7
             if not 0 < number < 2**29:
                 raise self.error(f"no field has the number {number}", position)

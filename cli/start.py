@@ -15,7 +15,7 @@ def main() -> NoReturn:
     """Run the program; ends the process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
-    # Hundreds of thousands of headers hold no cycles, and are needed to the end: looking for some takes a fifth of reading.
+    # Hundreds of thousands of headers hold no cycles and are needed to the end: to look for some is a fifth of reading.
     gc.set_threshold(100_000, 50, 50)
     from cli.main import main as program
 

@@ -424,6 +424,26 @@ def test_a_fused_block_alone_is_split_as_the_registered_model_is(tmp_path: Path)
             assert report.suspect.tensors == 3
 
 
+def test_fine_tunes_whose_embeddings_moved_alike_are_siblings_and_no_merge(tmp_path: Path) -> None:
+    base, alike = model(1), low_rank_change(model(1), 20, 0.05)
+    tables = ("model.embed_tokens.weight", "lm_head.weight")
+
+    def tuned(seed: int) -> Weights:
+        weights = low_rank_change(base, seed, 0.05)
+        moved = {name: alike[name] + 0.8 * (weights[name] - base[name]) for name in tables}
+        return weights | {name: value.astype(np.float32) for name, value in moved.items()}
+
+    one, other = tuned(21), tuned(22)
+    for name in tables:
+        assert np.linalg.norm(one[name] - other[name]) < np.linalg.norm(other[name] - base[name])
+    with Registry.open(tmp_path / "registry") as registry:
+        registry.register(sign_of(base, tmp_path), name="a/base")
+        registry.register(sign_of(one, tmp_path), name="a/tuned")
+        report = scan(registry, disguised(other), tmp_path)
+    assert links(report) == {"a/base": Link.LINEAGE, "a/tuned": Link.SIBLING}
+    assert report.matches[0].relation is Relation.FINE_TUNED
+
+
 def test_a_declared_base_is_named_and_not_accused(registry: Registry, tmp_path: Path) -> None:
     weights = disguised(low_rank_change(model(1), 9, 0.05))
     report = scan(registry, weights, tmp_path, base=("A/Base",))

@@ -361,11 +361,12 @@ class TestWithoutRanges:
         monkeypatch.setattr("fingerprint.remote.session._PIECE", 10_000)
         with opened(lambda _: Answer(200, {}, DATA), download=True) as (open_it, _):
             held: list[Any] = []
-            threads = [threading.Thread(target=lambda: held.append(open_it())) for _ in range(3)]
+            threads = [threading.Thread(target=lambda: held.append(open_it())) for _ in range(8)]
             for one in threads:
                 one.start()
             for one in threads:
                 one.join()
+            assert len(held) == len(threads)
             for at in (0, 9_999, 250_001):
                 assert all(bytes(one.read(at, 49_999)) == DATA[at : at + 49_999] for one in held)
             assert len({id(one._scratch) for one in held}) == 1

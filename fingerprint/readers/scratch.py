@@ -29,7 +29,10 @@ _SMALL = 1 << 20
 
 
 class Scratch:
-    """Regions of one temporary file, which has no name and goes with the process at the latest."""
+    """Regions of one temporary file, which has no name and goes with the process at the latest.
+
+    Threads may share it.
+    """
 
     def __init__(self, path: str) -> None:
         """``path`` is that of the archive, for messages."""
@@ -37,12 +40,14 @@ class Scratch:
         self._end = 0
         self._written = _CHECKED
         self._descriptor = -1
+        self._lock = threading.Lock()
 
     def reserve(self, size: int) -> int:
         """The offset of a new region of ``size`` bytes, which takes space only as it is written."""
-        start = self._end
-        self._end += size
-        if self._end > MAX_SCRATCH:
+        with self._lock:
+            start = self._end
+            self._end += size
+        if start + size > MAX_SCRATCH:
             message = f"it unpacks to more than {MAX_SCRATCH} bytes"
             raise LimitExceededError(message, path=self.path, hint="unpack it and give the folder")
         return start
@@ -77,11 +82,12 @@ class Scratch:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _opened(self) -> int:
-        if self._descriptor < 0:
-            with tempfile.TemporaryFile(prefix="weightprint-") as file:
-                self._descriptor = os.dup(file.fileno())
-            weakref.finalize(self, os.close, self._descriptor)
-        return self._descriptor
+        with self._lock:
+            if self._descriptor < 0:
+                with tempfile.TemporaryFile(prefix="weightprint-") as file:
+                    self._descriptor = os.dup(file.fileno())
+                weakref.finalize(self, os.close, self._descriptor)
+            return self._descriptor
 
 
 class UnpackedSource:

@@ -31,10 +31,14 @@ typedef struct {
     double energy;
 } Facts;
 
-/* One row in float32, in place: cut to +-limit; sums of what was, and of what is then. */
-INLINE float finish_row(float *row, Py_ssize_t size, float limit, float *columns, Facts *facts, float *energy)
+/* Row i in float32, in place: cut to +-limit; sums of what was, and of what is then. */
+INLINE void finish_row(float *row, Py_ssize_t i, Py_ssize_t size, float limit, float *row_sums, float *column_sums,
+                       float *row_squares, float *column_squares, Facts *facts)
 {
     float total = 0.0f, squares = 0.0f, within = 0.0f;
+    if (column_squares)
+        for (Py_ssize_t j = 0; j < size; j++)
+            column_squares[j] += row[j] * row[j];
     for (Py_ssize_t j = 0; j < size; j++) {
         float value = row[j];
         total += value;
@@ -43,18 +47,12 @@ INLINE float finish_row(float *row, Py_ssize_t size, float limit, float *columns
         value = value > -limit ? value : -limit;
         row[j] = value;
         within += value;
-        columns[j] += value;
+        column_sums[j] += value;
     }
     facts->total += total;
     facts->energy += squares;
-    *energy = squares;
-    return within;
-}
-
-INLINE void add_squares(const float *row, Py_ssize_t size, float *columns)
-{
-    for (Py_ssize_t j = 0; j < size; j++)
-        columns[j] += row[j] * row[j];
+    row_squares[i] = squares;
+    row_sums[i] = within;
 }
 
 FOR_EVERY_PROCESSOR
@@ -78,9 +76,7 @@ static void take_bfloat16(const char *words, Py_ssize_t stride, Py_ssize_t rows,
             bits[j] = (uint32_t)word << 16;
         }
         facts->zeros += zeros;
-        if (column_squares)
-            add_squares(row, size, column_squares);
-        row_sums[i] = finish_row(row, size, limit, column_sums, facts, row_squares + i);
+        finish_row(row, i, size, limit, row_sums, column_sums, row_squares, column_squares, facts);
     }
     facts->least = least;
     facts->most = most;
@@ -107,9 +103,7 @@ static void take_float32(const char *words, Py_ssize_t stride, Py_ssize_t rows, 
             zeros += (word & 0x7FFFFFFFu) == 0;
         }
         facts->zeros += zeros;
-        if (column_squares)
-            add_squares(row, size, column_squares);
-        row_sums[i] = finish_row(row, size, limit, column_sums, facts, row_squares + i);
+        finish_row(row, i, size, limit, row_sums, column_sums, row_squares, column_squares, facts);
     }
     facts->least = least;
     facts->most = most;

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 _INFINITY: Final = {_BF16: 0x7F80, np.dtype(np.float16): 0x7C00, np.dtype(np.float32): 0x7F800000}
 """The bits of infinity; those of a NaN without its sign are larger."""
-
-
 _SMALLEST: Final = 2.0**-30
 _LARGEST: Final = 2.0**26
 """Magnitudes whose fourth powers, and sums of them over a block, are normal numbers of float32."""

@@ -7,9 +7,9 @@ import json
 from dataclasses import asdict, dataclass, replace
 
 from benchmarks.zoo.models import Shape, Style
-from benchmarks.zoo.text import SMALL, VOCABULARY, text_digest
+from benchmarks.zoo.text import PACKAGES, SMALL, VOCABULARY, text_digest
 
-WIDTHS = {"a": (192, 128), "b": (224, 160), "c": (208, 144)}
+WIDTHS = {"a": (192, 128), "b": (224, 160), "c": (208, 144), "d": (240, 176)}
 FAMILIES = tuple(WIDTHS)
 POPULATION_SIZE = 40
 _POPULATION_SIBLINGS = 4
@@ -96,15 +96,24 @@ _QUICK_VOCABULARY = 512
 
 def llama_shape(width: int, *, layers: int = 4, tied: bool = False, vocabulary: int = VOCABULARY) -> Shape:
     """Return a Llama-style shape with about 2.7 neurons a channel and two query heads or more a KV head."""
-    of_heads = {192: (6, 2), 128: (4, 2), 224: (8, 4), 160: (8, 4), 208: (8, 2), 144: (6, 3), 64: (4, 2), 48: (4, 2)}
-    heads, kv = of_heads[width]
-    neurons = {192: 512, 128: 352, 224: 608, 160: 432, 208: 560, 144: 384, 64: 176, 48: 128}[width]
+    heads, kv, neurons = {
+        192: (6, 2, 512),
+        128: (4, 2, 352),
+        224: (8, 4, 608),
+        160: (8, 4, 432),
+        208: (8, 2, 560),
+        144: (6, 3, 384),
+        240: (10, 5, 656),
+        176: (8, 2, 464),
+        64: (4, 2, 176),
+        48: (4, 2, 128),
+    }[width]
     return Shape(Style.LLAMA, width, layers, heads, kv, neurons, vocabulary, 128, tied)
 
 
 def gpt2_shape(width: int, *, layers: int = 4, vocabulary: int = VOCABULARY) -> Shape:
     """Return a GPT-2-style shape with four neurons a channel and tied embeddings."""
-    heads = {192: 6, 128: 4, 224: 8, 160: 5, 208: 8, 144: 6, 64: 4, 48: 4}[width]
+    heads = {192: 6, 128: 4, 224: 8, 160: 5, 208: 8, 144: 6, 240: 10, 176: 8, 64: 4, 48: 4}[width]
     return Shape(Style.GPT2, width, layers, heads, heads, 4 * width, vocabulary, 128, tied=True)
 
 
@@ -178,7 +187,13 @@ def _styles(*, quick: bool) -> list[Spec]:
 def _relatives(prefix: str, family_name: str, label: str, shape: Shape, sizes: Sizes) -> list[Spec]:
     """List the models of one shape whose relations are known: base A, its relatives, and strangers."""
     stem = f"{prefix}-{label}"
-    first, second, third = {"a": (1, 2, 3), "b": (11, 12, 13), STYLES: (21, 22, 23), "c": (31, 32, 33)}[family_name]
+    first, second, third = {
+        "a": (1, 2, 3),
+        "b": (11, 12, 13),
+        STYLES: (21, 22, 23),
+        "c": (31, 32, 33),
+        "d": (41, 42, 43),
+    }[family_name]
 
     def seed(number: int) -> str:
         return f"{stem}/seed{number}"
@@ -282,8 +297,8 @@ def _population(prefix: str, family_name: str, label: str, shape: Shape, sizes: 
 def recipe_digest(spec: Spec, by_id: dict[str, Spec]) -> str:
     """Digest everything that a model's weights depend on: its spec, its ancestors' and the text."""
     state = hashlib.blake2b(text_digest().encode(), digest_size=8)
-    if spec.family == "c":
-        state.update(text_digest("torch").encode())
+    if spec.family in PACKAGES:
+        state.update(text_digest(PACKAGES[spec.family]).encode())
     state.update(json.dumps(asdict(spec), sort_keys=True).encode())
     for parent in spec.parents:
         state.update(recipe_digest(by_id[parent], by_id).encode())

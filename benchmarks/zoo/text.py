@@ -1,4 +1,4 @@
-"""Text that every machine has which trains: sources of the standard library (and of torch, for family c).
+"""Text that every machine has which trains: sources of the standard library, and of packages for later families.
 
 Its data sets, and one tokenizer for them all, made from the standard library.
 """
@@ -37,8 +37,9 @@ DATASETS: dict[str, float] = {
     "b-x": 0.05,
     "b-y": 0.05,
 }
-# The same of torch's modules.
-TORCH_DATASETS: dict[str, float] = {"c-pre": 0.45, "c-other": 0.35, "c-x": 0.1, "c-y": 0.1}
+# The families whose text is a package that torch's installation brings along, torch itself among them.
+PACKAGES = {"c": "torch", "d": "sympy"}
+_PACKAGE_SHARES = {"pre": 0.45, "other": 0.35, "x": 0.1, "y": 0.1}
 VALIDATION_SHARE = 0.06
 VOCABULARY = 1280
 # "a-pre" + SMALL is about this much of the text of "a-pre".
@@ -76,11 +77,7 @@ def dataset_of(module: str, shares: Mapping[str, float] = DATASETS) -> str:
         if position < share:
             return name
         position -= share
-    return next(reversed(shares))
-
-
-def _package_of(dataset: str) -> str | None:
-    return "torch" if dataset.removesuffix(SMALL) in TORCH_DATASETS else None
+    return [*shares][-1]
 
 
 @functools.cache
@@ -147,8 +144,10 @@ class Tokens:
 @functools.cache
 def tokens(dataset: str, vocabulary: int = VOCABULARY) -> Tokens:
     """Encode a data set; the last of its modules, ordered by a hash of the name, are held out."""
-    text = modules(_package_of(dataset))
-    shares = DATASETS if _package_of(dataset) is None else TORCH_DATASETS
+    family = dataset.partition("-")[0]
+    package = PACKAGES.get(family)
+    text = modules(package)
+    shares = DATASETS if package is None else {f"{family}-{part}": share for part, share in _PACKAGE_SHARES.items()}
     chosen = [name for name in text if dataset_of(name, shares) == dataset.removesuffix(SMALL)]
     # The order of the alphabet would put whole packages in the held-out part.
     chosen.sort(key=lambda name: hashlib.blake2b(name.encode(), key=b"order", digest_size=8).digest())

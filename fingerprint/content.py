@@ -46,16 +46,19 @@ def lattice_bits(tiles: list[Float32], *, across: bool = True) -> int:
     one step (up to an offset); a code book holds at most 2**b distinct values in 64. Without ``across`` runs are tried
     along the last axis alone: where rows are not neighbours.
     """
-    along_rows = [_tile_bits(tile) for tile in tiles]
-    along_columns = [_tile_bits(tile.T) for tile in tiles] if across else []
-    return max(_agreed(along_rows), _agreed(along_columns))
+    along_rows = _agreed(tiles)
+    return max(along_rows, _agreed([tile.T for tile in tiles])) if across else along_rows
 
 
-def _agreed(per_tile: list[int | None]) -> int:
-    known = [bits for bits in per_tile if bits is not None]
-    if not known or sum(bits > 0 for bits in known) < _AGREEMENT * len(known):
-        return 0
-    return int(np.median([bits for bits in known if bits > 0]))
+def _agreed(tiles: list[NDArray[Any]]) -> int:
+    known: list[int] = []
+    for tile in tiles:
+        bits = _tile_bits(tile)
+        known += [] if bits is None else [bits]
+        if len(tiles) - known.count(0) < _AGREEMENT * len(tiles):  # whatever the others are
+            return 0
+    on_grid = [bits for bits in known if bits > 0]
+    return int(np.median(on_grid)) if known and len(on_grid) >= _AGREEMENT * len(known) else 0
 
 
 def _tile_bits(tile: NDArray[Any]) -> int | None:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 _SMOOTH: Final = 0.05
 _TILES: Final = 4
-_RUN: Final = 16
 _PROBED: Final = 1 << 16
 
 
@@ -94,13 +93,4 @@ class Probe:
 
     def lattice_bits(self) -> int:
         """See ``content.lattice_bits``."""
-        tiles = list(self._tiles.values())
-        # Most tiles must agree: where two of four lie on no grid, the others need not be looked at.
-        if len(tiles) == _TILES and all(_varies(tile) and not lattice_bits([tile]) for tile in tiles[:2]):
-            return 0
-        return lattice_bits(tiles)
-
-
-def _varies(tile: Float32) -> bool:
-    """Whether the beginnings of a tile's first row and column are not constant: it then says something about grids."""
-    return all(np.unique(run[run != 0]).size > 1 for run in (tile[0, :_RUN], tile[:_RUN, 0]))
+        return lattice_bits(list(self._tiles.values()))

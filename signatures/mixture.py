@@ -294,9 +294,15 @@ def _fit(design: _Design, members: list[int], chosen: list[int]) -> tuple[dict[i
     length = float(np.linalg.norm(target))
     if length <= 0.0:
         return dict.fromkeys(chosen, 0.0), 0.0
-    from scipy.optimize import nnls
+    columns = np.stack([design.column(index, members) for index in chosen], axis=1)
+    if len(chosen) == 1:
+        energy = float(np.sum(columns**2))
+        weights = np.maximum(target @ columns, 0.0) / energy if energy > 0.0 else np.zeros(1)
+        left = float(np.linalg.norm(target - columns @ weights))
+    else:
+        from scipy.optimize import nnls  # takes half a second, and what descends from one model does not need it
 
-    weights, left = nnls(np.stack([design.column(index, members) for index in chosen], axis=1), target)
+        weights, left = nnls(columns, target)
     return {index: float(weight) for index, weight in zip(chosen, weights, strict=True)}, left / length
 
 

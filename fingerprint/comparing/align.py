@@ -40,19 +40,25 @@ class Alignment:
 
 
 def align_tensors(
-    registered: TensorRecord, suspect: TensorRecord, *, transposed: bool, negated: bool
+    registered: TensorRecord,
+    suspect: TensorRecord,
+    *,
+    transposed: bool,
+    negated: bool,
+    better_than: float = 0.0,
 ) -> list[Alignment]:
     """One alignment for each axis of ``registered`` that is known to be exchangeable and was sampled on both sides.
 
     ``transposed`` compares with the suspect's matrix as if it were stored the other way round, ``negated`` as if all
-    its signs were changed.
+    its signs were changed. Axes with too few samples for a ``log10_p`` of less than ``better_than`` are left out.
     """
     theirs = {sample.dimension: sample for sample in suspect.axes}
     found = []
     for ours in registered.axes:
         if ours.axis.exchangeable and ours.values.shape[1] > 1:
             other = theirs.get(1 - ours.dimension if transposed else ours.dimension)
-            if other is not None:
+            most = 0 if other is None else min(ours.indices.size, other.indices.size)
+            if other is not None and (not better_than or log10_p_landed(most) < better_than):
                 found.append(align_samples(ours, other, negated=negated))
     return found
 

@@ -169,17 +169,20 @@ def _align_evidence(
     if not trials:
         return None
     best: tuple[Alignment, int, int] | None = None
-    for column, position in enumerate(cosines.registered.positions.tolist()):
-        for row in cosines.leads[:, column].tolist():
-            if row < 0:
-                continue
-            theirs = int(cosines.suspect.positions[row])
-            like = cosines.at(row, column)
-            for found in align_tensors(
-                registered[position], suspect[theirs], transposed=like.transposed, negated=like.negated
-            ):
-                if best is None or found.log10_p < best[0].log10_p:
-                    best = (found, position, theirs)
+    # The first leads of all: where one of them settles it, the others are not computed.
+    for rank, column in np.argwhere(cosines.leads >= 0).tolist():
+        row = int(cosines.leads[rank, column])
+        ours, theirs = int(cosines.registered.positions[column]), int(cosines.suspect.positions[row])
+        like = cosines.at(row, column)
+        for found in align_tensors(
+            registered[ours],
+            suspect[theirs],
+            transposed=like.transposed,
+            negated=like.negated,
+            better_than=0.0 if best is None else best[0].log10_p,
+        ):
+            if best is None or found.log10_p < best[0].log10_p:
+                best = (found, ours, theirs)
     if best is None:
         return None
     found, ours, theirs = best

@@ -95,9 +95,11 @@ def quick_look(
         MOST_REGISTERED if casts else MOST_MATRICES,
     )
 
-    # Rows that lie elsewhere are waited for together; few matrices at a time are held in memory all the same.
+    # Rows that lie elsewhere are waited for together; few matrices at a time are held in memory all the same. What lies
+    # here is looked at by one thread: arrays are so small that several would wait for one another's turn.
     waiting = ThreadPoolExecutor(checkpoint.transfer.options.parallel) if checkpoint.transfer is not None else None
     together = map if waiting is None else waiting.map
+    workers = workers or (1 if waiting is None else thread_count())
 
     def look(position: int) -> tuple[TensorRecord, int]:
         tensor = tensors[position]
@@ -113,7 +115,6 @@ def quick_look(
             progress(stored)
         return record, stored
 
-    workers = workers or thread_count()
     with threadpool_limits(1, "blas"), waiting or nullcontext(), ThreadPoolExecutor(workers) as pool:
         looked = list(pool.map(look, range(len(tensors))))
     records = tuple(record for record, _ in looked)

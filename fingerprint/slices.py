@@ -54,8 +54,11 @@ def digested_indices(size: int, parameters: Parameters) -> Int64:
 
 def places_within(wanted: Int64, indices: Int64) -> Int64:
     """Where those of ``wanted`` that are among ``indices`` (both ascending) stand there."""
-    places: Int64 = np.flatnonzero(np.isin(indices, wanted, assume_unique=True))
-    return places
+    places = np.searchsorted(indices, wanted)
+    there = places < indices.size
+    there[there] = indices[places[there]] == wanted[there]
+    found: Int64 = places[there]
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from fingerprint.assemble import measure_checkpoint
 from fingerprint.checkpoint import open_checkpoint
+from fingerprint.comparing.coins import usable_coins
 from fingerprint.comparing.gauge import compare_gauge
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def measured(path: Path, *, registered: bool) -> Fingerprint:
 
 def one_pair(ours: Fingerprint, theirs: Fingerprint) -> dict[str, Any]:
     """Concordance counts by frame, and log10 p by test."""
-    found = compare_gauge(ours, theirs)
+    found = compare_gauge(ours, theirs, usable_coins(ours.neurons))
     counts = {one.frame: [round(one.concordance * one.neurons), one.neurons] for one in found.frames}
     tests = {f"{one.frame} {one.kind}": one.toss.log10_p for one in found.tests}
     return {"concordant": counts, "tests": tests}

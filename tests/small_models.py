@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from safetensors.numpy import save_file
 
+from fingerprint.comparing.coins import usable_coins
+from fingerprint.comparing.gauge import Gauge, compare_gauge
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from fingerprint.records import Fingerprint
 
 Weights = dict[str, np.ndarray]
 
@@ -71,3 +76,8 @@ def save(weights: Mapping[str, np.ndarray], path: Path) -> Path:
     """Write a safetensors file."""
     save_file({name: np.ascontiguousarray(value) for name, value in weights.items()}, path)
     return path
+
+
+def gauge_of(registered: Fingerprint, suspect: Fingerprint) -> Gauge:
+    """What the two share beneath rewrites."""
+    return compare_gauge(registered, suspect, usable_coins(registered.neurons))

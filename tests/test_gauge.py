@@ -18,7 +18,7 @@ from fingerprint.comparing.coins import NeuronMatch, match_neurons, toss, usable
 from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.comparing.evidence import Test
 from fingerprint.comparing.gauge import NEURONS as NEURONS_KIND
-from fingerprint.comparing.gauge import FrameMatch, Gauge, compare_gauge
+from fingerprint.comparing.gauge import FrameMatch, Gauge
 from fingerprint.gauge.frames import anchor_ids
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.signs import Stream
@@ -28,7 +28,7 @@ from signatures.report import Confidence, Link, Relation, Verdict
 from signatures.scan import scan_path
 from signatures.signature import sign
 from tests.quick_zoo import quick_zoo
-from tests.small_models import LAYERS, NEURONS, WIDTH, Weights, model, save
+from tests.small_models import LAYERS, NEURONS, WIDTH, Weights, gauge_of, model, save
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -124,7 +124,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Fingerprint:
 @pytest.mark.parametrize("name", REWRITES)
 def test_no_rewrite_changes_what_is_seen_in_the_frame_of_anchors(name: str, ours: Fingerprint, tmp_path: Path) -> None:
     change, _ = REWRITES[name]
-    gauge = compare_gauge(ours, measured(change(model(1)), tmp_path, suspect=True))
+    gauge = gauge_of(ours, measured(change(model(1)), tmp_path, suspect=True))
     frame = gauge.frame(Frame.ANCHORS)
     assert frame is not None
     assert len(frame.matches) == LAYERS
@@ -231,7 +231,7 @@ def test_coins_of_random_models_are_fair(ours: Fingerprint, tmp_path: Path) -> N
 
 def test_strangers_are_not_concordant(ours: Fingerprint, tmp_path: Path) -> None:
     for seed in range(2, 6):
-        gauge = compare_gauge(ours, measured(model(seed), tmp_path, suspect=True))
+        gauge = gauge_of(ours, measured(model(seed), tmp_path, suspect=True))
         assert gauge.concordance < 0.06
         assert gauge.evidence[1].log10_p > -3
         assert not gauge.agrees
@@ -285,7 +285,7 @@ def test_a_layer_norm_model_has_a_second_frame_and_forgets_the_mean(zoo: Path, t
         elif name.endswith("c_fc.weight"):
             gain = weights[name.replace("mlp.c_fc", "ln_2")]
             filled[name] = weights[name] + rng.normal(size=weights[name].shape[1]).astype(np.float32) / gain[:, None]
-    gauge = compare_gauge(ours, measured(filled, tmp_path, suspect=True))
+    gauge = gauge_of(ours, measured(filled, tmp_path, suspect=True))
     assert {Frame.ANCHORS, Frame.POSITIONS} <= {frame.frame for frame in gauge.frames}
     for frame in gauge.frames[:2]:
         assert frame.concordance == 1.0
@@ -300,7 +300,7 @@ def _stored_less_one(weights: Weights) -> Weights:
 
 
 def test_gains_that_are_stored_less_one_are_read_as_such(ours: Fingerprint, tmp_path: Path) -> None:
-    gauge = compare_gauge(ours, measured(_stored_less_one(model(1)), tmp_path, suspect=True))
+    gauge = gauge_of(ours, measured(_stored_less_one(model(1)), tmp_path, suspect=True))
     assert gauge.concordance == 1.0
     assert min(one.score for one in gauge.frames[0].matches) > 0.999
 
@@ -311,7 +311,7 @@ def test_constant_and_absent_gains_count_as_folded(tmp_path: Path) -> None:
     twice = {name: 2 * value if value.ndim == 1 else value for name, value in folded.items()}
     ours = measured(folded, tmp_path)
     for other in (without, twice):
-        gauge = compare_gauge(ours, measured(other, tmp_path, suspect=True))
+        gauge = gauge_of(ours, measured(other, tmp_path, suspect=True))
         assert min(one.score for one in gauge.frames[0].matches) > 0.9999
 
 
@@ -335,7 +335,7 @@ def test_the_calibrated_p_falls_with_concordance_and_stays_above_its_floor_as_ev
     assert values[-1] < -30
     assert concordance_log10_p("another", 40, 384, gated=True) > concordance_log10_p(Frame.ANCHORS, 40, 384, gated=True)
     assert concordance_log10_p(Frame.ANCHORS, 0.35 * 96, 96, gated=True) < -6
-    evidence = compare_gauge(ours, measured(model(1), tmp_path, suspect=True)).evidence
+    evidence = gauge_of(ours, measured(model(1), tmp_path, suspect=True)).evidence
     assert {one.test: one.log10_p for one in evidence}[Test.EVEN] == -9.0
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
-from fingerprint.comparing.gauge import compare_gauge
 from fingerprint.gauge.attention_samples import rotary_of
 from fingerprint.gauge.channels import Rotary
 from fingerprint.vocabulary import ChannelKind, Frame
@@ -17,7 +16,7 @@ from signatures.registry import Registry
 from signatures.report import Confidence, Verdict
 from signatures.scan import scan_path
 from signatures.signature import decode, sign, signed_bytes
-from tests.small_models import LAYERS, NEURONS, WIDTH, Weights, model, save
+from tests.small_models import LAYERS, NEURONS, WIDTH, Weights, gauge_of, model, save
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,11 +120,11 @@ def test_scrambled_signs_are_likely_at_best(registry: Registry, tmp_path: Path) 
 def test_attention_channels_agree_after_a_rotation(tmp_path: Path) -> None:
     ours = measured(grown(1), tmp_path, registered=True)
     theirs, others = (measured(laundered(grown(seed), 7), tmp_path) for seed in (1, 2))
-    found = {(test.frame, test.kind): test.toss for test in compare_gauge(ours, theirs).tests}
+    found = {(test.frame, test.kind): test.toss for test in gauge_of(ours, theirs).tests}
     for kind in (ChannelKind.VALUE_OUTPUT, ChannelKind.ROTARY):
         assert found[Frame.ANCHORS, kind].log10_p < -6
         assert found[Frame.ANCHORS, kind].groups == LAYERS
-    strange = {(test.frame, test.kind): test.toss for test in compare_gauge(ours, others).tests}
+    strange = {(test.frame, test.kind): test.toss for test in gauge_of(ours, others).tests}
     assert min(toss.log10_p for toss in strange.values()) > -3
 
 
@@ -133,7 +132,7 @@ def test_samples_survive_their_signature(tmp_path: Path) -> None:
     ours = measured(grown(1), tmp_path, registered=True)
     kept = decode(signed_bytes(ours)).fingerprint
     theirs = measured(laundered(grown(1), 7), tmp_path)
-    before, after = compare_gauge(ours, theirs), compare_gauge(kept, theirs)
+    before, after = gauge_of(ours, theirs), gauge_of(kept, theirs)
     for one, two in zip(before.tests, after.tests, strict=True):
         assert (one.frame, one.kind, one.toss.coins > 0) == (two.frame, two.kind, two.toss.coins > 0)
         assert two.toss.log10_p == pytest.approx(one.toss.log10_p, rel=0.1, abs=1.0)

@@ -14,12 +14,12 @@ from benchmarks.units.rewrites import REWRITES, rewrite
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
 from fingerprint.comparing.coins import match_neurons, toss, usable_coins
-from fingerprint.comparing.gauge import compare_gauge
 from fingerprint.vocabulary import Frame
 from signatures.registry import Registry
 from signatures.report import Confidence, Verdict
 from signatures.scan import scan_path
 from signatures.signature import decode, sign, signed_bytes
+from tests.small_models import gauge_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,7 +123,7 @@ def test_coins_of_cells_are_fair(kind: Kind, tmp_path: Path) -> None:
 def test_convolutions_have_no_coins(tmp_path: Path) -> None:
     weights = network(Kind.CNN, 1)
     ours = measured(save(weights, tmp_path / "a.safetensors", named=True), registered=True)
-    found = compare_gauge(ours, measured(save(weights, tmp_path / "b.safetensors"), registered=False))
+    found = gauge_of(ours, measured(save(weights, tmp_path / "b.safetensors"), registered=False))
     assert found.tests == ()
     assert found.concordance > 0.95
 
@@ -134,6 +134,6 @@ def test_samples_of_units_survive_their_signature(kind: Kind, tmp_path: Path) ->
     ours = measured(save(weights, tmp_path / "a.safetensors", named=True), registered=True)
     kept = decode(signed_bytes(ours)).fingerprint
     theirs = measured(save(weights, tmp_path / "b.safetensors"), registered=False)
-    before, after = compare_gauge(ours, theirs), compare_gauge(kept, theirs)
+    before, after = gauge_of(ours, theirs), gauge_of(kept, theirs)
     assert after.concordance == pytest.approx(before.concordance, abs=0.05)
     assert [one.frame for one in after.frames] == [Frame.UNITS]

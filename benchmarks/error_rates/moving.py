@@ -40,8 +40,8 @@ def gauge_p(
     registered: Model, suspect: Model, procedures: Procedures, *, own_frames: bool
 ) -> dict[str, NDArray[np.float64]]:
     """log10 p by test: of the coins of neurons and of channels, and of concordance, each frame and kind by itself."""
-    found = procedures.gauge(registered.registered, suspect.suspect, own_frames=own_frames)
     usable = procedures.usable(registered.registered.neurons)
+    found = procedures.gauge(registered.registered, suspect.suspect, usable, own_frames=own_frames)
     tosses = [procedures.toss([match], usable) for frame in found.frames for match in frame.matches]
     return {
         GAUGE: _array(one.log10_p for one in tosses if one.coins),

@@ -87,8 +87,8 @@ def _align_third(registered: AxisSample, suspect: AxisSample) -> Alignment:
     return replace(result, log10_p=_third(result.log10_p))
 
 
-def _gauge_third(registered: Fingerprint, suspect: Fingerprint, *, own_frames: bool) -> Gauge:
-    found = compare_gauge(registered, suspect, own_frames=own_frames)
+def _gauge_third(registered: Fingerprint, suspect: Fingerprint, usable: Sequence[Any], *, own_frames: bool) -> Gauge:
+    found = compare_gauge(registered, suspect, usable, own_frames=own_frames)
     tosses = (replace(one.toss, log10_p=_third(one.toss.log10_p)) for one in found.tests)
     return replace(found, tests=tuple(replace(one, toss=t) for one, t in zip(found.tests, tosses, strict=True)))
 

@@ -43,9 +43,9 @@ _GRID: Final = 141
 _DUPLICATE_SCORE: Final = 1.5
 _MOSTLY: Final = 0.5
 _NO_SCORE: Final = 1e-6
-_FOLLOWED: Final = 4
-"""MLPs of the suspect whose neurons are matched in full for each registered one: those best at first glance."""
-_GLANCED: Final = 48
+_GLANCES: Final = ((12, 16), (48, 4))
+"""Neurons of a registered MLP that are looked at, and MLPs of the suspect that are best by them and looked at further:
+at first, at second glance. Those left are matched in full."""
 _DIGITS: Final = 6
 UNKNOWN: Final = "unknown"
 """Activation of an MLP of which it is not known which matrix is the gate."""
@@ -116,11 +116,13 @@ def match_neurons(
         if ours.frame != frame or not options or not ours.indices.size:
             continue
         mine = _Reading(ours.gate, ours.up, ours.down)
-        if len(options) > _FOLLOWED:
-            options.sort(key=lambda one: -mine.first_glance(one[2]))
+        for glanced, followed in _GLANCES:
+            if len(options) > followed:
+                options.sort(key=lambda one: -mine.glance(one[2], glanced))
+                options = options[:followed]
         matches = [
             _joined(position, ours, index, theirs, *mine.products(reading), signed=ours.up is not None)
-            for index, theirs, reading in options[:_FOLLOWED]
+            for index, theirs, reading in options
         ]
         # Of readings that fit alike, such as split neurons and what they were split from, the one of fewer neurons.
         found.append(max(matches, key=lambda match: (round(match.score, _DIGITS), -suspect[match.suspect].size)))
@@ -132,10 +134,8 @@ class _Reading:
 
     def __init__(self, gate: Float32, up: Float32 | None, down: Float32) -> None:
         self.gate, self.up, self.down = unit_rows(gate), None if up is None else unit_rows(up), unit_rows(down)
-        largest = np.argsort(-row_norms(gate), kind="stable")
-        few, many = largest[:_GLANCED], largest[: 8 * _GLANCED]
-        self._few, self._many = (self.gate[few], self.down[few]), (self.gate[many], self.down[many])
-        self._few_up, self._many_up = (None if self.up is None else self.up[rows] for rows in (few, many))
+        self._largest = np.argsort(-row_norms(gate), kind="stable")
+        self._by_norm: dict[int, tuple[Float32, Float32 | None, Float32]] = {}
 
     def products(self, other: _Reading) -> tuple[Float32, Float32]:
         """Cosines by gate, and summed ones by the rest: (m, n) each."""
@@ -144,13 +144,19 @@ class _Reading:
             rest = rest + self.up @ other.up.T
         return self.gate @ other.gate.T, rest
 
-    def first_glance(self, other: _Reading) -> float:
-        """About the mean score of the best partners, from the neurons of largest gates alone."""
-        (gate, down), (other_gate, other_down) = self._few, other._many
-        rest = down @ other_down.T
-        if self._few_up is not None and other._many_up is not None:
-            rest = np.abs(rest + self._few_up @ other._many_up.T)
-        return float((gate @ other_gate.T + rest).max(axis=1, initial=-1.0).mean())
+    def glance(self, other: _Reading, number: int) -> float:
+        """About the mean score of the best partners, from the ``number`` neurons of largest gates alone."""
+        (gate, up, down), (their_gate, their_up, their_down) = self._first(number), other._first(8 * number)
+        rest = down @ their_down.T
+        if up is not None and their_up is not None:
+            rest = np.abs(rest + up @ their_up.T)
+        return float((gate @ their_gate.T + rest).max(axis=1, initial=-1.0).mean())
+
+    def _first(self, number: int) -> tuple[Float32, Float32 | None, Float32]:
+        if number not in self._by_norm:
+            rows = self._largest[:number]
+            self._by_norm[number] = self.gate[rows], None if self.up is None else self.up[rows], self.down[rows]
+        return self._by_norm[number]
 
 
 def _readings(sample: NeuronSample) -> list[_Reading]:

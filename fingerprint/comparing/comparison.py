@@ -22,6 +22,8 @@ from fingerprint.vocabulary import Content, Frame, Role
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from fingerprint.records import Fingerprint, TensorRecord
 
 DIGEST_BITS: Final = 256
@@ -93,13 +95,14 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
     cosines = SketchCosines.of(registered.tensors, suspect.tensors)
     matches = match_tensors(registered.tensors, suspect.tensors, cosines)
     neurons = match_neurons(registered.neurons, suspect.neurons)
-    gauge = compare_gauge(registered, suspect, own_frames=own_frames)
+    usable = usable_coins(registered.neurons) if suspect.neurons else []
+    gauge = compare_gauge(registered, suspect, usable, own_frames=own_frames)
     evidence = [
         one
         for one in (
             _digest_evidence(registered, suspect, matches),
             _align_evidence(registered.tensors, suspect.tensors, cosines),
-            _coin_evidence(registered, suspect, neurons),
+            _coin_evidence(neurons, usable),
             # Calibrated on sketches of whole matrices.
             None if sampled else _sketch_evidence(cosines),
             *gauge.evidence,
@@ -202,10 +205,10 @@ def _align_evidence(
     )
 
 
-def _coin_evidence(registered: Fingerprint, suspect: Fingerprint, neurons: Sequence[NeuronMatch]) -> Evidence | None:
+def _coin_evidence(neurons: Sequence[NeuronMatch], usable: Sequence[NDArray[np.bool_]]) -> Evidence | None:
     if not neurons:
         return None
-    result: CoinToss = toss(neurons, usable_coins(registered.neurons))
+    result: CoinToss = toss(neurons, usable)
     if not result.coins:
         return None
     concordance = float(np.mean([match.concordance for match in neurons]))

@@ -17,7 +17,7 @@ import numpy as np
 
 from fingerprint.comparing.calibration import FLOOR, VERSION, concordance_log10_p
 from fingerprint.comparing.channel_coins import match_channels, ungrouped_samples, usable_channels
-from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, toss, usable_coins
+from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, toss
 from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni, looks
 from fingerprint.comparing.procrustes import match_self_frames
 from fingerprint.vocabulary import ChannelKind, Circuit, Frame
@@ -135,14 +135,20 @@ class Gauge:
         return max(self.frames, key=lambda one: one.concordance, default=None)
 
 
-def compare_gauge(registered: Fingerprint, suspect: Fingerprint, *, own_frames: bool = True) -> Gauge:
+def compare_gauge(
+    registered: Fingerprint,
+    suspect: Fingerprint,
+    usable: Sequence[NDArray[np.bool_]],
+    *,
+    own_frames: bool = True,
+) -> Gauge:
     """Match the neurons frame by frame, then look at all coins. Everything before the coins is blind to them.
 
-    Without ``own_frames`` the layers' own frames, which have to be aligned pair by pair, are left out.
+    ``usable`` are the ``usable_coins`` of the registered neurons. Without ``own_frames`` the layers' own frames, which
+    have to be aligned pair by pair, are left out.
     """
     matchers = _MATCHERS if own_frames else tuple(match for match in _MATCHERS if match is not _own_frames)
     frames = [found for match in matchers if (found := match(registered, suspect)) is not None]
-    usable = usable_coins(registered.neurons) if frames else []
     tests = [test for frame in frames if (test := _neuron_test(frame, usable)) is not None]
     for find in _CHANNEL_TESTS:
         tests += find(registered, suspect, frames)

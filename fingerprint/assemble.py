@@ -50,6 +50,8 @@ SUSPECT_NEURONS: Final = 1024
 """Neurons of each MLP that are sampled of a suspect: more than of a registered model, so that the samples overlap."""
 FEWER_NEURONS: Final = 512
 """As many are enough of each MLP of a deep network."""
+SMALL_BYTES: Final = 1 << 16
+"""Bytes of a tensor, on average, from which several threads are faster than one."""
 ENOUGH_NEURONS: Final = 1 << 14
 """Neurons of all MLPs together beyond which there are only ``FEWER_NEURONS`` of each."""
 
@@ -105,7 +107,8 @@ def measure_checkpoint(
     ``casts`` adds digests after rounding to narrower float types: wanted of a registered model, not of a suspect, of
     which more neurons are sampled instead. ``neurons`` overrides how many neurons of each MLP are sampled in the fixed
     frame. ``progress`` is called, from any thread, with the number of stored bytes done since the last call.
-    ``workers`` threads (default: see ``threads``) share the tensors; the result does not depend on their number.
+    ``workers`` threads (default: see ``threads``; one for tensors so small that several would wait for one another's
+    turn) share the tensors; the result does not depend on their number.
     Without ``deep`` a suspect's layers are not written down in their own frames, nor all of its neurons sampled: that
     takes longer than all the rest, and ``deepened`` does it later. Raises ``InputError``.
     """
@@ -134,6 +137,8 @@ def measure_checkpoint(
             result.sketch = None
         return result
 
+    if checkpoint.transfer is None and checkpoint.bytes < SMALL_BYTES * len(layout.tensors):
+        workers = workers or 1
     with _workers(workers) as pool:
         measured = list(pool.map(measure, range(len(layout.tensors))))
         if _has_sinusoidal_positions(layout, measured):

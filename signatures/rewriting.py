@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fingerprint.comparing.coins import NeuronMatch
     from fingerprint.comparing.comparison import Comparison
     from fingerprint.comparing.gauge import FrameMatch
-    from fingerprint.records import Fingerprint, NeuronSample, TensorRecord
+    from fingerprint.records import NeuronSample, TensorRecord
 
 _STILL: Final = 0.1
 """Concordance in the fixed frame below which the residual stream is not where it was."""
@@ -202,7 +202,9 @@ class Rewriting:
     @property
     def _gains_folded(self) -> bool:
         """Whether the registered model's gains differ along the stream, and none of the suspect's do."""
-        return _has_gains(self.comparison.registered) and not _has_gains(self.comparison.suspect)
+        ours = _gains(self.comparison.registered.tensors)
+        usual = ours[0].elements if ours else -1
+        return _are_uneven(ours) and not _are_uneven(_gains(self.comparison.suspect.tensors, usual))
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -218,17 +220,17 @@ def _energy(tensors: Sequence[TensorRecord]) -> float:
     return found.mean**2 + found.deviation**2
 
 
-def _has_gains(fingerprint: Fingerprint) -> bool:
-    """Whether most vectors that may be norm gains differ along the stream by more than one in a hundred."""
-    gains = _gains(fingerprint.tensors)
+def _are_uneven(gains: Sequence[TensorRecord]) -> bool:
+    """Whether most vectors of gains differ along the stream by more than one in a hundred."""
     uneven = [one.statistics.deviation > _UNEVEN * abs(one.statistics.mean) for one in gains]
     return bool(uneven) and float(np.mean(uneven)) >= 0.5
 
 
-def _gains(tensors: Sequence[TensorRecord]) -> list[TensorRecord]:
+def _gains(tensors: Sequence[TensorRecord], usual: int = -1) -> list[TensorRecord]:
+    """The vectors that may be gains of norms. Where neither names nor axes tell their length, it is ``usual``."""
     named = [one for one in tensors if one.role is Role.NORM_GAIN]
     if named:
         return named
     widths = Counter(sample.size for one in tensors for sample in one.axes if sample.axis is Axis.RESIDUAL)
-    width = widths.most_common(1)[0][0] if widths else -1
+    width = widths.most_common(1)[0][0] if widths else usual
     return [one for one in tensors if one.shape == (width,) and one.content in {Content.VECTOR, Content.CONSTANT}]

@@ -22,9 +22,10 @@ from fingerprint.comparing.gauge import FrameMatch, Gauge
 from fingerprint.gauge.frames import anchor_ids
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.signs import Stream
-from fingerprint.vocabulary import Frame
+from fingerprint.vocabulary import Axis, Frame, Role
 from signatures.registry import Registry
 from signatures.report import Confidence, Link, Relation, Verdict
+from signatures.rewriting import Rewriting
 from signatures.scan import scan_path
 from signatures.signature import sign
 from tests.quick_zoo import quick_zoo
@@ -168,6 +169,21 @@ def test_a_rotated_stranger_is_no_match(registry: Registry, tmp_path: Path) -> N
     report = scan_path(registry, save(_rotated(model(99), TURN), tmp_path / "suspect.safetensors"))
     assert report.verdict is Verdict.NO_MATCH
     assert report.matches == ()
+
+
+def test_gains_are_not_taken_for_folded_where_no_axis_tells_their_length(ours: Fingerprint, tmp_path: Path) -> None:
+    for weights, folded in ((model(1), False), (_regained(model(1), np.ones(WIDTH)), True)):
+        found = measured(weights, tmp_path, suspect=True)
+        nameless = [
+            replace(
+                one,
+                role=Role.OTHER,
+                axes=tuple(replace(axis, axis=Axis.UNKNOWN) for axis in one.axes),
+            )
+            for one in found.tensors
+        ]
+        comparison = compare_fingerprints(ours, replace(found, tensors=tuple(nameless)))
+        assert ("gains-folded" in Rewriting(comparison).undone) == folded
 
 
 # --- the coins ------------------------------------------------------------------------------------------------------

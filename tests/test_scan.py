@@ -53,6 +53,17 @@ def links(report: Report) -> dict[str, Link]:
     return {match.model: match.link for match in report.matches}
 
 
+def test_a_copy_whose_norms_have_equal_gains_is_identical(tmp_path: Path) -> None:
+    weights = model(1)
+    norms = [name for name in weights if "norm" in name]
+    weights |= dict.fromkeys(norms, weights[norms[0]])
+    with Registry.open(tmp_path / "registry", create=True) as opened:
+        with open_checkpoint(save(weights, tmp_path / "model.safetensors")) as checkpoint:
+            opened.register(sign(fingerprint(checkpoint)), name="a/base")
+        first = scan(opened, weights, tmp_path).matches[0]
+    assert (first.relation, first.undone) == (Relation.IDENTICAL, ())
+
+
 def test_a_copy_is_identical(registry: Registry, tmp_path: Path) -> None:
     report = scan(registry, model(1), tmp_path)
     first = report.matches[0]

@@ -310,8 +310,14 @@ def _by_digest(
     return found
 
 
-def _digest_preference(ours: TensorRecord, theirs: TensorRecord, kind: str) -> tuple[bool, bool, bool, bool]:
-    return (kind != EXACT, ours.role != theirs.role, ours.layer != theirs.layer, ours.expert != theirs.expert)
+def _digest_preference(ours: TensorRecord, theirs: TensorRecord, kind: str) -> tuple[bool, ...]:
+    return (
+        kind != EXACT,
+        ours.role != theirs.role,
+        ours.layer != theirs.layer,
+        ours.expert != theirs.expert,
+        ours.name != theirs.name,
+    )
 
 
 def _by_sketch(found: dict[int, TensorMatch], cosines: SketchCosines) -> None:

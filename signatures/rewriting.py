@@ -48,7 +48,7 @@ class Rewriting:
     def frame(self) -> FrameMatch | None:
         """The moving frame in which neurons agree best, if they agree at all."""
         best = self.comparison.gauge.best
-        return best if best is not None and best.agreement >= AGREED else None
+        return best if best is not None and best.agrees else None
 
     @cached_property
     def still(self) -> bool:
@@ -145,9 +145,7 @@ class Rewriting:
     @cached_property
     def _held(self) -> tuple[NeuronMatch, ...]:
         """MLPs that agree; of several registered ones with one partner the best (the others have none)."""
-        if self.frame is None:
-            return ()
-        return tuple(one for one in self.frame.matches if one.agreement >= AGREED)
+        return () if self.frame is None else self.frame.held
 
     def _samples(self, match: NeuronMatch) -> tuple[NeuronSample, NeuronSample]:
         comparison = self.comparison

@@ -323,6 +323,12 @@ def _cosine(value: float) -> float:
 
 
 def _lineage_note(finding: Finding) -> str:
+    frame = finding.change.rewriting.frame
+    if frame is not None and frame.frame == Frame.UNITS and finding.change.exact_share < WHOLE:
+        return (
+            "a common ancestor that is not registered is not excluded, nor another training of one initialisation: "
+            "of networks of such units they look alike"
+        )
     if finding.change.exact_share > WHOLE or finding.model.base is None:
         return "a common ancestor that is not registered is not excluded"
     return f"registered as derived from {finding.model.base}"

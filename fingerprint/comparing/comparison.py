@@ -12,7 +12,7 @@ import numpy as np
 from fingerprint.comparing.align import Alignment, align_tensors
 from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, toss, usable_coins
 from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni, looks
-from fingerprint.comparing.gauge import AGREED, FrameMatch, Gauge, alike_circuits, compare_gauge
+from fingerprint.comparing.gauge import FrameMatch, Gauge, alike_circuits, compare_gauge
 from fingerprint.comparing.matching import SketchCosines, TensorMatch, is_distinctive, match_tensors
 from fingerprint.comparing.sampled import as_sampled, is_sampled, without_unseen
 from fingerprint.comparing.tail import sketch_log10_p
@@ -265,7 +265,7 @@ def _through_layers(
             if position >= 0:
                 theirs[position] = max(theirs[position], share)
     for frame in gauge.frames:
-        if frame.agreement < AGREED:
+        if not frame.agrees:
             continue
         for mine, its in alike_circuits(registered.grams, suspect.grams, frame.frame):
             ours.update(dict.fromkeys(mine.tensors, 1.0))
@@ -283,11 +283,7 @@ def _narrowing(registered: Fingerprint, suspect: Fingerprint, frame: FrameMatch)
 
     Of neurons that were left out no partner can be found, which says nothing of the table that the frame is made of.
     """
-    ratios = [
-        registered.neurons[one.registered].size / suspect.neurons[one.suspect].size
-        for one in frame.matches
-        if one.agreement >= AGREED
-    ]
+    ratios = [registered.neurons[one.registered].size / suspect.neurons[one.suspect].size for one in frame.held]
     return max(1.0, float(np.median(ratios))) if ratios else 1.0
 
 
@@ -296,7 +292,7 @@ def _between_samples(
 ) -> None:
     """Let the layers that are sampled in the self frame stand for those between them, where they agree."""
     frame = gauge.frame(Frame.SELF)
-    if frame is None or frame.agreement < AGREED:
+    if frame is None or not frame.agrees:
         return
     mine, its = (
         {sample.tensors for sample in side.neurons if sample.activation != UNNAMED} for side in (registered, suspect)
@@ -317,7 +313,7 @@ def _untested(neurons: Sequence[NeuronMatch], gauge: Gauge) -> frozenset[Role]:
 
     Tokens in another order, attention without a frame, and an output head on a stream that was moved.
     """
-    agreed = {frame.frame for frame in gauge.frames if frame.agreement >= AGREED}
+    agreed = {frame.frame for frame in gauge.frames if frame.agrees}
     if not agreed:
         return frozenset()
     moved = not neurons or float(np.mean([match.concordance for match in neurons])) < _STILL

@@ -233,6 +233,29 @@ def _set_remote(ctx: click.Context, parameter: click.Parameter, value: bool) -> 
         ctx.meta.setdefault(_REMOTE, {})[str(parameter.name)] = True
 
 
+def device(command: Command) -> Command:
+    """``--device``."""
+    return click.option(
+        "--device",
+        metavar="NAME",
+        expose_value=False,
+        callback=_set_device,
+        help="Where large products are computed, as PyTorch names it: cuda, cuda:1, mps (default: FP_DEVICE, else the "
+        "processor, without PyTorch).",
+    )(command)
+
+
+def _set_device(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    """Set it for this process and those that it starts. Raises ``UsageError`` if it is not there."""
+    if value is not None:
+        import os
+
+        from fingerprint.device import VARIABLE, chosen
+
+        os.environ[VARIABLE] = value
+        chosen()
+
+
 def key(command: Command) -> Command:
     """``--key``."""
     return click.option(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fingerprint.device import product
 from fingerprint.signs import Stream, among, sample_indices, sign_block
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class MatrixSketcher:
         rows, columns = block.shape
         stop, last = start + rows, first + columns
         wide = np.empty((rows, self._width + 1), np.float64)
-        wide[:, : self._width] = block @ self._inner(Stream.SKETCH, first, last, self._width)
+        wide[:, : self._width] = product(block, self._inner(Stream.SKETCH, first, last, self._width))
         wide[:, self._width] = row_sums
         self._whole += self._signs(Stream.SKETCH, start, stop, self._width).T @ wide
         self._column_mean_part += wide.sum(axis=0)

@@ -17,6 +17,7 @@ from signatures.report import COMPARE_SCHEMA, Confidence
 @options.fail_on
 @options.globs
 @options.depth
+@options.device
 @options.remote
 @click.option(
     "--deep",

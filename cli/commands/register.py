@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 @click.option("--note", metavar="TEXT", help="Anything else that reports of matches should help to find.")
 @click.option("--replace", is_flag=True, help="If the name has other weights already, let it stand for these.")
 @options.registered_depth
+@options.device
 @options.remote
 @options.bulk
 @click.option(

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 )
 @options.globs
 @options.depth
+@options.device
 @options.remote
 @options.bulk
 @click.option(

@@ -20,6 +20,7 @@ from cli.exits import Exit
 )
 @click.option("--force", is_flag=True, help="Replace FILE even if it exists and is no signature.")
 @options.registered_depth
+@options.device
 @options.remote
 @options.key
 @options.disclose

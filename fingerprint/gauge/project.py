@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from fingerprint.blocks import Scratch, taken, widened, without_nonfinite
+from fingerprint.device import product
 from fingerprint.measure import matrix_shape
 from fingerprint.slices import clean
 from fingerprint.tensors import Transposed, read_rows
@@ -57,11 +58,11 @@ def project(view: TensorView, directions: Float32, scales: Float32, *, columns: 
             block = without_nonfinite(widened(native, _scratch))
             stop = start + len(block)
             if across:
-                coordinates += block.T @ frame[start:stop]
+                coordinates += product(block.T, frame[start:stop])
                 if len(scales):
                     energy += (block**2).T @ squares[start:stop]
             else:
-                np.matmul(block, frame, out=coordinates[start:stop])
+                coordinates[start:stop] = product(block, frame)
                 if len(scales):
                     energy[start:stop] = block**2 @ squares
         norms = np.sqrt(energy)
@@ -134,7 +135,7 @@ def take_slices(view: TensorView, indices: NDArray[np.int64], *, columns: bool) 
 def coordinates_of(slices: Float32, directions: Float32) -> Float32:
     """Slices (m, length) times ``directions`` (w, length): (m, w) float32; those that leave float32 come out as 0."""
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        found: Float32 = slices @ directions.T
+        found = product(slices, directions.T)
     found[~np.isfinite(found).all(axis=1)] = 0.0
     return found
 

@@ -27,30 +27,33 @@ typedef struct {
     int64_t most;
     uint64_t largest;  /* of the words as unsigned numbers */
     int64_t zeros;     /* words that are 0 but for their sign */
-    double total;
-    double energy;
+    double powers[4];  /* sums of the numbers, their squares, cubes and fourth powers */
 } Facts;
 
 /* Row i in float32, in place: cut to +-limit; sums of what was, and of what is then. */
 INLINE void finish_row(float *row, Py_ssize_t i, Py_ssize_t size, float limit, float *row_sums, float *column_sums,
                        float *row_squares, float *column_squares, Facts *facts)
 {
-    float total = 0.0f, squares = 0.0f, within = 0.0f;
+    float total = 0.0f, squares = 0.0f, cubes = 0.0f, fourths = 0.0f, within = 0.0f;
     if (column_squares)
         for (Py_ssize_t j = 0; j < size; j++)
             column_squares[j] += row[j] * row[j];
     for (Py_ssize_t j = 0; j < size; j++) {
-        float value = row[j];
+        float value = row[j], square = value * value;
         total += value;
-        squares += value * value;
+        squares += square;
+        cubes += square * value;
+        fourths += square * square;
         value = value < limit ? value : limit;
         value = value > -limit ? value : -limit;
         row[j] = value;
         within += value;
         column_sums[j] += value;
     }
-    facts->total += total;
-    facts->energy += squares;
+    facts->powers[0] += total;
+    facts->powers[1] += squares;
+    facts->powers[2] += cubes;
+    facts->powers[3] += fourths;
     row_squares[i] = squares;
     row_sums[i] = within;
 }
@@ -152,8 +155,8 @@ static PyObject *look(PyObject *module, PyObject *args)
         words->buf, words->strides[0], rows, size, (float)limit, held[OUT].buf, held[ROW_SUMS].buf,
         held[COLUMN_SUMS].buf, held[ROW_SQUARES].buf, squares ? held[COLUMN_SQUARES].buf : NULL, &facts);
     Py_END_ALLOW_THREADS
-    result = Py_BuildValue("LLKLdd", (long long)facts.least, (long long)facts.most, (unsigned long long)facts.largest,
-                           (long long)facts.zeros, facts.total, facts.energy);
+    result = Py_BuildValue("LLKLdddd", (long long)facts.least, (long long)facts.most, (unsigned long long)facts.largest,
+                           (long long)facts.zeros, facts.powers[0], facts.powers[1], facts.powers[2], facts.powers[3]);
 done:
     while (taken > 0)
         PyBuffer_Release(&held[--taken]);
@@ -167,7 +170,7 @@ static PyMethodDef methods[] = {
      "up to limit. Writes the sums of the rows of what was cut (b,), adds those of its columns (c,); writes the sums of\n"
      "squares of the rows (b,) of what was there before, and adds those of its columns (c,) unless the array is empty.\n"
      "Returns the least and most of the words as signed numbers, the largest as an unsigned one, how many are 0 or -0,\n"
-     "and the sum and the sum of squares before. Nothing but the first three means anything if there are NaN or\n"
+     "and the sums of their first four powers before. Nothing but the first three means anything if there are NaN or\n"
      "infinities. Raises ValueError if the shapes do not fit."},
     {NULL, NULL, 0, NULL},
 };

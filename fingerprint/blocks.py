@@ -50,8 +50,8 @@ class Piece:
 
     ``block`` (b, c) float32, without NaN and infinities, cut to magnitudes up to a limit; ``rows`` (b,) and ``columns``
     (c,) its sums, float32. Of what was there before the cut: ``normal`` (no -0 among it, and nothing that is not
-    finite), how much is not finite, how many zeros, its smallest and largest finite values, its sum and sum of squares,
-    and the sums of squares of its rows and (empty unless asked for) columns.
+    finite), how much is not finite, how many zeros, its smallest and largest finite values, the sums of its first four
+    ``powers``, and the sums of squares of its rows and (empty unless asked for) columns.
     """
 
     block: Float32
@@ -62,8 +62,7 @@ class Piece:
     zeros: int
     low: float
     high: float
-    total: float
-    energy: float
+    powers: tuple[float, float, float, float]
     row_squares: NDArray[np.floating[Any]]
     column_squares: NDArray[np.floating[Any]]
 
@@ -124,7 +123,7 @@ def look(native: Array, limit: float, scratch: Scratch, *, column_squares: bool 
         none = np.zeros(0, np.float32)
         nothing = np.zeros(rows, np.float32), np.zeros(columns, np.float32)
         return Piece(
-            np.zeros(native.shape, np.float32), *nothing, True, 0, 0, math.inf, -math.inf, 0.0, 0.0, nothing[0], none
+            np.zeros(native.shape, np.float32), *nothing, True, 0, 0, math.inf, -math.inf, (0.0,) * 4, nothing[0], none
         )
     piece = None
     if _kernels is not None:
@@ -150,13 +149,13 @@ def _compiled(
     of_rows, row_squares = room[:rows], room[rows : 2 * rows]
     of_columns, squares = room[2 * rows : 2 * rows + columns], room[2 * rows + columns :]
     squares = squares if column_squares else squares[:0]
-    *facts, total, energy = kernels.look(words, limit, block, of_rows, of_columns, row_squares, squares)
-    bits = _bits(native.dtype, *facts)
+    least, most, largest, zeros, *powers = kernels.look(words, limit, block, of_rows, of_columns, row_squares, squares)
+    bits = _bits(native.dtype, least, most, largest, zeros)
     if not bits.finite or not is_plain(max(abs(bits.low), abs(bits.high))):
         return None
     normal = bits.normal and dtype in _INFINITY
     return Piece(
-        block, of_rows, of_columns, normal, 0, bits.zeros, bits.low, bits.high, total, energy, row_squares, squares
+        block, of_rows, of_columns, normal, 0, bits.zeros, bits.low, bits.high, tuple(powers), row_squares, squares
     )
 
 
@@ -177,10 +176,22 @@ def _interpreted(native: Array, limit: float, scratch: Scratch, *, column_square
     squares = np.einsum("ij,ij->j", wide, wide) if column_squares else np.zeros(0, np.float32)
     total = float((wide @ np.ones(block.shape[1], wide.dtype)).sum(dtype=np.float64))
     energy = float(row_squares.sum(dtype=np.float64))
+    square = wide * wide
+    cubes, fourths = (float(np.einsum("ij,ij->i", square, one).sum(dtype=np.float64)) for one in (wide, square))
     block = cut(block, limit, scratch)
     rows, columns = block @ np.ones(block.shape[1], np.float32), np.ones(len(block), np.float32) @ block
     return Piece(
-        block, rows, columns, normal, bad, bits.zeros - bad, bits.low, bits.high, total, energy, row_squares, squares
+        block,
+        rows,
+        columns,
+        normal,
+        bad,
+        bits.zeros - bad,
+        bits.low,
+        bits.high,
+        (total, energy, cubes, fourths),
+        row_squares,
+        squares,
     )
 
 

@@ -13,11 +13,11 @@ from collections import OrderedDict
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 
 from fingerprint.errors import UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     Float32 = NDArray[np.float32]

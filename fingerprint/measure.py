@@ -41,10 +41,6 @@ FEW_ROWS: Final = 1 << 7
 """Rows below which a block is made larger than it would be: a product of few rows takes up to twice as long."""
 MOST_ELEMENTS: Final = 1 << 21
 """Elements up to which it is."""
-SAMPLED_FROM: Final = 1 << 20
-"""Elements from which the kurtosis of a tensor is that of every ``SAMPLED_STRIDE``-th row, if it has a thousand."""
-SAMPLED_STRIDE: Final = 17
-_SAMPLED_ROWS: Final = 1 << 10
 BLOCK_ROWS: Final = 1 << 15
 """Most rows of a block, however few columns: each takes a row of signs."""
 TRANSPOSED_BLOCK_ELEMENTS: Final = 1 << 24
@@ -124,8 +120,7 @@ def _measure(
     narrower = narrower_types(view) if casts and is_float else {}
     cast_digesters = {name: TensorDigester(parameters.digest_block) for name in narrower}
     sketcher = MatrixSketcher(rows, columns, parameters) if wants_sketch else None
-    large = rows * columns >= SAMPLED_FROM and rows >= _SAMPLED_ROWS
-    moments = Moments(stride=SAMPLED_STRIDE if large else 1)
+    moments = Moments()
     probe = Probe(rows, columns, parameters) if wants_sketch else None
     slice_norms = SliceNorms(rows, columns if column_norms else 0) if norms and wants_sketch else None
     roughness = Roughness()
@@ -152,7 +147,6 @@ def _measure(
         digester.update(flat, normal=normal)
         for name, dtype in narrower.items():
             cast_digesters[name].update(_rounded(flat, dtype))
-        moments.sample(start, native)
         if slices is not None:
             slices.add(start, first, native)
         if sketcher is not None and probe is not None:

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fingerprint.blocks import is_plain
 from fingerprint.records import TensorStatistics
-from fingerprint.slices import clean
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,16 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Moments:
-    """Sums of powers over the finite elements, piece by piece; the third and fourth of every ``stride``-th row."""
+    """Sums of the first four powers over the finite elements, piece by piece."""
 
-    stride: int = 1
     count: int = 0
     nonfinite: int = 0
     zeros: int = 0
     low: float = math.inf
     high: float = -math.inf
-    _sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
-    _sampled: NDArray[np.float64] = field(default_factory=lambda: np.zeros(5))
+    _sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))
 
     def add(self, piece: Piece) -> None:
         """Add what is known of some elements."""
@@ -40,13 +36,7 @@ class Moments:
         self.nonfinite += piece.nonfinite
         self.zeros += piece.zeros
         self.low, self.high = min(self.low, piece.low), max(self.high, piece.high)
-        self._sums += (piece.total, piece.energy)
-
-    def sample(self, start: int, native: Array) -> None:
-        """Add the third and fourth powers of the sampled ones of rows ``start`` onwards, (b, c) of any float type."""
-        part = clean(native[-start % self.stride :: self.stride]).reshape(-1)
-        reach = max(abs(float(part.min(initial=0.0))), abs(float(part.max(initial=0.0))))
-        self._sampled += _powers(part if is_plain(reach) else part.astype(np.float64))
+        self._sums += piece.powers
 
     def add_integers(self, flat: Array) -> None:
         """Count an integer, boolean or complex block; nothing else is measured of it."""
@@ -65,32 +55,19 @@ class Moments:
     def finish(self, bits: int) -> TensorStatistics:
         """The statistics of everything added; moments that overflow are given as 0."""
         count = max(self.count - self.nonfinite, 1)
-        first, second = (float(value) / count for value in self._sums)
+        first, second, third, fourth = (float(value) / count for value in self._sums)
         variance = max(second - first**2, 0.0)
+        central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
         largest = max(abs(self.low), abs(self.high)) if self.low <= self.high else 0.0
         return TensorStatistics(
             mean=_finite(first),
             deviation=_finite(math.sqrt(variance)) if math.isfinite(variance) else 0.0,
             largest=_finite(largest),
-            kurtosis=_finite(self._kurtosis()),
+            kurtosis=_finite(central / variance**2) if variance > 0.0 and math.isfinite(variance) else 0.0,
             zeros=self.zeros / max(self.count, 1),
             nonfinite=self.nonfinite,
             lattice_bits=bits,
         )
-
-    def _kurtosis(self) -> float:
-        present = max(float(self._sampled[0]) * (1.0 - self.nonfinite / max(self.count, 1)), 1.0)
-        first, second, third, fourth = (float(value) / present for value in self._sampled[1:])
-        variance = max(second - first**2, 0.0)
-        central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
-        return central / variance**2 if variance > 0 else 0.0
-
-
-def _powers(flat: NDArray[np.floating]) -> tuple[float, ...]:
-    """Number of elements, and sums of their first four powers."""
-    squares = flat * flat
-    sums = (flat.sum(), squares.sum(), np.dot(squares, flat), np.dot(squares, squares))
-    return float(flat.size), *(float(one) for one in sums)
 
 
 def _finite(value: float) -> float:

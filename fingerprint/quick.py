@@ -187,7 +187,6 @@ def _sampled(
     moments, piece = Moments(), look(native, math.inf, Scratch())
     values = piece.block
     moments.add(piece)
-    moments.sample(0, native)
     statistics = moments.finish(lattice_bits(_tiles(values, parameters), across=False))
     content = _content(values, indices, moments, square=size == length)
     if content is not Content.WEIGHTS:

@@ -13,7 +13,6 @@ from collections import OrderedDict
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
-
 from fingerprint.errors import UsageError
 
 if TYPE_CHECKING:

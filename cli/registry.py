@@ -22,15 +22,6 @@ def open_existing(folder: str | None) -> Iterator[Registry]:
         yield found
 
 
-@contextmanager
-def open_for_writing(folder: str | None) -> Iterator[Registry]:
-    """The registry in ``folder`` (default: the user's), made if there is none."""
-    from signatures.registry import Registry
-
-    with Registry.open(folder, create=True) as found:
-        yield found
-
-
 class Destination:
     """The registry that a command writes to. One that is absent is made when there is something to write."""
 

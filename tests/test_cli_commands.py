@@ -371,6 +371,16 @@ def test_one_model_is_exported_without_its_other_names(fp: Program, zoo: Zoo, tm
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("content", [b"nothing of the kind", None])
+def test_what_is_no_bundle_makes_no_registry(fp: Program, tmp_path: Path, content: bytes | None) -> None:
+    bundle = tmp_path / "b.fpbundle"
+    if content is not None:
+        bundle.write_bytes(content)
+    ran = fp("import", bundle, registry=tmp_path / "registry")
+    assert ran.status == 2
+    assert not (tmp_path / "registry").exists()
+
+
 def test_an_import_says_what_is_new_and_what_was_there(fp: Program, zoo: Zoo, tmp_path: Path) -> None:
     bundle, registry = tmp_path / "b.fpbundle", tmp_path / "registry"
     fp("export", "acme/base", "other/model", "-o", bundle, registry=zoo.registry)

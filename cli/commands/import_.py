@@ -44,7 +44,7 @@ def command(
     """
     from cli.exits import strongest
     from cli.messages import route
-    from cli.registry import open_for_writing
+    from cli.registry import Destination
     from cli.render.models import model_view
     from cli.render.write import keeping, writing
     from fingerprint.errors import InputError, NameTakenError, SignatureError, UsageError
@@ -54,14 +54,14 @@ def command(
     statuses = [Exit.OK]
     with (
         keeping(statuses, console),
-        open_for_writing(registry) as opened,
+        Destination(registry) as target,
         writing(model_view(), format, output, console) as writer,
     ):
         for path in files:
             source = origin if origin is not None else _origin_of(path)
             try:
                 _require_bundle(path)
-                done = opened.import_(path, source)
+                done = target.made().import_(path, source)
             except (InputError, SignatureError, NameTakenError, UsageError) as error:
                 console.error(str(error))
                 console.trace(error)
@@ -74,16 +74,18 @@ def command(
 
 
 def _require_bundle(path: str) -> None:
-    """Raise ``UsageError`` where there is something else than a bundle; what is absent is told when it is read."""
+    """Raise ``UsageError`` where there is something else than a bundle, ``InputError`` where nothing can be read."""
     from pathlib import Path
 
     from fingerprint.errors import UsageError
+    from fingerprint.source import stat_path
     from signatures.bundle import is_bundle
     from signatures.signature import is_signature
 
     if is_signature(path):
         raise UsageError(f"{path}: is a single signature; `fp register {path} --name ORG/MODEL` takes it in")
-    if os.path.exists(path) and not is_bundle(Path(path)):
+    stat_path(path)
+    if not is_bundle(Path(path)):
         raise UsageError(f"{path}: is no bundle of models, as `fp export` writes them")
 
 

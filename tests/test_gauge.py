@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from scipy.stats import nbinom
 
 from benchmarks.rewrites.cases import rewrite, rewrites
 from benchmarks.zoo.recipes import family
 from benchmarks.zoo.store import load_weights
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
-from fingerprint.comparing.calibration import concordance_log10_p
+from fingerprint.comparing.calibration import RATES, concordance_log10_p
 from fingerprint.comparing.coins import NeuronMatch, match_neurons, toss, usable_coins
 from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.comparing.evidence import Test
@@ -340,6 +341,22 @@ def test_a_vocabulary_that_grew_has_the_same_anchors() -> None:
     assert one.max() < 4096
     few = anchor_ids(40, Stream.ANCHOR_TOKEN, DEFAULT_PARAMETERS)
     assert few.tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("neurons", [1, 8, 96, 384, 8256, 500_000])
+@pytest.mark.parametrize("gated", [True, False])
+def test_the_tail_is_that_of_the_negative_binomial_law(neurons: int, gated: bool) -> None:
+    for share in (0.001, 0.01, 0.03, 0.1, 0.3, 0.9, 1.0):
+        rate = RATES[Frame.ANCHORS, gated]
+        found = concordance_log10_p(Frame.ANCHORS, share * neurons, neurons, gated=gated)
+        if share * neurons < 1:
+            assert found == 0.0
+            continue
+        doubled = 2 * rate.dispersion
+        dispersion = max(2.0, doubled, 1 + (doubled - 1) * neurons / rate.neurons)
+        size = 1.5 * rate.mean * neurons / (dispersion - 1)
+        tail = float(nbinom.sf(int(share * neurons) - 1, size, 1 / dispersion))
+        assert found < -290 if tail == 0.0 else found == pytest.approx(np.log10(tail), rel=1e-6, abs=1e-9)
 
 
 def test_the_calibrated_p_falls_with_concordance_and_stays_above_its_floor_as_evidence(

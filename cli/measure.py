@@ -68,7 +68,7 @@ def signature_of(path: str, console: Console, how: Measuring) -> Signature:
     signature = decode(data)
     if how.key is not None:
         with open_checkpoint(options.located(path)) as checkpoint, reading(console, path) as progress:
-            signature = with_section(signature, keyed_section(checkpoint, how.key, progress))
+            signature = with_section(signature, keyed_section(checkpoint, how.key, signature, progress))
         transfers.append(checkpoint.transfer)
     fetched = [one for one in transfers if one is not None]
     if fetched:

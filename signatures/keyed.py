@@ -2,9 +2,9 @@
 
 Signs, sampled rows, neurons and anchor tokens are those of another seed, derived from the key. The section is sealed
 with the key too, so that it gives away nothing that depends on the seed: 8 bytes of the key's identity, a tag of 32
-bytes over the content, and the content (a signature file) xored with a stream that starts from the tag. Tag and stream
-are keyed BLAKE3, a pseudorandom function, used as in SIV (Rogaway & Shrimpton 2006): equal content gives equal bytes,
-and a wrong key or a changed byte is noticed.
+bytes over the content and the signature that it belongs to, and the content (a signature file) xored with a stream
+that starts from the tag. Tag and stream are keyed BLAKE3, a pseudorandom function, used as in SIV (Rogaway & Shrimpton
+2006): equal content gives equal bytes, and a wrong key, a changed byte or another signature around it is noticed.
 """
 
 from __future__ import annotations
@@ -80,11 +80,14 @@ def make_key(material: bytes, path: str = "the key") -> Key:
     return Key(blake3(material, derive_key_context=_CONTEXT + "identity").digest(_IDENTITY).hex(), material)
 
 
-def keyed_section(checkpoint: Checkpoint, key: Key, progress: Callable[[int], None] | None = None) -> Section:
-    """The section of a checkpoint: its samples under the key, of as many layers as fit. Raises ``InputError``."""
+def keyed_section(
+    checkpoint: Checkpoint, key: Key, signature: Signature, progress: Callable[[int], None] | None = None
+) -> Section:
+    """The section for the ``signature`` of a checkpoint: its samples under the key, of as many layers as fit. It can be
+    opened in that signature alone. Raises ``InputError``."""
     measured = measure_checkpoint(checkpoint, parameters=key.parameters, progress=progress).fingerprint
     data, _ = encode_fingerprint(_sampled(measured, key), left_out={}, extra=(), created=0, tool="")
-    return Section(KIND, seal(data, key))
+    return Section(KIND, seal(data, key, public_identity(signature)))
 
 
 def with_section(signature: Signature, section: Section) -> Signature:
@@ -112,7 +115,7 @@ def keyed_fingerprint(signature: Signature, key: Key, path: str = "signature") -
     if found != key.identity:
         raise WrongKeyError(f"{path}: its keyed sketch was made with key {found}, and this is key {key.identity}")
     data = next(section.data for section in signature.extra if section.kind == KIND)
-    _, fingerprint, _, _ = decode_fingerprint(unseal(data, key, path), path=path)
+    _, fingerprint, _, _ = decode_fingerprint(unseal(data, key, public_identity(signature), path), path=path)
     fingerprint.parameters.require_equal(key.parameters)
     return fingerprint
 
@@ -126,19 +129,34 @@ def measure_keyed(checkpoint: Checkpoint, key: Key, progress: Callable[[int], No
     ).fingerprint
 
 
-def seal(content: bytes, key: Key) -> bytes:
-    """Identity, tag and encrypted content."""
-    tag = blake3(content, key=key.derived("tag")).digest(_TAG)
+def public_identity(signature: Signature) -> str:
+    """The identity that the signature has without a keyed sketch."""
+    from signatures.signature import encode_with_identity
+
+    public = tuple(section for section in signature.extra if section.kind != KIND)
+    if len(public) == len(signature.extra):
+        return signature.identity
+    return encode_with_identity(replace(signature, extra=public))[1]
+
+
+def seal(content: bytes, key: Key, bound: str) -> bytes:
+    """Identity, tag and encrypted content; ``bound`` is what it cannot be taken out of."""
+    tag = _tag(content, key, bound)
     return bytes.fromhex(key.identity) + tag + _xored(content, tag, key)
 
 
-def unseal(data: bytes, key: Key, path: str = "signature") -> bytes:
-    """Inverse of ``seal``. Raises ``WrongKeyError`` if key and bytes do not belong together."""
+def unseal(data: bytes, key: Key, bound: str, path: str = "signature") -> bytes:
+    """Inverse of ``seal``. Raises ``WrongKeyError`` if key, bytes and ``bound`` do not belong together."""
     tag = data[_IDENTITY : _IDENTITY + _TAG]
     content = _xored(data[_IDENTITY + _TAG :], tag, key)
-    if len(tag) < _TAG or not hmac.compare_digest(tag, blake3(content, key=key.derived("tag")).digest(_TAG)):
-        raise WrongKeyError(f"{path}: the keyed sketch cannot be opened: another key, or damaged")
+    if len(tag) < _TAG or not hmac.compare_digest(tag, _tag(content, key, bound)):
+        raise WrongKeyError(f"{path}: the keyed sketch cannot be opened: another key, another signature, or damaged")
     return content
+
+
+def _tag(content: bytes, key: Key, bound: str) -> bytes:
+    name = bound.encode()
+    return blake3(len(name).to_bytes(2, "little") + name + content, key=key.derived("tag")).digest(_TAG)
 
 
 def _xored(content: bytes, tag: bytes, key: Key) -> bytes:

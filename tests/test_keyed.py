@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
 from fingerprint.errors import UsageError, WrongKeyError
 from fingerprint.parameters import DEFAULT_PARAMETERS
@@ -29,7 +30,7 @@ from signatures.keyed import (
     with_section,
 )
 from signatures.registry import Registry
-from signatures.signature import decode, encode, read_signature
+from signatures.signature import decode, encode, read_signature, sign
 from tests.reader80 import read
 
 if TYPE_CHECKING:
@@ -76,24 +77,33 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def section(folder):
     with open_checkpoint(folder / "a.safetensors") as checkpoint:
-        return keyed_section(checkpoint, FIRST)
+        return keyed_section(checkpoint, FIRST, sign(fingerprint(checkpoint)))
 
 
 def test_sealing_hides_the_content_and_notices_the_wrong_key_and_any_change():
     content = b"samples " * 100
-    sealed = seal(content, FIRST)
-    assert seal(content, FIRST) == sealed
+    sealed = seal(content, FIRST, "a")
+    assert seal(content, FIRST, "a") == sealed
     assert content[:8] not in sealed
     assert sealed[:8].hex() == FIRST.identity
-    assert unseal(sealed, FIRST) == content
-    for data, key in (
-        (sealed, SECOND),
-        (sealed[:-1], FIRST),
-        (sealed[:20], FIRST),
-        (sealed[:60] + b"x" + sealed[61:], FIRST),
+    assert unseal(sealed, FIRST, "a") == content
+    for data, key, bound in (
+        (sealed, SECOND, "a"),
+        (sealed, FIRST, "b"),
+        (sealed[:-1], FIRST, "a"),
+        (sealed[:20], FIRST, "a"),
+        (sealed[:60] + b"x" + sealed[61:], FIRST, "a"),
     ):
-        with pytest.raises(WrongKeyError, match="another key, or damaged"):
-            unseal(data, key)
+        with pytest.raises(WrongKeyError, match="another key, another signature, or damaged"):
+            unseal(data, key, bound)
+
+
+def test_a_keyed_sketch_cannot_be_moved_to_another_signature(folder, section):
+    with open_checkpoint(folder / "b.safetensors") as checkpoint:
+        moved = with_section(sign(fingerprint(checkpoint)), section)
+    assert key_identity(moved) == FIRST.identity
+    with pytest.raises(WrongKeyError, match="another signature"):
+        keyed_fingerprint(moved, FIRST)
 
 
 def test_a_key_gives_a_seed_of_its_own_and_does_not_show_itself():

@@ -470,7 +470,7 @@ def test_registrations_of_the_same_weights_are_no_siblings_and_the_fullest_comes
     with Registry.open(tmp_path / "registry") as registry, open_checkpoint(path) as checkpoint:
         registry.register(sign(quick_look(checkpoint).fingerprint), name="a/quick")
         plain = sign(fingerprint(checkpoint))
-        registry.register(with_section(plain, keyed_section(checkpoint, key)), name="z/keyed")
+        registry.register(with_section(plain, keyed_section(checkpoint, key, plain)), name="z/keyed")
         registry.register(plain, name="b/plain")
         tuned = low_rank_change(model(1), 7, 0.05)
         for weights in (model(1), tuned):

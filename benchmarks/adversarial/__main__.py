@@ -91,7 +91,7 @@ class Bench:
         with open_checkpoint(path) as checkpoint, Registry.open(place) as registry:
             signature = sign(fingerprint(checkpoint))
             if keyed:
-                signature = with_section(signature, keyed_section(checkpoint, self.key))
+                signature = with_section(signature, keyed_section(checkpoint, self.key, signature))
             registry.register(signature, name=f"x/{name}")
         return place
 

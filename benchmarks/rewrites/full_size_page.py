@@ -48,8 +48,8 @@ class Row:
 
     @property
     def tests(self) -> list[str]:
-        """What every test of the first match says, the surest first."""
-        evidence = [one for match in self.report.matches[:1] for one in match.evidence]
+        """What the tests of the first match say that say anything, the surest first."""
+        evidence = [one for match in self.report.matches[:1] for one in match.evidence if one.log10_p < 0]
         return [f"{one.test} 10^{one.log10_p:.0f}" for one in sorted(evidence, key=lambda one: one.log10_p)]
 
     def line(self) -> str:
@@ -104,8 +104,8 @@ def page(rows: Sequence[Row], shape: Shape, *, trained: int, look_alikes: int, k
         "",
         "## What was said",
         "",
-        "| of | rewrite | then | verdict | model | log10 p | tests | undone | depth | as it must be |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| of | rewrite | then | verdict | model | log10 p | tests | relation | undone | depth | right |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
         *map(_said, rows),
         "",
         *(f"- `{name}`: {done}" for name, done in dict.fromkeys((row.rewrite, row.rewritten) for row in rows)),
@@ -147,6 +147,7 @@ def _said(row: Row) -> str:
         _models(row),
         "".join(f"{match.log10_p:.1f}" for match in best),
         ", ".join(row.tests),
+        "".join(match.relation.value for match in best),
         ", ".join(word for match in best for word in match.undone),
         row.report.suspect.depth,
         "yes" if is_right(row) else "**no**",

@@ -64,6 +64,11 @@ bench-rewrites: $(STAMP) ## models rewritten so that they compute the same, rena
 	-$(BIN)/python -m benchmarks.units.run --zoo $(CACHE)/units --out $(CACHE)/units.json
 	$(BIN)/python -m benchmarks.rewrites.table --rows $(CACHE)/rewrites.jsonl --units $(CACHE)/units.json --out docs/benchmarks/rewrites.md
 
+bench-full-size: $(STAMP) ## SmolLM2-135M rewritten, rounded and renamed, in a registry of 1,000 models
+	$(BIN)/python -m benchmarks.zoo --family $(FAMILY) --out $(CACHE)/zoo
+	$(BIN)/python -m benchmarks.rewrites.full_size --cache $(CACHE) --zoo $(CACHE)/zoo --family $(FAMILY) \
+		--out docs/benchmarks
+
 bench-retrieval: $(STAMP) ## a registry of 1,000 models: time of a search, and what the index misses
 	$(BIN)/python -m benchmarks.retrieval --zoo $(CACHE)/zoo --out docs/benchmarks
 

@@ -91,8 +91,17 @@ class Rewriting:
 
     @cached_property
     def score(self) -> float:
-        """Mean score of neurons in MLPs that agree; 0 without any."""
-        return _mean([one.score for one in self._held])
+        """Mean score of neurons in MLPs that agree; 0 without any.
+
+        Where the suspect's sample is a part of an MLP, those count that found their partner: another one's may not be
+        among the sampled.
+        """
+        return _mean([self._score(one) for one in self._held])
+
+    def _score(self, match: NeuronMatch) -> float:
+        _, theirs = self._samples(match)
+        sampled_whole = theirs.indices.size >= theirs.size
+        return match.score if sampled_whole else float(match.scores[match.concordant].mean())
 
     @cached_property
     def residual(self) -> float:

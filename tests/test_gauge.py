@@ -23,12 +23,13 @@ from fingerprint.comparing.gauge import FrameMatch, Gauge
 from fingerprint.gauge.frames import anchor_ids
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.signs import Stream
-from fingerprint.vocabulary import Axis, Frame, Role
+from fingerprint.vocabulary import Axis, Depth, Frame, Role
 from signatures.registry import Registry
 from signatures.report import Confidence, Link, Relation, Verdict
 from signatures.rewriting import Rewriting
-from signatures.scan import scan_path
+from signatures.scan import ScanOptions, scan_path
 from signatures.signature import sign
+from signatures.suspect import open_suspect
 from tests.quick_zoo import quick_zoo
 from tests.small_models import LAYERS, NEURONS, WIDTH, Weights, gauge_of, model, save
 
@@ -154,6 +155,22 @@ def test_a_scan_finds_the_rewritten_model_and_says_what_was_undone(
     # Attention was left alone, so that its coins are there where those of the neurons are not.
     assert best.confidence is Confidence.CERTAIN
     assert {"gauge", "even"} <= set(report.power.tested)
+
+
+@pytest.mark.parametrize(("other", "relation"), [(0.0, Relation.REWRITTEN), (0.6, Relation.CONTINUED_TRAINING)])
+def test_neurons_whose_partners_were_not_sampled_are_no_training(
+    other: float, relation: Relation, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for bound in ("MOST_NEURONS", "LEAST_OF_ONE"):
+        monkeypatch.setattr(f"fingerprint.gauge.sample.{bound}", 1)
+    mixed = {name: value + other * model(77)[name] for name, value in model(1).items()}
+    suspect = save(_rotated(_each_neuron(mixed, ORDER, SCALES), TURN), tmp_path / "suspect.safetensors")
+    with open_suspect(suspect) as opened:
+        theirs = opened.at(Depth.FULL).fingerprint
+    assert all(one.indices.size < one.size for one in theirs.neurons if one.frame == Frame.ANCHORS)
+    (best,) = scan_path(registry, suspect, options=ScanOptions(depth="full")).matches
+    assert best.model == "us/1"
+    assert best.relation is relation
 
 
 @pytest.fixture(scope="module")

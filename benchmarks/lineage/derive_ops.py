@@ -52,8 +52,10 @@ def each(weights: Mapping[str, Tensor], change: Callable[[Tensor], Tensor], *, o
 # --- values -----------------------------------------------------------------------------------------------------
 
 
-def quantise(weights: Weights, style: Style, bits: int, group: int, *, symmetric: bool) -> Weights:
-    """Round the layers' matrices to `bits` in groups along the input axis, and widen them again."""
+def quantise(
+    weights: Weights, style: Style, bits: int, group: int, *, symmetric: bool, only_layers: bool = True
+) -> Weights:
+    """Round the layers' matrices (or all) to `bits` in groups along the input axis, and widen them again."""
 
     def rounded(blocks: Tensor, present: Tensor) -> Tensor:
         low = torch.where(present, blocks, torch.inf).amin(1, keepdim=True)
@@ -67,7 +69,7 @@ def quantise(weights: Weights, style: Style, bits: int, group: int, *, symmetric
         codes = ((blocks / scale).round() + zero).clamp(0, (1 << bits) - 1)
         return (codes - zero) * scale
 
-    return _by_groups(weights, style, group, rounded)
+    return _by_groups(weights, style, group, rounded, only_layers=only_layers)
 
 
 def quantise_nf4(weights: Weights, style: Style, group: int) -> Weights:
@@ -79,13 +81,22 @@ def quantise_nf4(weights: Weights, style: Style, group: int) -> Weights:
         nearest = (blocks / scale)[..., None].sub(codes).abs().argmin(-1)
         return codes[nearest] * scale
 
-    return _by_groups(weights, style, group, rounded)
+    return _by_groups(weights, style, group, rounded, only_layers=True)
 
 
-def _by_groups(weights: Weights, style: Style, group: int, rounded: Callable[[Tensor, Tensor], Tensor]) -> Weights:
+def _by_groups(
+    weights: Weights,
+    style: Style,
+    group: int,
+    rounded: Callable[[Tensor, Tensor], Tensor],
+    *,
+    only_layers: bool,
+) -> Weights:
     """Give blocks (rows * groups, group) and the mask of what is not padding to `rounded`; the last may be short."""
 
     def change(matrix: Tensor) -> Tensor:
+        if matrix.ndim < 2:
+            return matrix.clone()
         by_input = matrix.T if style is Style.GPT2 else matrix
         rows, columns = by_input.shape
         padding = -columns % group
@@ -94,7 +105,7 @@ def _by_groups(weights: Weights, style: Style, group: int, rounded: Callable[[Te
         out = rounded(blocks, present).reshape(rows, columns + padding)[:, :columns]
         return (out.T if style is Style.GPT2 else out).contiguous()
 
-    return each(weights, change, only_layers=True)
+    return each(weights, change, only_layers=only_layers)
 
 
 def prune_small(weights: Weights, share: float) -> Weights:

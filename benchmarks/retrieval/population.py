@@ -72,17 +72,17 @@ class Source:
         return tuned(base, float(10 ** random.uniform(-1.5, -0.5)), random)
 
 
-def sources(zoo: Path | None, count: int) -> list[Source]:
-    """``count`` models: all trained ones of family a that are there (bases first), then synthetic families."""
+def sources(zoo: Path | None, count: int, family: str = "a") -> list[Source]:
+    """``count`` models: all trained ones of ``family`` that are there (bases first), then synthetic families."""
     found: list[Source] = []
     if zoo is not None:
-        paths = sorted(zoo.glob("a-*.safetensors"), key=lambda path: (path.stem.count("-"), path.stem))
+        paths = sorted(zoo.glob(f"{family}-*.safetensors"), key=lambda path: (path.stem.count("-"), path.stem))
         found = [Source(path.stem, _root(path.stem), stem_of(path.stem), path) for path in paths]
     found = found[:count]
     for number in range(count - len(found)):
-        family, member = divmod(number, SIBLINGS)
-        name = f"synthetic-{family}"
-        found.append(Source(f"{name}-{member}", name, f"synthetic {family % len(SHAPES)}", None, family, member))
+        base, member = divmod(number, SIBLINGS)
+        name = f"synthetic-{base}"
+        found.append(Source(f"{name}-{member}", name, f"synthetic {base % len(SHAPES)}", None, base, member))
     return found
 
 

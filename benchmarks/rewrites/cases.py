@@ -11,7 +11,7 @@ import torch
 from benchmarks.lineage import derive_ops as ops
 from benchmarks.rewrites import bert
 from benchmarks.rewrites import symmetries as sym
-from benchmarks.rewrites.forward import layer_count, logits
+from benchmarks.rewrites.forward import ZOO, layer_count, logits
 from benchmarks.rewrites.tune import fine_tune
 from benchmarks.zoo.models import Style, generator
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Generator, Tensor
 
+    from benchmarks.rewrites.forward import Constants
     from benchmarks.zoo.models import Shape, Weights
     from benchmarks.zoo.recipes import Schedule
 
@@ -150,10 +151,17 @@ def _bert_rewrites() -> list[Rewrite]:
     ]
 
 
-def rewrite(weights: Weights, shape: Shape, case: Rewrite, key: str) -> Rewritten:
+def rewrite(
+    weights: Weights,
+    shape: Shape,
+    case: Rewrite,
+    key: str,
+    constants: Constants = ZOO,
+    tolerance: float = TOLERANCE,
+) -> Rewritten:
     """Rewrite a model with a random stream of its own and check that it computes the same.
 
-    Raises ArithmeticError if the logits differ by more than ``TOLERANCE`` on random tokens.
+    Raises ArithmeticError if the logits differ by more than ``tolerance`` on random tokens, over their deviation.
     """
     wide = {name: w.double() for name, w in weights.items()}
     out = _as_multiplied(wide, shape, 1.0)
@@ -166,8 +174,8 @@ def rewrite(weights: Weights, shape: Shape, case: Rewrite, key: str) -> Rewritte
         out = sym.permute_vocabulary(out, shape, order)
     out = _as_multiplied(out, shape, -1.0)
     made = {name: w.float().contiguous() for name, w in out.items()}
-    error = difference(shape, wide, made, order)
-    if not error <= TOLERANCE:
+    error = difference(shape, wide, made, order, constants)
+    if not error <= tolerance:
         raise ArithmeticError(f"{case.name}: the logits differ by {error:.3g} of their deviation")
     return Rewritten(made, order, error)
 
@@ -179,12 +187,12 @@ def _as_multiplied(weights: Weights, shape: Shape, offset: float) -> Weights:
     return {name: w + offset if name.endswith("norm.weight") else w for name, w in weights.items()}
 
 
-def difference(shape: Shape, original: Weights, made: Weights, order: Tensor) -> float:
+def difference(shape: Shape, original: Weights, made: Weights, order: Tensor, constants: Constants = ZOO) -> float:
     """Largest difference of logits on random tokens, over the deviation of the logits; all computed in float64."""
     ids = torch.randint(0, shape.vocabulary, (2, min(48, shape.positions)), generator=generator("logits"))
     new = torch.argsort(order)[ids]
-    one = logits(shape, {name: w.double() for name, w in original.items()}, ids)
-    two = logits(shape, {name: w.double() for name, w in made.items()}, new)
+    one = logits(shape, {name: w.double() for name, w in original.items()}, ids, constants)
+    two = logits(shape, {name: w.double() for name, w in made.items()}, new, constants)
     return float((two - one[..., order]).abs().max() / one.std())
 
 

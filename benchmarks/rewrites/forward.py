@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,17 @@ if TYPE_CHECKING:
     from benchmarks.zoo.models import Shape
 
 HEAD = "lm_head.weight"
-_ROTARY_BASE = 10000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """What gated models have beside weights and sizes; by default the zoo's."""
+
+    rotary_base: float = 10000.0
+    epsilon: float = 1e-6
+
+
+ZOO = Constants()
 
 
 def embedding_name(style: Style) -> str:
@@ -37,13 +48,14 @@ def layer_count(style: Style, weights: Mapping[str, Tensor]) -> int:
     return next(i for i in range(len(weights) + 1) if first.format(i) not in weights)
 
 
-def logits(shape: Shape, weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
+def logits(shape: Shape, weights: Mapping[str, Tensor], ids: Tensor, constants: Constants = ZOO) -> Tensor:
     """Logits of the next token (BERT style: of every token). ids (B, T); returns (B, T, vocabulary), the weights' type.
 
     Heads are counted by ``shape``; layers and neurons by the tensors, so that pruned models can be computed too.
     """
-    forward = {Style.LLAMA: _llama, Style.GEMMA: _llama, Style.GPT2: _gpt2, Style.BERT: _bert}
-    return forward[shape.style](shape, weights, ids)
+    if shape.style.is_gated:
+        return _llama(shape, weights, ids, constants)
+    return (_gpt2 if shape.style is Style.GPT2 else _bert)(shape, weights, ids)
 
 
 def _heads(x: Tensor, size: int) -> Tensor:
@@ -59,21 +71,21 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = True) -> Tensor:
     return out.transpose(1, 2).flatten(2)
 
 
-def _rotate(x: Tensor) -> Tensor:
+def _rotate(x: Tensor, base: float) -> Tensor:
     """Rotary positions (Su et al. 2021): channels j and j + size / 2 of a head form pair j."""
     length, size = x.shape[-2:]
-    frequency = _ROTARY_BASE ** (-torch.arange(0, size, 2, dtype=x.dtype) / size)
+    frequency = base ** (-torch.arange(0, size, 2, dtype=x.dtype) / size)
     angle = torch.arange(length, dtype=x.dtype)[:, None] * frequency
     turned = torch.complex(*x.chunk(2, dim=-1)) * torch.complex(angle.cos(), angle.sin())
     return torch.cat((turned.real, turned.imag), dim=-1)
 
 
-def _llama(s: Shape, w: Mapping[str, Tensor], ids: Tensor) -> Tensor:
+def _llama(s: Shape, w: Mapping[str, Tensor], ids: Tensor, constants: Constants) -> Tensor:
     gemma = s.style is Style.GEMMA
 
     def norm(x: Tensor, name: str) -> Tensor:
         gain = w[name + ".weight"]
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * (gain + 1 if gemma else gain)
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + constants.epsilon) * (gain + 1 if gemma else gain)
 
     x = w["model.embed_tokens.weight"][ids] * (s.width**0.5 if gemma else 1.0)
     group = s.heads // s.kv_heads
@@ -81,8 +93,9 @@ def _llama(s: Shape, w: Mapping[str, Tensor], ids: Tensor) -> Tensor:
         p = f"model.layers.{i}."
         h = norm(x, p + "input_layernorm")
         q, k, v = (_heads(h @ w[f"{p}self_attn.{part}_proj.weight"].T, s.head_size) for part in "qkv")
-        k, v = (part.repeat_interleave(group, dim=1) for part in (_rotate(k), v))
-        x = x + _attend(_rotate(q), k, v) @ w[p + "self_attn.o_proj.weight"].T
+        q, k = (_rotate(part, constants.rotary_base) for part in (q, k))
+        k, v = (part.repeat_interleave(group, dim=1) for part in (k, v))
+        x = x + _attend(q, k, v) @ w[p + "self_attn.o_proj.weight"].T
         h = norm(x, p + "post_attention_layernorm")
         gate = h @ w[p + "mlp.gate_proj.weight"].T
         gate = F.gelu(gate, approximate="tanh") if gemma else F.silu(gate)

@@ -33,6 +33,8 @@ _UNCHANGED: Final = 0.999
 _NEARLY_ALL: Final = 0.9
 _SAME_ENERGY: Final = 0.05
 _ALIGNED: Final = -6.0
+_RESEMBLES: Final = 0.15
+"""Agreement from which a layer is not absent: .073 was the largest between unrelated models."""
 
 
 @dataclass(frozen=True)
@@ -144,12 +146,16 @@ class Rewriting:
 
     @cached_property
     def absent_layers(self) -> set[int]:
-        """Registered layers whose MLP no MLP of the suspect agrees with."""
+        """Registered layers whose MLP no MLP of the suspect resembles.
+
+        Where only a part of its neurons was sampled, damage leaves a layer that is there little to agree with.
+        """
         if self.frame is None:
             return set()
-        held = {self._samples(one)[0].layer for one in self._held}
-        sampled = {self.comparison.registered.neurons[one.registered].layer for one in self.frame.matches}
-        return {layer for layer in sampled - held if layer is not None}
+        ours = self.comparison.registered.neurons
+        found = {ours[one.registered].layer for one in self.frame.matches if one.agreement >= _RESEMBLES}
+        sampled = {ours[one.registered].layer for one in self.frame.matches}
+        return {layer for layer in sampled - found if layer is not None}
 
     @cached_property
     def _held(self) -> tuple[NeuronMatch, ...]:

@@ -144,7 +144,7 @@ def is_found(report: Report, name: str) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, help="folder of the page (default: standard output)")
-    parser.add_argument("--shards", type=int, default=16, help="how many shards of each repository are scanned")
+    parser.add_argument("--shards", type=int, default=1000, help="most shards of each repository that are scanned")
     arguments = parser.parse_args()
     made = repositories()
     rows: list[Row] = []

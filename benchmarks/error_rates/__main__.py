@@ -46,8 +46,8 @@ tensor. Look-alikes are random weights with a trained model's mean and deviation
 tied slices are matrices whose rows or columns repeat four prototypes; upcycled are registered models whose eight MLPs
 are near-copies of one. Coins flipped: the registered model's up and down projections negated together for random
 neurons; axis permuted: its sampled slices in random order. Both leave nothing to be found even in its relatives and
-copies, so every replicate is a draw from the null. Widths 128 and 192 were trained from two roots each: their rows are
-few draws, whatever the number of comparisons, and their intervals have no width.
+copies, so every replicate is a draw from the null. Shapes wider than 64 were trained from two roots each: their rows
+are few draws, whatever the number of comparisons, and their intervals have no width.
 
 Written by `python -m benchmarks.error_rates`."""
 

@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.retrieval", description=__doc__)
     parser.add_argument("--zoo", type=Path, default=ROOT / ".cache" / "zoo", help="trained models, where there are any")
+    parser.add_argument("--family", default="a", help="family of the trained models")
     parser.add_argument("--out", type=Path, required=True, help="folder for the page and the numbers")
     parser.add_argument("--models", type=int, default=1000)
     parser.add_argument("--suspects", type=int, default=3000)
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
             Path(folder),
             models=40 if options.quick else options.models,
             suspects=72 if options.quick else options.suspects,
+            family=options.family,
             seed=options.seed,
             large=() if options.quick else (("suspect of 8B parameters", llama_8b()),),
             report=lambda line: print(f"{time.monotonic() - started:7.1f}s {line}", file=sys.stderr, flush=True),

@@ -149,11 +149,13 @@ def measure(
     *,
     models: int,
     suspects: int,
+    family: str = "a",
     seed: int = 1,
     large: Sequence[tuple[str, Fingerprint]] = (),
     report: Callable[[str], None] = lambda _: None,
 ) -> Result:
     """Build a registry of ``models`` in ``work`` and ask it about ``suspects``; ``large`` are suspects for timing.
+    ``family`` is that of the trained models.
 
     Everything runs in one thread.
     """
@@ -170,7 +172,7 @@ def _measured(
     large: Sequence[tuple[str, Fingerprint]],
     report: Callable[[str], None],
 ) -> Result:
-    population = sources(zoo, models)
+    population = sources(zoo, models, family)
     started = time.perf_counter()
     with Registry.open(work / "registry") as registry:
         made = signatures_of(population, work)

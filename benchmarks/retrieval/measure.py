@@ -160,19 +160,17 @@ def measure(
     Everything runs in one thread.
     """
     with threadpool_limits(1):
-        return _measured(zoo, work, models, suspects, seed, large, report)
+        return _measured(sources(zoo, models, family), work, suspects, seed, large, report)
 
 
 def _measured(
-    zoo: Path | None,
+    population: list[Source],
     work: Path,
-    models: int,
     suspects: int,
     seed: int,
     large: Sequence[tuple[str, Fingerprint]],
     report: Callable[[str], None],
 ) -> Result:
-    population = sources(zoo, models, family)
     started = time.perf_counter()
     with Registry.open(work / "registry") as registry:
         made = signatures_of(population, work)

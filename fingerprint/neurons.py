@@ -24,8 +24,8 @@ Float64 = NDArray[np.float64]
 
 UNNAMED: Final = "unknown"
 """Activation of an MLP that was put together without names: which projection is which is not known."""
-MOST_NEURONS: Final = 1 << 17
-"""Neurons that are sampled of one checkpoint, all MLPs together: 100 MB of coordinates."""
+MOST_NEURONS: Final = 1 << 16
+"""Neurons that are sampled of one checkpoint, all MLPs together: 50 MB of coordinates."""
 MOST_MLPS: Final = 512
 """MLPs whose neurons are sampled: a hashed part of a mixture of experts that has more."""
 MOST_WIDTH: Final = 1 << 18

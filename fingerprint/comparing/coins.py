@@ -130,33 +130,29 @@ def match_neurons(
 
 
 class _Reading:
-    """The rows of one sample as unit vectors, in one of the orders that its matrices may have."""
+    """The rows of one sample as unit vectors, those of largest gates first, in one of the orders of its matrices."""
 
     def __init__(self, gate: Float32, up: Float32 | None, down: Float32) -> None:
-        self.gate, self.up, self.down = unit_rows(gate), None if up is None else unit_rows(up), unit_rows(down)
-        self._largest = np.argsort(-row_norms(gate), kind="stable")
-        self._by_norm: dict[int, tuple[Float32, Float32 | None, Float32]] = {}
+        order = np.argsort(-row_norms(gate), kind="stable")
+        self._place = np.argsort(order)
+        self.gate, self.down = unit_rows(gate[order]), unit_rows(down[order])
+        self.up = None if up is None else unit_rows(up[order])
 
     def products(self, other: _Reading) -> tuple[Float32, Float32]:
-        """Cosines by gate, and summed ones by the rest: (m, n) each."""
+        """Cosines by gate, and summed ones by the rest: (m, n) each, in the order of the samples."""
         rest = self.down @ other.down.T
         if self.up is not None and other.up is not None:
             rest = rest + self.up @ other.up.T
-        return self.gate @ other.gate.T, rest
+        places = np.ix_(self._place, other._place)
+        return (self.gate @ other.gate.T)[places], rest[places]
 
     def glance(self, other: _Reading, number: int) -> float:
         """About the mean score of the best partners, from the ``number`` neurons of largest gates alone."""
-        (gate, up, down), (their_gate, their_up, their_down) = self._first(number), other._first(8 * number)
-        rest = down @ their_down.T
-        if up is not None and their_up is not None:
-            rest = np.abs(rest + up @ their_up.T)
-        return float((gate @ their_gate.T + rest).max(axis=1, initial=-1.0).mean())
-
-    def _first(self, number: int) -> tuple[Float32, Float32 | None, Float32]:
-        if number not in self._by_norm:
-            rows = self._largest[:number]
-            self._by_norm[number] = self.gate[rows], None if self.up is None else self.up[rows], self.down[rows]
-        return self._by_norm[number]
+        many = 8 * number
+        rest = self.down[:number] @ other.down[:many].T
+        if self.up is not None and other.up is not None:
+            rest = np.abs(rest + self.up[:number] @ other.up[:many].T)
+        return float((self.gate[:number] @ other.gate[:many].T + rest).max(axis=1, initial=-1.0).mean())
 
 
 def _readings(sample: NeuronSample) -> list[_Reading]:

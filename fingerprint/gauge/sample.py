@@ -40,6 +40,8 @@ MOST_MLPS: Final = 256
 MOST_NEURONS: Final = 1 << 15
 """Neurons that are sampled of a suspect in one frame, all MLPs together, as long as each gets ``LEAST_OF_ONE``."""
 LEAST_OF_ONE: Final = 1 << 9
+MOST_AT_LEAST: Final = 1 << 16
+"""As many are the most of all, however deep the network: 50 MB of coordinates."""
 MOST_OF_ONE: Final = 1 << 12
 WHOLE_SHARE: Final = 8
 """One in so many MLPs of a suspect has all of its neurons projected: a vector by which a layer is looked up is a sum
@@ -111,8 +113,10 @@ def sample_gauge(
         return Sampled(missing="no MLP and no attention was recognised")
     count = parameters.gauge_samples
     if suspect:
-        room = (MOST_DEEP if deep else MOST_NEURONS) // max(len(chosen) * len(variants), 1)
-        count = max(count, room if deep else min(MOST_OF_ONE, max(LEAST_OF_ONE, room)))
+        samples = max(len(chosen) * len(variants), 1)
+        room = (MOST_DEEP if deep else MOST_NEURONS) // samples
+        least = min(LEAST_OF_ONE, MOST_AT_LEAST // samples)
+        count = max(count, room if deep else min(MOST_OF_ONE, max(least, room)))
     whole = spread(len(chosen), len(chosen))
     if suspect and not deep:
         most = max(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
 
 from fingerprint.comparing.channel_coins import match_channels, usable_channels
 from fingerprint.comparing.coins import toss
+from fingerprint.gauge.attention import Block
+from fingerprint.gauge.attention_samples import CHANNEL_LAYERS
 from fingerprint.gauge.channels import (
     Rotary,
     choose_channels,
@@ -16,9 +20,13 @@ from fingerprint.gauge.channels import (
     rotary_pairs,
     value_output,
 )
+from fingerprint.gauge.sample import MOST_ATTENTION, _some_blocks
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.records import ChannelSample
 from fingerprint.vocabulary import ChannelKind, Frame
+
+if TYPE_CHECKING:
+    from fingerprint.gauge.setting import Setting
 
 WIDTH, HEAD, HEADS, GROUP = 64, 16, 4, 2
 KINDS = list(ChannelKind)
@@ -177,3 +185,21 @@ def test_rows_that_are_zero_or_absent_do_no_harm() -> None:
         none = sample(kind, first, last, np.zeros(0, np.int64))
         assert match_channels([ours], [none], Frame.ANCHORS, kind) == []
         assert match_channels([none], [ours], Frame.ANCHORS, kind) == []
+
+
+def test_of_very_large_models_some_blocks_are_projected_and_those_kept_of_a_registered_one_among_them() -> None:
+    width, number = 8192, 80
+    shapes = [(width, width), (width // 8, width), (width // 8, width), (width, width)]
+    tensors = [SimpleNamespace(view=SimpleNamespace(shape=shape)) for _ in range(number) for shape in shapes]
+    blocks = [Block(i, 4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3, None) for i in range(number)]
+    setting = cast(
+        "Setting", SimpleNamespace(tensors=tensors, width=width, variants=(None,), parameters=DEFAULT_PARAMETERS)
+    )
+    chosen = _some_blocks(setting, blocks)
+    numbers = len(chosen) * (2 * width + 2 * (width // 8)) * DEFAULT_PARAMETERS.frame_width
+    assert CHANNEL_LAYERS < len(chosen) < number
+    assert numbers <= MOST_ATTENTION
+    kept = {round(place) for place in np.linspace(0, number - 1, CHANNEL_LAYERS)}
+    assert kept <= {block.layer for block in chosen}
+    assert _some_blocks(setting, blocks[:10]) == blocks[:10]
+    assert _some_blocks(setting, []) == []

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from fingerprint.gauge.attention import MOST_HEAD_SIZES, Attention, project_attention
-from fingerprint.gauge.attention_samples import rotary_of, sample_channels
+from fingerprint.gauge.attention import MOST_HEAD_SIZES, Attention, Block, project_attention
+from fingerprint.gauge.attention_samples import CHANNEL_LAYERS, rotary_of, sample_channels
 from fingerprint.gauge.frames import make_frames
 from fingerprint.gauge.gram import outer, sketched
 from fingerprint.gauge.live import with_live
@@ -18,6 +18,7 @@ from fingerprint.gauge.setting import Setting, Variant
 from fingerprint.measure import matrix_shape
 from fingerprint.records import ChannelSample, LayerGram, NeuronSample
 from fingerprint.signs import Stream, sample_indices
+from fingerprint.tensors import element_count
 from fingerprint.units import first_of, spread, unit_of
 from fingerprint.vocabulary import Circuit, Content, Frame
 
@@ -42,6 +43,8 @@ MOST_NEURONS: Final = 1 << 15
 LEAST_OF_ONE: Final = 1 << 9
 MOST_AT_LEAST: Final = 1 << 16
 """As many are the most of all, however deep the network: 50 MB of coordinates."""
+MOST_ATTENTION: Final = 1 << 25
+"""Coordinates of attention's channels that are held at a time: 128 MB."""
 MOST_OF_ONE: Final = 1 << 12
 WHOLE_SHARE: Final = 8
 """One in so many MLPs of a suspect has all of its neurons projected: a vector by which a layer is looked up is a sum
@@ -130,7 +133,7 @@ def sample_gauge(
         return _sample_some(setting, mlp, count) if few else _sample_mlp(setting, mlp, count)
 
     neurons = list(pool.map(sample, range(len(chosen))))
-    attention = list(pool.map(lambda block: project_attention(around, block), wired.blocks))
+    attention = list(pool.map(lambda block: project_attention(around, block), _some_blocks(around, wired.blocks)))
     grams = [gram for mlp, found in zip(chosen, neurons, strict=True) for gram in _mlp_grams(setting, mlp, found)]
     sizes = MOST_HEAD_SIZES if suspect else 1
     grams += [gram for one in attention for gram in _attention_grams(setting, one, sizes)]
@@ -139,6 +142,26 @@ def sample_gauge(
         channels=sample_channels(setting, attention, rotary_of(layout.family, hints), suspect=suspect),
         grams=tuple(grams[:MOST_VECTORS]),
     )
+
+
+def _some_blocks(setting: Setting, blocks: Sequence[Block]) -> list[Block]:
+    """The blocks of attention that are projected: all, or of large models some, spread evenly, those whose channels are
+    kept of a registered model among them."""
+    channels = max((_channels(setting, block) for block in blocks), default=0)
+    numbers = channels * setting.parameters.frame_width * len(setting.variants)
+    most = max(CHANNEL_LAYERS, MOST_ATTENTION // max(numbers, 1))
+    if len(blocks) <= most:
+        return list(blocks)
+    last = len(blocks) - 1
+    chosen = np.concatenate([np.linspace(0, last, count) for count in (CHANNEL_LAYERS, most - CHANNEL_LAYERS)])
+    return [blocks[place] for place in np.unique(chosen.round().astype(np.int64)).tolist()]
+
+
+def _channels(setting: Setting, block: Block) -> int:
+    """Channels of all sides of a block together."""
+    places = (block.query, block.key, block.value, block.output)
+    elements = sum(element_count(setting.tensors[place].view.shape) for place in places if place >= 0)
+    return elements // max(setting.width, 1)
 
 
 def choose_by_norm(norms: Float64, count: int, parameters: Parameters) -> NDArray[np.int64]:

@@ -8,10 +8,13 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
+_ROWS_AT_ONCE = 64
+
 
 def unit_rows(rows: Float32) -> Float32:
     """Unit rows, 0 for those that are 0; by their largest entries first, so that no square overflows or vanishes."""
-    largest = np.abs(rows).max(axis=-1, keepdims=True, initial=0.0)
+    # Not of absolute values, which would be a copy.
+    largest = np.maximum(rows.max(axis=-1, keepdims=True, initial=0.0), -rows.min(axis=-1, keepdims=True, initial=0.0))
     scaled = np.divide(rows, largest, out=np.zeros_like(rows), where=largest > 0)
     norms = np.linalg.norm(scaled, axis=-1, keepdims=True)
     units: Float32 = np.divide(scaled, norms, out=scaled, where=norms > 0)
@@ -19,7 +22,10 @@ def unit_rows(rows: Float32) -> Float32:
 
 
 def row_norms(rows: Float32) -> Float64:
-    """Euclidean norms of the rows as shares of the largest entry of all: (n,), 0 if all are 0."""
-    largest = float(np.abs(rows).max(initial=0.0))
-    norms: Float64 = np.linalg.norm(rows.astype(np.float64) / (largest or 1.0), axis=-1)
+    """Euclidean norms of the rows (n, w) as shares of the largest entry of all: (n,), 0 if all are 0."""
+    largest = max(float(rows.max(initial=0.0)), -float(rows.min(initial=0.0))) or 1.0
+    norms = np.zeros(len(rows), np.float64)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        norms[part] = np.linalg.norm(rows[part].astype(np.float64) / largest, axis=-1)
     return norms

@@ -56,8 +56,10 @@ def self_coordinates(gate: Float32, up: Float32 | None, down: Float32, *, width:
     up = None if up is None else _scaled(up)
     centred = gate - gate.mean(axis=0)
     frame = _leading(centred, width)
+    coordinates = unit_rows(centred @ frame)
+    del centred  # as large as the matrix, and what follows makes more of that size
     return SelfCoordinates(
-        gate=unit_rows(centred @ frame),
+        gate=coordinates,
         up=None if up is None else unit_rows(up @ frame),
         down=unit_rows(down @ frame),
         descriptors=neuron_descriptors(gate, up, down),

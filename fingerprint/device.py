@@ -1,6 +1,6 @@
 """Where large products are computed: by numpy, or by PyTorch on the device that the environment names.
 
-Only products of blocks with signs and frames go there, the bulk of the arithmetic: 8 MB or less at a time. Everything
+Only products of blocks with signs and frames go there, the bulk of the arithmetic: 16 MB or less at a time. Everything
 that is equal to the bit on every machine (digests, facts, samples, the order of neurons by their norms) stays where it
 was. Results differ from numpy's as those of two builds of BLAS do: by the rounding of sums of float32.
 """
@@ -59,8 +59,8 @@ class TorchDevice:
         try:
             self._device = torch.device(name)
             torch.ones(1, device=self._device).cpu().item()
-        # PyTorch says in many ways that a device is not there.
-        except Exception as error:
+        # In these ways PyTorch says that it knows no such device, was built without it, or finds none.
+        except (RuntimeError, AssertionError, ImportError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UsageError(f"no device {name}: {reason[:_LONGEST]}") from error
         self._torch = torch

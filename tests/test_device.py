@@ -62,7 +62,7 @@ def test_factors_that_lie_elsewhere_are_not_mistaken_for_those_kept() -> None:
         np.testing.assert_allclose(made.product(left[:, :20], right[::2]), left[:, :20] @ right[::2], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["nonsense", "meta", "cuda:99"])
+@pytest.mark.parametrize("name", ["nonsense", "meta", "cuda:99", "hpu"])
 def test_a_device_that_is_not_there_is_an_error_of_usage(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,7 +45,7 @@ def align_tensors(
     *,
     transposed: bool,
     negated: bool,
-    better_than: float = 0.0,
+    better_than: float = math.inf,
 ) -> list[Alignment]:
     """One alignment for each axis of ``registered`` that is known to be exchangeable and was sampled on both sides.
 
@@ -55,11 +55,11 @@ def align_tensors(
     theirs = {sample.dimension: sample for sample in suspect.axes}
     found = []
     for ours in registered.axes:
-        if ours.axis.exchangeable and ours.values.shape[1] > 1:
-            other = theirs.get(1 - ours.dimension if transposed else ours.dimension)
-            most = 0 if other is None else min(ours.indices.size, other.indices.size)
-            if other is not None and (not better_than or log10_p_landed(most) < better_than):
-                found.append(align_samples(ours, other, negated=negated))
+        other = theirs.get(1 - ours.dimension if transposed else ours.dimension)
+        if other is None or not ours.axis.exchangeable or ours.values.shape[1] <= 1:
+            continue
+        if log10_p_landed(min(ours.indices.size, other.indices.size)) < better_than:
+            found.append(align_samples(ours, other, negated=negated))
     return found
 
 

@@ -182,7 +182,7 @@ def _align_evidence(
             suspect[theirs],
             transposed=like.transposed,
             negated=like.negated,
-            better_than=0.0 if best is None else best[0].log10_p,
+            better_than=math.inf if best is None else best[0].log10_p,
         ):
             if best is None or found.log10_p < best[0].log10_p:
                 best = (found, ours, theirs)

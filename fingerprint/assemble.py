@@ -32,7 +32,7 @@ from fingerprint.roles.wiring import Wiring, layer_of
 from fingerprint.tensors import element_count
 from fingerprint.threads import thread_count
 from fingerprint.units import first_of, unit_of
-from fingerprint.vocabulary import Content, Depth, Role
+from fingerprint.vocabulary import Circuit, Content, Depth, Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -200,9 +200,12 @@ def deepened(measured: Measured, *, workers: int | None = None) -> Measured:
     with _workers(workers) as pool:
         gauge = Sampled(made.neurons, made.channels, made.grams)
         if any(sample.frame in MOVING and sample.indices.size < sample.size for sample in made.neurons):
-            more = sample_gauge(*about, found.hints, made.parameters, pool, suspect=True, deep=True)
+            # Of attention nothing is left to be found.
+            mlps = (*about[:-1], replace(found.wired, blocks=()))
+            more = sample_gauge(*mlps, found.hints, made.parameters, pool, suspect=True, deep=True)
             fixed = tuple(sample for sample in made.neurons if sample.frame not in MOVING)
-            gauge = replace(more, neurons=fixed + more.neurons)
+            attention = tuple(gram for gram in made.grams if gram.circuit is not Circuit.DOWN_UP)
+            gauge = replace(gauge, neurons=fixed + more.neurons, grams=more.grams + attention)
         own, vectors = sample_self(*about, made.parameters, pool, suspect=True)
     made = replace(
         made,

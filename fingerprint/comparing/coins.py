@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,8 @@ _NO_SCORE: Final = 1e-6
 _GLANCES: Final = ((12, 16), (48, 4))
 """Neurons of a registered MLP that are looked at, and MLPs of the suspect that are best by them and looked at further:
 at first, at second glance. Those left are matched in full."""
+_AMONG: Final = 8
+"""So many times as many of the suspect's are looked at."""
 _DIGITS: Final = 6
 UNKNOWN: Final = "unknown"
 """Activation of an MLP of which it is not known which matrix is the gate."""
@@ -102,57 +105,88 @@ def match_neurons(
 ) -> list[NeuronMatch]:
     """For every registered MLP the suspect's MLP with the best mean score; all choices are blind to the coins.
 
-    Only samples in ``frame`` take part.
+    Only samples in ``frame`` take part. The suspect's MLPs are taken in turn, so that the unit rows of one of them are
+    in memory, however many there are.
     """
     readings = [
-        (index, sample, reading)
+        (index, reading)
         for index, sample in enumerate(suspect)
         if sample.frame == frame and sample.indices.size
         for reading in _readings(sample)
     ]
-    found = []
-    for position, ours in enumerate(registered):
-        options = [one for one in readings if (one[1].up is None) == (ours.up is None)]
-        if ours.frame != frame or not options or not ours.indices.size:
-            continue
-        mine = _Reading(ours.gate, ours.up, ours.down)
-        for glanced, followed in _GLANCES:
-            if len(options) > followed:
-                options.sort(key=lambda one: -mine.glance(one[2], glanced))
-                options = options[:followed]
-        matches = [
-            _joined(position, ours, index, theirs, *mine.products(reading), signed=ours.up is not None)
-            for index, theirs, reading in options
-        ]
+    positions = [at for at, ours in enumerate(registered) if ours.frame == frame and ours.indices.size]
+    mine = {at: _Reading(registered[at].gate, registered[at].up, registered[at].down) for at in positions}
+    rows = {at: reading.rows() for at, reading in mine.items()}
+    followed = {at: _followed(mine[at], [reading for _, reading in readings]) for at in positions}
+    matches: dict[tuple[int, int], NeuronMatch] = {}
+    for number, (index, reading) in enumerate(readings):
+        wanted = [at for at in positions if number in followed[at]]
+        if wanted:
+            its = reading.rows()
+            for at in wanted:
+                matches[at, number] = _joined(at, registered[at], index, suspect[index], rows[at], its)
+
+    def rank(match: NeuronMatch) -> tuple[float, int]:
         # Of readings that fit alike, such as split neurons and what they were split from, the one of fewer neurons.
-        found.append(max(matches, key=lambda match: (round(match.score, _DIGITS), -suspect[match.suspect].size)))
-    return found
+        return round(match.score, _DIGITS), -suspect[match.suspect].size
+
+    return [max((matches[at, number] for number in followed[at]), key=rank) for at in positions if followed[at]]
+
+
+def _followed(mine: _Reading, readings: Sequence[_Reading]) -> list[int]:
+    """Numbers of the readings of a suspect that may match a registered MLP best, those first that look like it."""
+    options = [number for number, reading in enumerate(readings) if (reading.up is None) == (mine.up is None)]
+    for glanced, many in _GLANCES:
+        if len(options) > many:
+            likeness = {number: mine.glance(readings[number], glanced) for number in options}
+            options = sorted(options, key=lambda number: -likeness[number])[:many]
+    return options
 
 
 class _Reading:
-    """The rows of one sample as unit vectors, those of largest gates first, in one of the orders of its matrices."""
+    """The rows of one sample in one of the orders of its matrices."""
 
     def __init__(self, gate: Float32, up: Float32 | None, down: Float32) -> None:
-        order = np.argsort(-row_norms(gate), kind="stable")
-        self._place = np.argsort(order)
-        self.gate, self.down = unit_rows(gate[order]), unit_rows(down[order])
-        self.up = None if up is None else unit_rows(up[order])
+        self.gate, self.up, self.down = gate, up, down
 
-    def products(self, other: _Reading) -> tuple[Float32, Float32]:
-        """Cosines by gate, and summed ones by the rest: (m, n) each, in the order of the samples."""
-        rest = self.down @ other.down.T
-        if self.up is not None and other.up is not None:
-            rest = rest + self.up @ other.up.T
-        places = np.ix_(self._place, other._place)
-        return (self.gate @ other.gate.T)[places], rest[places]
+    def rows(self) -> _Rows:
+        """All of them."""
+        return _Rows.of(self.gate, self.up, self.down)
+
+    @cached_property
+    def _largest(self) -> _Rows:
+        """Those of largest gates, the largest first: as many as a glance looks at."""
+        first = np.argsort(-row_norms(self.gate), kind="stable")[: _AMONG * _GLANCES[-1][0]]
+        return _Rows.of(self.gate[first], None if self.up is None else self.up[first], self.down[first])
 
     def glance(self, other: _Reading, number: int) -> float:
         """About the mean score of the best partners, from the ``number`` neurons of largest gates alone."""
-        many = 8 * number
-        rest = self.down[:number] @ other.down[:many].T
+        by_gate, rest = self._largest.first(number).products(other._largest.first(_AMONG * number))
+        return float((by_gate + (rest if self.up is None else np.abs(rest))).max(axis=1, initial=-1.0).mean())
+
+
+class _Rows(NamedTuple):
+    """Unit rows (n, w) of an MLP's neurons; ``up`` is None if it is not gated."""
+
+    gate: Float32
+    up: Float32 | None
+    down: Float32
+
+    @classmethod
+    def of(cls, gate: Float32, up: Float32 | None, down: Float32) -> Self:
+        """The rows of any length as unit rows."""
+        return cls(unit_rows(gate), None if up is None else unit_rows(up), unit_rows(down))
+
+    def first(self, number: int) -> _Rows:
+        """The first ``number`` rows."""
+        return _Rows(self.gate[:number], None if self.up is None else self.up[:number], self.down[:number])
+
+    def products(self, other: _Rows) -> tuple[Float32, Float32]:
+        """Cosines by gate, and summed ones by the rest: (m, n) each."""
+        rest = self.down @ other.down.T
         if self.up is not None and other.up is not None:
-            rest = np.abs(rest + self.up[:number] @ other.up[:many].T)
-        return float((self.gate[:number] @ other.gate[:many].T + rest).max(axis=1, initial=-1.0).mean())
+            rest += self.up @ other.up.T
+        return self.gate @ other.gate.T, rest
 
 
 def _readings(sample: NeuronSample) -> list[_Reading]:
@@ -168,11 +202,11 @@ def _joined(
     ours: NeuronSample,
     index: int,
     theirs: NeuronSample,
-    by_gate: Float32,
-    by_rest: Float32,
-    *,
-    signed: bool,
+    mine: _Rows,
+    its: _Rows,
 ) -> NeuronMatch:
+    by_gate, by_rest = mine.products(its)
+    signed = mine.up is not None
     rest = np.abs(by_rest) if signed else by_rest
     total = by_gate + rest
     partners = total.argmax(axis=1)

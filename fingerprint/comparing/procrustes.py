@@ -45,17 +45,20 @@ def match_self_frames(registered: Sequence[NeuronSample], suspect: Sequence[Neur
 
     Concordance counts the neurons that were held out of the fit.
     """
-    theirs = [(at, _Layer(sample)) for at, sample in enumerate(suspect) if sample.frame == Frame.SELF]
+    theirs = [(at, sample) for at, sample in enumerate(suspect) if sample.frame == Frame.SELF]
     found = []
     for at, sample in enumerate(registered):
         if sample.frame != Frame.SELF:
             continue
         ours = _Layer(sample)
-        climbs = [(where, _Climb(ours, other, margin=False)) for where, other in theirs if ours.fits(other)]
-        for _, climb in climbs:
-            climb.run(_FIRST_STEPS)
-        climbs.sort(key=lambda one: -one[1].score)
-        followed = climbs[:_FOLLOWED]
+        begun: list[tuple[float, int, _Climb]] = []
+        for where, other in theirs:
+            if _fit(sample, other):
+                climb = _Climb(ours, _Layer(other), margin=False)
+                climb.run(_FIRST_STEPS)
+                # Only the best are kept: each holds some megabytes.
+                begun = sorted([*begun, (climb.score, where, climb)], key=lambda one: -one[0])[:_FOLLOWED]
+        followed = [(where, climb) for _, where, climb in begun]
         followed += [(where, _Climb(ours, climb.suspect, margin=True)) for where, climb in followed]
         for _, climb in followed:
             climb.run(_MOST_STEPS)
@@ -63,6 +66,18 @@ def match_self_frames(registered: Sequence[NeuronSample], suspect: Sequence[Neur
             where, best = max(followed, key=lambda one: one[1].score)
             found.append(best.match(at, where))
     return found
+
+
+def _fit(one: NeuronSample, other: NeuronSample) -> bool:
+    """Whether two layers can be aligned at all."""
+    return (
+        (one.up is None) == (other.up is None)
+        and one.descriptors is not None
+        and other.descriptors is not None
+        and one.descriptors.shape[1] == other.descriptors.shape[1] > 0
+        and one.gate.shape[1] == other.gate.shape[1]
+        and min(len(one.gate), len(other.gate)) >= _FEWEST
+    )
 
 
 class _Layer:
@@ -74,15 +89,6 @@ class _Layer:
         self.up = None if sample.up is None else unit_rows(sample.up)
         described = sample.descriptors
         self.descriptors = np.zeros((len(self.gate), 0), np.float32) if described is None else described
-
-    def fits(self, other: _Layer) -> bool:
-        """Whether two layers can be aligned at all."""
-        return (
-            (self.up is None) == (other.up is None)
-            and self.descriptors.shape[1] == other.descriptors.shape[1] > 0
-            and self.gate.shape[1] == other.gate.shape[1]
-            and min(len(self.gate), len(other.gate)) >= _FEWEST
-        )
 
 
 class _Climb:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.vectors import row_norms, unit_rows
+from fingerprint.vectors import row_norms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,27 +25,29 @@ GATED_DESCRIPTORS: Final = 5 + 7 * QUANTILES.size
 UNGATED_DESCRIPTORS: Final = 3 + 4 * QUANTILES.size
 _LEAST_NORM: Final = 1e-3
 """Norms are taken as at least this share of their median: a dead neuron's logarithm is finite."""
+_NONE: Final = 1e-12
+"""Norms, as shares of the largest entry of all, from which a neuron has a direction."""
 
 
 def neuron_descriptors(gate: Float32, up: Float32 | None, down: Float32) -> Float32:
     """Standardised descriptors of all neurons given: (n, 68) float32 for a gated MLP, (n, 39) for an ungated one.
 
-    ``gate`` (fc-in where ``up`` is None), ``up`` and ``down`` are (n, width), folded and finite. Each column has mean 0
-    and deviation 1, or is 0.
+    ``gate`` (fc-in where ``up`` is None), ``up`` and ``down`` are (n, width), folded and finite, of largest entries
+    near one. Each column has mean 0 and deviation 1, or is 0.
     """
-    first, last = unit_rows(gate - gate.mean(axis=0)), unit_rows(down)
-    sizes = [row_norms(gate - gate.mean(axis=0))]
+    first = _Matrix(gate - gate.mean(axis=0))
+    last = _Matrix(down)
     if up is None:
-        scalars = [_log(sizes[0]), _log(row_norms(down)), _products(first, last)]
+        scalars = [_log(first.norms), _log(last.norms), first.own(last)]
         blocks = _ungated(first, last)
     else:
-        second = unit_rows(up)
+        second = _Matrix(up)
         scalars = [
-            _log(sizes[0]),
-            _log(row_norms(up) * row_norms(down)),
-            np.abs(_products(first, second)),
-            np.abs(_products(first, last)),
-            _products(second, last),
+            _log(first.norms),
+            _log(second.norms * last.norms),
+            np.abs(first.own(second)),
+            np.abs(first.own(last)),
+            second.own(last),
         ]
         blocks = _gated(first, second, last)
     columns = np.concatenate([np.stack(scalars, axis=1), *blocks], axis=1).astype(np.float64)
@@ -55,21 +57,43 @@ def neuron_descriptors(gate: Float32, up: Float32 | None, down: Float32) -> Floa
     return standard.astype(np.float32)
 
 
-def _gated(gate: Float32, up: Float32, down: Float32) -> Iterator[Float32]:
-    yield _quantiles(gate @ gate.T)
-    yield _quantiles(np.abs(up @ up.T))
-    yield _quantiles(np.abs(down @ down.T))
+class _Matrix:
+    """Rows (n, width) whose cosines are asked for: no copy as unit rows, which would be as large."""
+
+    def __init__(self, rows: Float32) -> None:
+        self.rows, self.norms = rows, row_norms(rows)
+        largest = max(float(rows.max(initial=0.0)), -float(rows.min(initial=0.0))) or 1.0
+        self._scale = np.zeros(len(rows), np.float32)
+        np.divide(1.0 / largest, self.norms, out=self._scale, where=self.norms > _NONE, casting="same_kind")
+
+    def cosines(self, other: _Matrix) -> Float32:
+        """Of all rows with all of the other's: (n, n), 0 of rows that are 0."""
+        found: Float32 = self.rows @ other.rows.T
+        found *= self._scale[:, None]
+        found *= other._scale
+        return found
+
+    def own(self, other: _Matrix) -> Float64:
+        """Of every row with the one in the same place: (n,)."""
+        sums: Float64 = np.einsum("ij,ij->i", self.rows, other.rows, dtype=np.float64)
+        return sums * self._scale * other._scale
+
+
+def _gated(gate: _Matrix, up: _Matrix, down: _Matrix) -> Iterator[Float32]:
+    yield _quantiles(gate.cosines(gate))
+    yield _quantiles(np.abs(up.cosines(up)))
+    yield _quantiles(np.abs(down.cosines(down)))
     for first, second in ((gate, up), (gate, down), (up, down)):
-        across = np.abs(first @ second.T)
+        across = np.abs(first.cosines(second))
         yield _quantiles(across)
         if first is up:
             yield _quantiles(np.ascontiguousarray(across.T))
 
 
-def _ungated(first: Float32, last: Float32) -> Iterator[Float32]:
-    yield _quantiles(first @ first.T)
-    yield _quantiles(last @ last.T)
-    across = first @ last.T
+def _ungated(first: _Matrix, last: _Matrix) -> Iterator[Float32]:
+    yield _quantiles(first.cosines(first))
+    yield _quantiles(last.cosines(last))
+    across = first.cosines(last)
     yield _quantiles(across)
     yield _quantiles(np.ascontiguousarray(across.T))
 
@@ -80,11 +104,6 @@ def _quantiles(cosines: Float32) -> Float32:
     ordered: Float32 = np.sort(cosines, axis=1)  # a tenth of the time that ``partition`` takes for nine places
     found: Float32 = ordered[:, places]
     return found
-
-
-def _products(first: Float32, second: Float32) -> Float64:
-    sums: Float64 = np.einsum("ij,ij->i", first, second, dtype=np.float64)
-    return sums
 
 
 def _log(norms: Float64) -> Float64:

@@ -99,6 +99,8 @@ def live_neurons(gate: Float32, up: Float32 | None, down: Float32, *, named: boo
 
 def _taken(neurons: Neurons, kept: Int64) -> Neurons:
     rows, gate, up, down = neurons
+    if kept.size == rows.size:
+        return neurons
     return Neurons(rows[kept], gate[kept], None if up is None else up[kept], down[kept])
 
 

@@ -152,13 +152,12 @@ def _samples(
     count = _references(tensors, mlp)
 
     def slices(part: tuple[int, bool], references: Int64, *, reads: bool) -> Float32:
-        found = take_slices(tensors[part[0]].view, references, columns=part[1] == reads)
-        found /= max(float(np.abs(found).max(initial=0.0)), float(np.finfo(np.float32).tiny))
+        found = _scale(take_slices(tensors[part[0]].view, references, columns=part[1] == reads))
         if reads:
             found *= gains.of(part[0], offset, stream).astype(np.float32)
         if centred:
             found -= found.mean(axis=1, keepdims=True)
-        return found
+        return _scale(found)
 
     def taken(references: Int64) -> Neurons:
         up = None if mlp.up is None else slices(mlp.up, references, reads=True)
@@ -179,6 +178,12 @@ def _samples(
     left = round(alive.size * live.rows.size / max(references.size, 1))
     if live.rows.size and not is_nearly_all(left, size):
         yield _sample(mlp, max(left, live.rows.size), live._replace(rows=np.arange(live.rows.size)), suspect=suspect)
+
+
+def _scale(rows: Float32) -> Float32:
+    """The rows over their largest entry, in place: they are as large as memory allows."""
+    rows /= max(float(rows.max(initial=0.0)), -float(rows.min(initial=0.0)), float(np.finfo(np.float32).tiny))
+    return rows
 
 
 def _lengths(tensors: Sequence[CanonicalTensor], mlp: Projections) -> NDArray[np.float64]:

@@ -17,6 +17,8 @@ from fingerprint.signs import Stream, sign_block
 from fingerprint.vectors import unit_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fingerprint.parameters import Parameters
 
 Float32 = NDArray[np.float32]
@@ -31,6 +33,7 @@ SELF_NEURONS: Final = 256
 """Neurons of a layer that are kept of a registered model: those of largest gate norm."""
 SELF_REFERENCE: Final = 1024
 """Neurons of a layer, those of largest gate norm, that the frame and the descriptors are computed from."""
+_AT_ONCE: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,7 @@ def self_coordinates(gate: Float32, up: Float32 | None, down: Float32, *, width:
     centred = gate - gate.mean(axis=0)
     frame = _leading(centred, width)
     coordinates = unit_rows(centred @ frame)
-    del centred  # as large as the matrix, and what follows makes more of that size
+    del centred  # as large as the matrix, and what follows makes another one of that size
     return SelfCoordinates(
         gate=coordinates,
         up=None if up is None else unit_rows(up @ frame),
@@ -67,25 +70,35 @@ def self_coordinates(gate: Float32, up: Float32 | None, down: Float32, *, width:
 
 
 def _leading(rows: Float32, width: int) -> Float32:
-    """The leading right singular directions: (columns, width), orthonormal or 0."""
-    wide = rows.astype(np.float64)
-    count, size = wide.shape
+    """The leading right singular directions: (columns, width), orthonormal or 0. In float64, a part at a time."""
+    count, size = rows.shape
     turned = count < size
-    values, vectors = np.linalg.eigh(wide @ wide.T if turned else wide.T @ wide)
+    tall = rows.T if turned else rows
+    gram = np.zeros((min(count, size),) * 2)
+    for part in _parts(len(tall)):
+        block = tall[part].astype(np.float64)
+        gram += block.T @ block
+    values, vectors = np.linalg.eigh(gram)
     chosen = np.argsort(-values, kind="stable")[:width]
     chosen = chosen[values[chosen] > 1e-9 * max(float(values.max(initial=0.0)), 0.0)]
     directions = vectors[:, chosen]
-    if turned:
-        directions = wide.T @ directions / np.sqrt(values[chosen])
     frame = np.zeros((size, width), np.float32)
-    frame[:, : chosen.size] = directions
+    if not turned:
+        frame[:, : chosen.size] = directions
+        return frame
+    for part in _parts(size):
+        frame[part, : chosen.size] = tall[part].astype(np.float64) @ (directions / np.sqrt(values[chosen]))
     return frame
 
 
+def _parts(number: int) -> Iterator[slice]:
+    return (slice(start, start + _AT_ONCE) for start in range(0, number, _AT_ONCE))
+
+
 def _scaled(rows: Float32) -> Float32:
-    """The matrix over its largest entry."""
-    largest = np.float32(np.abs(rows).max(initial=0.0))
-    return rows / largest if largest > 0 else rows
+    """The matrix over its largest entry, if that is not about one: then as it is, and no copy."""
+    largest = np.float32(max(rows.max(initial=0.0), -rows.min(initial=0.0)))
+    return rows if largest == 0 or 0.5 <= largest <= 2.0 else rows / largest
 
 
 def layer_vector(descriptors: Float32, parameters: Parameters) -> Float32 | None:

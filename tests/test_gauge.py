@@ -370,7 +370,7 @@ def test_the_tail_is_that_of_the_negative_binomial_law(neurons: int, gated: bool
             assert found == 0.0
             continue
         doubled = 2 * rate.dispersion
-        dispersion = max(2.0, doubled, 1 + (doubled - 1) * neurons / rate.neurons)
+        dispersion = max(2.0, doubled, 1 + (doubled - 1) * neurons / rate.number)
         size = 1.5 * rate.mean * neurons / (dispersion - 1)
         tail = float(nbinom.sf(int(share * neurons) - 1, size, 1 / dispersion))
         assert found < -290 if tail == 0.0 else found == pytest.approx(np.log10(tail), rel=1e-6, abs=1e-9)

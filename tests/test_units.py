@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.units.networks import Kind, train
-from benchmarks.units.rewrites import REWRITES, rewrite
+from benchmarks.lineage.derive_ops import prune_small
+from benchmarks.units.networks import CHANNELS, Kind, train
+from benchmarks.units.rewrites import REWRITES, halve_channels, rewrite
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
-from fingerprint.comparing.coins import match_neurons, toss, usable_coins
+from fingerprint.comparing.coins import distinct_partners, match_neurons, toss, usable_coins
 from fingerprint.vocabulary import Frame
 from signatures.registry import Registry
 from signatures.report import Confidence, Verdict
@@ -118,6 +119,31 @@ def test_coins_of_cells_are_fair(kind: Kind, tmp_path: Path) -> None:
     shares = [float(np.mean(np.array(logs) <= -level)) for level in (1, 2)]
     assert shares[0] < 0.16
     assert shares[1] < 0.035
+
+
+def test_every_layer_of_convolutions_is_sampled_once(tmp_path: Path) -> None:
+    found = measured(save(network(Kind.CNN, 1), tmp_path / "a.safetensors", named=True), registered=True)
+    assert [sample.size for sample in found.neurons] == [*CHANNELS[1:]]
+
+
+@pytest.mark.parametrize("damage", ["sparse", "halved"])
+def test_convolutions_that_lost_half_are_found(damage: str, registry: Registry, tmp_path: Path) -> None:
+    for seed, wanted in ((1, Verdict.MATCH), (3, Verdict.NO_MATCH)):
+        made, _ = rewrite(network(Kind.CNN, seed), Kind.CNN, REWRITES[Kind.CNN]["permuted, rescaled, folded"], "test")
+        lost = halve_channels(made) if damage == "halved" else prune_small(made, 0.5)
+        report = scan_path(registry, save(lost, tmp_path / "suspect.safetensors"))
+        assert report.verdict is wanted
+        assert [match.confidence for match in report.matches if match.model == "cnn/1"] in ([], [Confidence.LIKELY])
+
+
+def test_partners_are_distinct_if_they_prefer_each_other_clearly() -> None:
+    total = np.full((4, 5), 0.1, np.float32)
+    total[0, 2] = 1.9  # clear from both sides
+    total[1, 3], total[1, 4] = 1.5, 1.3  # two that are about as near
+    total[2, 0] = total[3, 0] = 1.6  # two that want the same one
+    assert distinct_partners(total).tolist() == [True, False, False, False]
+    assert not distinct_partners(total[:1]).any()
+    assert not distinct_partners(total[:, :1]).any()
 
 
 def test_convolutions_have_no_coins(tmp_path: Path) -> None:

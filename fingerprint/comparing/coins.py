@@ -50,6 +50,8 @@ at first, at second glance. Those left are matched in full."""
 _AMONG: Final = 8
 """So many times as many of the suspect's are looked at."""
 _DIGITS: Final = 6
+_APART: Final = 0.35
+"""Of units without coins: how much nearer partners are than all others, in the sum of two cosines."""
 UNKNOWN: Final = "unknown"
 """Activation of an MLP of which it is not known which matrix is the gate."""
 
@@ -61,7 +63,8 @@ class NeuronMatch:
     ``registered`` and ``suspect`` are positions in the fingerprints' lists of neuron samples; ``partners`` (m,) index
     the suspect's sample; ``scores`` (m,) in [0, 1] do not see the coins; ``coins`` (m,) are in [-1, 1] (0 for ungated
     MLPs); ``concordant`` (m,) says whether the best partner by gate is also the best by up and down, and that of no
-    other neuron; ``moved`` is the share of the well-matched neurons that are found under another index.
+    other neuron, or of units of convolutions what ``distinct_partners`` says; ``moved`` is the share of the
+    well-matched neurons that are found under another index.
     """
 
     registered: int
@@ -213,7 +216,10 @@ def _joined(
     rows = np.arange(len(total))
     scale = 3.0 if signed else 2.0
     scores = np.clip(total[rows, partners].astype(np.float64) / scale, 0.0, 1.0)
-    concordant = concordant_partners(by_gate, rest, scores)
+    if ours.frame == Frame.UNITS and not signed:
+        concordant = distinct_partners(total)
+    else:
+        concordant = concordant_partners(by_gate, rest, scores)
     good = scores > 0.5
     moved = ours.indices[good] != theirs.indices[partners[good]]
     return NeuronMatch(
@@ -242,6 +248,29 @@ def concordant_partners(by_gate: Float32, rest: Float32, scores: Float64) -> NDA
             best[first[row]] = row
     concordant: NDArray[np.bool_] = alike & (best[first] == rows)
     return concordant
+
+
+def distinct_partners(total: Float32) -> NDArray[np.bool_]:
+    """Whether two units prefer each other to all others, by ``_APART`` each: (m,) of the sums of cosines (m, n).
+
+    For convolutions, where half of the channels may have been left out: what their compositions were made of went with
+    them, so that gate and rest alone no longer find one partner; and where independent networks learn the same filters,
+    of which one is as good a partner as the next.
+    """
+    if min(total.shape) < 2:  # nothing to stand apart from
+        return np.zeros(len(total), np.bool_)
+    partners = total.argmax(axis=1)
+    mutual = total.argmax(axis=0)[partners] == np.arange(len(total))
+    of_rows, of_columns = (_lead(total, axis) for axis in (1, 0))
+    found: NDArray[np.bool_] = mutual & (np.minimum(of_rows, of_columns[partners]) >= _APART)
+    return found
+
+
+def _lead(total: Float32, axis: int) -> Float32:
+    """How much larger the largest number along an axis is than the next."""
+    largest = np.sort(total, axis=axis)
+    lead: Float32 = np.take(largest, -1, axis) - np.take(largest, -2, axis)
+    return lead
 
 
 def usable_coins(registered: Sequence[NeuronSample]) -> list[NDArray[np.bool_]]:

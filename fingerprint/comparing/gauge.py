@@ -101,7 +101,8 @@ class FrameMatch:
     @property
     def log10_p(self) -> float:
         """Of ``concordance`` between unrelated models: calibrated, corrected for the choice of MLPs, not floored."""
-        single = concordance_log10_p(self.frame, self.concordance * self.neurons, self.neurons, gated=self.gated)
+        count, layers = self.concordance * self.neurons, len(self._best)
+        single = concordance_log10_p(self.frame, count, self.neurons, gated=self.gated, layers=layers)
         return bonferroni(single, math.comb(len(self.matches), len(self._best)))
 
 

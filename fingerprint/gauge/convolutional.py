@@ -50,26 +50,27 @@ class _Map:
 def convolutional_samples(
     tensors: Sequence[CanonicalTensor], usable: Sequence[int], count: int, parameters: Parameters
 ) -> Iterator[NeuronSample]:
-    """Units of the second to the fifth layer of each chain of convolutions from the network's input."""
+    """Units of the first to the fifth layer of each chain of convolutions from the network's input."""
     kernels = {i: tensors[i].view.shape for i in usable if len(tensors[i].view.shape) in {3, 4}}
     if len(kernels) < 2:
         return
     ends = {i: tensors[i].view.shape for i in usable if len(tensors[i].view.shape) == 2}
     norms = _batch_norms(tensors)
-    seen: set[tuple[int, ...]] = set()
+    seen: set[tuple[int, tuple[int, ...]]] = set()
     for chain in _chains(tensors, kernels):
         maps = [_map(tensors, position, norms) for position in chain]
-        composed = maps[0].kernel
-        for place in range(1, len(maps)):
-            high, wide = maps[place].kernel.shape[2:]
-            _, inputs, a, b = composed.shape
-            if len(maps[place].kernel) * inputs * (a + high - 1) * (b + wide - 1) > MOST_COMPOSED:
-                break
-            composed = _compose(maps[place].kernel, *_unit(composed))
-            units, lengths = _unit(composed)
-            if tuple(chain[: place + 2]) in seen:  # chains that part later have their beginning in common
+        units, lengths = _unit(maps[0].kernel)
+        for place in range(len(maps)):
+            if place:
+                high, wide = maps[place].kernel.shape[2:]
+                _, inputs, a, b = units.shape
+                if len(maps[place].kernel) * inputs * (a + high - 1) * (b + wide - 1) > MOST_COMPOSED:
+                    break
+                units, lengths = _unit(_compose(maps[place].kernel, units, lengths))
+            beginning = place, tuple(chain[: place + 2])
+            if beginning in seen:  # chains that part later have it in common
                 continue
-            seen.add(tuple(chain[: place + 2]))
+            seen.add(beginning)
             following = _following(maps, place, units, lengths, tensors, ends)
             if len(units) < _LEAST or following is None:
                 continue

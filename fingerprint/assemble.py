@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from fingerprint.canonical import lay_out, with_fixed_residual
 from fingerprint.gauge.live import with_live
 from fingerprint.gauge.own import sample_self
-from fingerprint.gauge.sample import MOVING, Sampled, sample_gauge
+from fingerprint.gauge.sample import MOVING, sample_gauge
 from fingerprint.gauge.units import Units, sample_units
 from fingerprint.gauge.wired import Wired, roles_by_values, wire_by_names, wire_by_values
 from fingerprint.measure import MOST_SKETCHED_AXIS, TensorMeasurement, has_long_axis, matrix_shape, measure_tensor
@@ -193,28 +193,22 @@ def measure_checkpoint(
 def deepened(measured: Measured, *, workers: int | None = None) -> Measured:
     """A suspect that was measured at full depth, at ``Depth.DEEP``: with all neurons of its MLPs, and with its layers
     in their own frames. Raises ``InputError``."""
-    found, made = measured.found, measured.fingerprint
+    found, made, tensors = measured.found, measured.fingerprint, measured.tensors
+    del measured  # samples that are taken anew need not be kept meanwhile, if the caller keeps them no longer either
     if found is None:
         raise ValueError("only what was measured at full depth can be looked at more deeply")
-    about = (found.layout, found.contents, found.mlps, found.wired)
+    about = (found.layout, found.contents, found.mlps)
     with _workers(workers) as pool:
-        gauge = Sampled(made.neurons, made.channels, made.grams)
         if any(sample.frame in MOVING and sample.indices.size < sample.size for sample in made.neurons):
-            # Of attention nothing is left to be found.
-            mlps = (*about[:-1], replace(found.wired, blocks=()))
-            more = sample_gauge(*mlps, found.hints, made.parameters, pool, suspect=True, deep=True)
             fixed = tuple(sample for sample in made.neurons if sample.frame not in MOVING)
             attention = tuple(gram for gram in made.grams if gram.circuit is not Circuit.DOWN_UP)
-            gauge = replace(gauge, neurons=fixed + more.neurons, grams=more.grams + attention)
-        own, vectors = sample_self(*about, made.parameters, pool, suspect=True)
-    made = replace(
-        made,
-        depth=Depth.DEEP,
-        neurons=gauge.neurons + own,
-        channels=gauge.channels,
-        grams=gauge.grams + vectors,
-    )
-    return replace(measured, fingerprint=made)
+            made = replace(made, neurons=fixed, grams=attention)
+            mlps = replace(found.wired, blocks=())  # of attention nothing is left to be found
+            more = sample_gauge(*about, mlps, found.hints, made.parameters, pool, suspect=True, deep=True)
+            made = replace(made, neurons=fixed + more.neurons, grams=more.grams + attention)
+        own, vectors = sample_self(*about, found.wired, made.parameters, pool, suspect=True)
+    made = replace(made, depth=Depth.DEEP, neurons=made.neurons + own, grams=made.grams + vectors)
+    return Measured(made, tensors, found)
 
 
 @contextmanager

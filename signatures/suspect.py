@@ -137,7 +137,7 @@ class Opened:
     registered: bool
     progress: Callable[[int], None] | None
     _whole: list[Measured] = field(default_factory=list)
-    """What was measured at full depth, from which a deeper look goes on."""
+    """What was measured at full depth, from which a deeper look goes on: there until it does."""
 
     def depths(self, wanted: str) -> tuple[Depth, ...]:
         """The depths to try for the option ``wanted``, one after the other as long as nothing is explained."""
@@ -168,9 +168,10 @@ class Opened:
             if not self.registered:
                 measured = with_turned_digests(measured, kernels(measured))
             self._whole.append(measured)
-        (measured,) = self._whole
         if depth is Depth.DEEP and not self.registered:
-            measured = deepened(measured)
+            measured = deepened(self._whole.pop())
+        else:
+            (measured,) = self._whole
         measured = replace(measured, fingerprint=_as_fetched(measured.fingerprint, self.checkpoint))
         return Suspect(measured.fingerprint, measured)
 

@@ -16,6 +16,7 @@ from fingerprint.gauge.sample import MOVING, sample_gauge
 from fingerprint.gauge.units import Units, sample_units
 from fingerprint.gauge.wired import Wired, roles_by_values, wire_by_names, wire_by_values
 from fingerprint.measure import MOST_SKETCHED_AXIS, TensorMeasurement, has_long_axis, matrix_shape, measure_tensor
+from fingerprint.memory import give_back
 from fingerprint.neurons import (
     MOST_MLPS,
     MOST_NEURONS,
@@ -163,6 +164,7 @@ def measure_checkpoint(
         )
         hidden = Units() if mlps else sample_units(layout.tensors, contents, parameters, suspect=not casts)
         layout = replace(layout, tensors=_with_roles(layout.tensors, hidden.roles))
+    give_back()
     records = tuple(record_of(tensor, result) for tensor, result in zip(layout.tensors, measured, strict=True))
     made = Fingerprint(
         parameters=parameters,
@@ -206,7 +208,9 @@ def deepened(measured: Measured, *, workers: int | None = None) -> Measured:
             mlps = replace(found.wired, blocks=())  # of attention nothing is left to be found
             more = sample_gauge(*about, mlps, found.hints, made.parameters, pool, suspect=True, deep=True)
             made = replace(made, neurons=fixed + more.neurons, grams=more.grams + attention)
+            give_back()
         own, vectors = sample_self(*about, found.wired, made.parameters, pool, suspect=True)
+    give_back()
     made = replace(made, depth=Depth.DEEP, neurons=made.neurons + own, grams=made.grams + vectors)
     return Measured(made, tensors, found)
 

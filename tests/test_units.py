@@ -14,10 +14,10 @@ from benchmarks.units.networks import CHANNELS, Kind, train
 from benchmarks.units.rewrites import REWRITES, halve_channels, rewrite
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
-from fingerprint.comparing.coins import distinct_partners, match_neurons, toss, usable_coins
+from fingerprint.comparing.coins import _stand_apart, match_neurons, mutual_partners, toss, usable_coins
 from fingerprint.vocabulary import Frame
 from signatures.registry import Registry
-from signatures.report import Confidence, Verdict
+from signatures.report import Confidence, Link, Verdict
 from signatures.scan import scan_path
 from signatures.signature import decode, sign, signed_bytes
 from tests.small_models import gauge_of
@@ -136,14 +136,24 @@ def test_convolutions_that_lost_half_are_found(damage: str, registry: Registry, 
         assert [match.confidence for match in report.matches if match.model == "cnn/1"] in ([], [Confidence.LIKELY])
 
 
-def test_partners_are_distinct_if_they_prefer_each_other_clearly() -> None:
+def test_units_stand_apart_if_they_prefer_each_other_clearly() -> None:
     total = np.full((4, 5), 0.1, np.float32)
     total[0, 2] = 1.9  # clear from both sides
     total[1, 3], total[1, 4] = 1.5, 1.3  # two that are about as near
-    total[2, 0] = total[3, 0] = 1.6  # two that want the same one
-    assert distinct_partners(total).tolist() == [True, False, False, False]
-    assert not distinct_partners(total[:1]).any()
-    assert not distinct_partners(total[:, :1]).any()
+    total[2, 0], total[3, 0] = 1.6, 1.5  # two that want the same one
+    assert mutual_partners(total).tolist() == [True, True, True, False]
+    assert _stand_apart(total).tolist() == [True, False, False, False]
+    assert not _stand_apart(total[:1]).any()
+    assert not _stand_apart(total[:, :1]).any()
+
+
+def test_a_copied_beginning_is_no_lineage(registry: Registry, tmp_path: Path) -> None:
+    """Two of three layers of a stranger: the third, which has most of the weights, is its own."""
+    made = network(Kind.CNN, 3) | {
+        name: w for name, w in network(Kind.CNN, 1).items() if name.startswith(("conv1", "conv2", "bn1", "bn2"))
+    }
+    report = scan_path(registry, save(made, tmp_path / "suspect.safetensors"))
+    assert [match.link for match in report.matches] == [Link.SHARED_COMPONENT]
 
 
 def test_convolutions_have_no_coins(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ at first, at second glance. Those left are matched in full."""
 _AMONG: Final = 8
 """So many times as many of the suspect's are looked at."""
 _DIGITS: Final = 6
-_APART: Final = 0.35
+_APART: Final = 0.5
 """Of units without coins: how much nearer partners are than all others, in the sum of two cosines."""
 UNKNOWN: Final = "unknown"
 """Activation of an MLP of which it is not known which matrix is the gate."""
@@ -63,8 +63,8 @@ class NeuronMatch:
     ``registered`` and ``suspect`` are positions in the fingerprints' lists of neuron samples; ``partners`` (m,) index
     the suspect's sample; ``scores`` (m,) in [0, 1] do not see the coins; ``coins`` (m,) are in [-1, 1] (0 for ungated
     MLPs); ``concordant`` (m,) says whether the best partner by gate is also the best by up and down, and that of no
-    other neuron, or of units of convolutions what ``distinct_partners`` says; ``moved`` is the share of the
-    well-matched neurons that are found under another index.
+    other neuron, or of units of convolutions whether both prefer each other to all others by much; ``moved`` is the
+    share of the well-matched neurons that are found under another index.
     """
 
     registered: int
@@ -78,6 +78,8 @@ class NeuronMatch:
     """(m,): the neurons that concordance counts, if not all: those that took no part in aligning the two sides."""
     attainable: float = 1.0
     """Share of the registered neurons that can have a partner at all; see ``attainable``."""
+    mutual: NDArray[np.bool_] | None = None
+    """(m,), of units of convolutions: see ``mutual_partners``."""
 
     @property
     def score(self) -> float:
@@ -216,10 +218,8 @@ def _joined(
     rows = np.arange(len(total))
     scale = 3.0 if signed else 2.0
     scores = np.clip(total[rows, partners].astype(np.float64) / scale, 0.0, 1.0)
-    if ours.frame == Frame.UNITS and not signed:
-        concordant = distinct_partners(total)
-    else:
-        concordant = concordant_partners(by_gate, rest, scores)
+    mutual = mutual_partners(total) if ours.frame == Frame.UNITS and not signed else None
+    concordant = concordant_partners(by_gate, rest, scores) if mutual is None else mutual & _stand_apart(total)
     good = scores > 0.5
     moved = ours.indices[good] != theirs.indices[partners[good]]
     return NeuronMatch(
@@ -231,6 +231,7 @@ def _joined(
         concordant=concordant,
         moved=float(moved.mean()) if good.any() else 0.0,
         attainable=attainable(ours.size, theirs.size),
+        mutual=mutual,
     )
 
 
@@ -250,8 +251,14 @@ def concordant_partners(by_gate: Float32, rest: Float32, scores: Float64) -> NDA
     return concordant
 
 
-def distinct_partners(total: Float32) -> NDArray[np.bool_]:
-    """Whether two units prefer each other to all others, by ``_APART`` each: (m,) of the sums of cosines (m, n).
+def mutual_partners(total: Float32) -> NDArray[np.bool_]:
+    """Whether a unit's best partner has it as its own best one: (m,) of the sums of cosines (m, n)."""
+    mutual: NDArray[np.bool_] = total.argmax(axis=0)[total.argmax(axis=1)] == np.arange(len(total))
+    return mutual
+
+
+def _stand_apart(total: Float32) -> NDArray[np.bool_]:
+    """Whether a unit and its best partner are nearer to each other than to all others, by ``_APART`` each: (m,).
 
     For convolutions, where half of the channels may have been left out: what their compositions were made of went with
     them, so that gate and rest alone no longer find one partner; and where independent networks learn the same filters,
@@ -259,11 +266,9 @@ def distinct_partners(total: Float32) -> NDArray[np.bool_]:
     """
     if min(total.shape) < 2:  # nothing to stand apart from
         return np.zeros(len(total), np.bool_)
-    partners = total.argmax(axis=1)
-    mutual = total.argmax(axis=0)[partners] == np.arange(len(total))
     of_rows, of_columns = (_lead(total, axis) for axis in (1, 0))
-    found: NDArray[np.bool_] = mutual & (np.minimum(of_rows, of_columns[partners]) >= _APART)
-    return found
+    apart: NDArray[np.bool_] = np.minimum(of_rows, of_columns[total.argmax(axis=1)]) >= _APART
+    return apart
 
 
 def _lead(total: Float32, axis: int) -> Float32:

@@ -81,28 +81,27 @@ class _Matrix:
 
 def _gated(gate: _Matrix, up: _Matrix, down: _Matrix) -> Iterator[Float32]:
     yield _quantiles(gate.cosines(gate))
-    yield _quantiles(np.abs(up.cosines(up)))
-    yield _quantiles(np.abs(down.cosines(down)))
-    for first, second in ((gate, up), (gate, down), (up, down)):
-        across = np.abs(first.cosines(second))
-        yield _quantiles(across)
-        if first is up:
-            yield _quantiles(np.ascontiguousarray(across.T))
+    yield _quantiles(_magnitudes(up.cosines(up)))
+    yield _quantiles(_magnitudes(down.cosines(down)))
+    for first, second in ((gate, up), (gate, down), (up, down), (down, up)):
+        yield _quantiles(_magnitudes(first.cosines(second)))
 
 
 def _ungated(first: _Matrix, last: _Matrix) -> Iterator[Float32]:
-    yield _quantiles(first.cosines(first))
-    yield _quantiles(last.cosines(last))
-    across = first.cosines(last)
-    yield _quantiles(across)
-    yield _quantiles(np.ascontiguousarray(across.T))
+    for one, other in ((first, first), (last, last), (first, last), (last, first)):
+        yield _quantiles(one.cosines(other))
+
+
+def _magnitudes(cosines: Float32) -> Float32:
+    """In place."""
+    return np.abs(cosines, out=cosines)
 
 
 def _quantiles(cosines: Float32) -> Float32:
-    """Quantiles of every row: (n, 9)."""
+    """Quantiles of every row: (n, 9). Sorts the rows, which takes a tenth of the time that ``partition`` takes."""
     places = (QUANTILES * (cosines.shape[1] - 1)).astype(np.int64)
-    ordered: Float32 = np.sort(cosines, axis=1)  # a tenth of the time that ``partition`` takes for nine places
-    found: Float32 = ordered[:, places]
+    cosines.sort(axis=1)
+    found: Float32 = cosines[:, places]
     return found
 
 

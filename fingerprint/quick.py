@@ -115,8 +115,9 @@ def quick_look(
             progress(stored)
         return record, stored
 
-    with threadpool_limits(1, "blas"), waiting or nullcontext(), ThreadPoolExecutor(workers) as pool:
-        looked = list(pool.map(look, range(len(tensors))))
+    pool = ThreadPoolExecutor(workers) if workers > 1 else None
+    with threadpool_limits(1, "blas"), waiting or nullcontext(), pool or nullcontext():
+        looked = list((map if pool is None else pool.map)(look, range(len(tensors))))
     records = tuple(record for record, _ in looked)
     made = Fingerprint(
         parameters=parameters,

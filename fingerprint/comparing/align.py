@@ -63,6 +63,12 @@ def align_tensors(
     return found
 
 
+def may_align(registered: TensorRecord, suspect: TensorRecord, *, better_than: float) -> bool:
+    """Whether axes of both have samples enough for a ``log10_p`` below ``better_than``."""
+    most = (max((sample.indices.size for sample in one.axes), default=0) for one in (registered, suspect))
+    return log10_p_landed(min(most)) < better_than
+
+
 def align_samples(registered: AxisSample, suspect: AxisSample, *, negated: bool = False) -> Alignment:
     """Assign the registered slices to the suspect's slices of the same numbers; see the module's first lines."""
     common, ours, theirs = np.intersect1d(registered.indices, suspect.indices, assume_unique=True, return_indices=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from fingerprint.comparing.align import Alignment, align_tensors
+from fingerprint.comparing.align import Alignment, align_tensors, may_align
 from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, toss, usable_coins
 from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni, looks
 from fingerprint.comparing.gauge import FrameMatch, Gauge, alike_circuits, compare_gauge
@@ -175,17 +175,15 @@ def _align_evidence(
     if not trials:
         return None
     best: tuple[Alignment, int, int] | None = None
-    # The first leads of all: where one of them settles it, the others are not computed.
-    for rank, column in np.argwhere(cosines.leads >= 0).tolist():
-        row = int(cosines.leads[rank, column])
+    # The likeliest first: where one of them settles it, the others are not computed.
+    for row, column in cosines.pairs_by_score:
         ours, theirs = int(cosines.registered.positions[column]), int(cosines.suspect.positions[row])
+        least = math.inf if best is None else best[0].log10_p
+        if not may_align(registered[ours], suspect[theirs], better_than=least):
+            continue
         like = cosines.at(row, column)
         for found in align_tensors(
-            registered[ours],
-            suspect[theirs],
-            transposed=like.transposed,
-            negated=like.negated,
-            better_than=math.inf if best is None else best[0].log10_p,
+            registered[ours], suspect[theirs], transposed=like.transposed, negated=like.negated, better_than=least
         ):
             if best is None or found.log10_p < best[0].log10_p:
                 best = (found, ours, theirs)

@@ -127,8 +127,8 @@ class SketchCosines:
     Only shapes that can correspond are compared, since sketches of a grown axis keep those of its prefix: one axis at
     least must have the same length, or both nearly so. A score is the magnitude over its spread by chance. Of all
     scores the best are kept: ``best`` and ``best_scores`` for each row of ``suspect`` (column -1 and score 0 if it has
-    none), and for each row of ``registered`` its ``leads``, (``LEADS``, columns) rows of ``suspect`` or -1, best first.
-    ``pairs`` counts the comparisons, orientations and all. Memory is linear in the number of tensors.
+    none), and for each row of ``registered`` its ``leads``, (``LEADS``, columns) rows of ``suspect`` or -1, best first,
+    with their ``lead_scores``. ``pairs`` counts the comparisons, orientations and all. Memory is linear in the tensors.
     """
 
     suspect: SketchTable
@@ -136,6 +136,7 @@ class SketchCosines:
     best: NDArray[np.int64]
     best_scores: Float32
     leads: NDArray[np.int64]
+    lead_scores: Float32
     pairs: int
 
     @classmethod
@@ -159,12 +160,19 @@ class SketchCosines:
             lead_scores[:, block.columns] = np.take_along_axis(both, order, axis=0)
             leads[:, block.columns] = np.take_along_axis(rows, order, axis=0)
         leads[lead_scores == 0] = -1
-        return cls(theirs, ours, best, best_scores, leads, pairs)
+        return cls(theirs, ours, best, best_scores, leads, lead_scores, pairs)
 
     @property
     def largest(self) -> float:
         """The largest score of all; 0 without any."""
         return float(self.best_scores.max(initial=0.0))
+
+    @property
+    def pairs_by_score(self) -> list[tuple[int, int]]:
+        """The leads as (suspect's row, registered one's row), those of the largest scores first."""
+        ranks, columns = np.nonzero(self.leads >= 0)
+        order = np.argsort(-self.lead_scores[ranks, columns], kind="stable")
+        return list(zip(self.leads[ranks, columns][order].tolist(), columns[order].tolist(), strict=True))
 
     @property
     def scores(self) -> Float32:
@@ -283,9 +291,11 @@ def _by_digest(
     registered: Sequence[TensorRecord], suspect: Sequence[TensorRecord], cosines: SketchCosines
 ) -> dict[int, TensorMatch]:
     owners: dict[bytes, list[tuple[int, str]]] = defaultdict(list)
+    at_home: dict[tuple[object, ...], int] = {}
     for position, tensor in enumerate(registered):
         if is_distinctive(tensor):
             owners[tensor.digest].append((position, EXACT))
+            at_home.setdefault(_home(tensor, tensor.digest), position)
             for name, digest in tensor.casts.items():
                 if digest != tensor.digest:
                     owners[digest].append((position, name))
@@ -296,9 +306,13 @@ def _by_digest(
         if not is_distinctive(tensor):
             continue
         turned = tensor.digest not in owners
-        options = owners.get(tensor.turned_digest if turned else tensor.digest)
+        digest = tensor.turned_digest if turned else tensor.digest
+        options = owners.get(digest)
         if not options:
             continue
+        home = at_home.get(_home(tensor, digest))
+        if home is not None:  # of many equal tensors the one of this name is found without a look at all others
+            options = [(home, EXACT)]
         ours, kind = min(options, key=lambda one: _digest_preference(registered[one[0]], tensor, one[1]))
         row, column = row_of.get(position), column_of.get(ours)
         # Equal contents may have another shape, so that their sketches differ.
@@ -308,6 +322,10 @@ def _by_digest(
             difference = _difference(cosines, row, column, transposed=turned)
             found[position] = TensorMatch(ours, position, turned, kind, difference)
     return found
+
+
+def _home(tensor: TensorRecord, digest: bytes) -> tuple[object, ...]:
+    return digest, tensor.role, tensor.layer, tensor.expert, tensor.name
 
 
 def _digest_preference(ours: TensorRecord, theirs: TensorRecord, kind: str) -> tuple[bool, ...]:

@@ -118,6 +118,17 @@ BROKEN: Mapping[str, Procedures] = {
 """By name: what ``--break`` runs instead of the product's functions. Each must make the command fail."""
 
 
+def run(pairs: Sequence[Pair], copies: Sequence[Pair], broken: str | None, flips: int) -> tuple[Found, dict[str, Any]]:
+    """All samples, ``flips`` replicates of each of the ``copies`` among them, and what goes beside the table."""
+    procedures = TRUE if broken is None else BROKEN[broken]
+    # The products are small: threads of BLAS would only wait for each other.
+    with threadpool_limits(1, "blas"):
+        found = collect(pairs, procedures)
+        replicate(found, copies, procedures, flips)
+        extra = smallest_corrected(pairs, REGISTERED, own_frame_pairs=0) if broken is None else {}
+    return found, {"networks": len({one.root for _, *both in pairs for one in both}), "broken": broken or "", **extra}
+
+
 def collect(pairs: Sequence[Pair], procedures: Procedures) -> Found:
     """The p-values of all tests as the product computes them before it corrects them."""
     found = Found()
@@ -186,28 +197,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     started = time.monotonic()
     torch.set_num_threads(1)
-    procedures = TRUE if options.broken is None else BROKEN[options.broken]
-    # The products are small: threads of BLAS would only wait for each other.
-    with threadpool_limits(1, "blas"):
-        trained = members(options.zoo, quick(POPULATIONS) if options.quick else POPULATIONS)
-        pairs = strangers(trained) + (real(options.corpus) if options.corpus else [])
-        print(f"{len(trained)} networks measured after {time.monotonic() - started:.0f} s", flush=True)
-        found = collect(pairs, procedures)
-        replicate(found, relatives(trained, 1 if options.quick else RELATIVES), procedures, FLIPS)
-        about = ABOUT if options.corpus else f"{ABOUT}\n\n{WITHOUT_CORPUS}"
-        today = datetime.now(UTC).date().isoformat()
-        extra: dict[str, Any] = {
-            "about": f"{about}\n\n{WRITTEN}, {today}.",
-            "date": today,
-            "networks": len({one.root for _, *both in pairs for one in both}),
-            "broken": options.broken or "",
-        }
-        if options.broken is None:
-            extra |= smallest_corrected(pairs, REGISTERED, own_frame_pairs=0)
-    return _write(found, extra, options.out, started)
+    populations, most, flips = (quick(POPULATIONS), 1, 40) if options.quick else (POPULATIONS, RELATIVES, FLIPS)
+    trained = members(options.zoo, populations)
+    pairs = strangers(trained) + (real(options.corpus) if options.corpus else [])
+    print(f"{len(trained)} networks measured after {time.monotonic() - started:.0f} s", flush=True)
+    found, extra = run(pairs, relatives(trained, most), options.broken, flips)
+    today = datetime.now(UTC).date().isoformat()
+    about = [ABOUT, *([] if options.corpus else [WITHOUT_CORPUS]), f"{WRITTEN}, {today}."]
+    wrong = _write(found, {"about": "\n\n".join(about), "date": today, **extra}, options.out)
+    print(f"{time.monotonic() - started:.0f} s; " + ("failed: " + "; ".join(wrong) if wrong else "passed"))
+    return 1 if wrong else 0
 
 
-def _write(found: Found, extra: Mapping[str, Any], out: Path, started: float) -> int:
+def _write(found: Found, extra: Mapping[str, Any], out: Path) -> list[str]:
+    """Write page, data and plots; what the command fails for."""
     shares = table(found.samples)
     out.mkdir(parents=True, exist_ok=True)
     stem = f"{STEM}-broken-{extra['broken']}" if extra["broken"] else STEM
@@ -222,9 +225,7 @@ def _write(found: Found, extra: Mapping[str, Any], out: Path, started: float) ->
     for test in dict.fromkeys(test for test, _ in shares):
         plot(curves(found, test), out / plot_name(stem, test), test)
     print(text)
-    wrong = failures(shares, extra)
-    print(f"{time.monotonic() - started:.0f} s; " + ("failed: " + "; ".join(wrong) if wrong else "passed"))
-    return 1 if wrong else 0
+    return failures(shares, extra)
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def _add_coins(
         single = [one for match in matches if (one := procedures.toss([match], masks)).coins]
         for test, tosses in ((LAYER, single), (NETWORK, [together] if together.coins else [])):
             largest = max((_largest(one) for one in tosses), default=(0.0, 0))
-            found.add((test, f"{stratum}, {frame}"), pair, [one.log10_p for one in tosses], largest)
+            found.add((test, f"{stratum} ({frame})"), pair, [one.log10_p for one in tosses], largest)
 
 
 def _largest(tossed: CoinToss) -> tuple[float, int]:
@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(trained)} networks measured after {time.monotonic() - started:.0f} s", flush=True)
     found, extra = run(pairs, relatives(trained, most), options.broken, flips)
     today = datetime.now(UTC).date().isoformat()
-    about = [ABOUT, *([] if options.corpus else [WITHOUT_CORPUS]), f"{WRITTEN}, {today}."]
+    about = [ABOUT, *([] if options.corpus else [WITHOUT_CORPUS]), f"{extra['networks']} networks. {WRITTEN}, {today}."]
     wrong = _write(found, {"about": "\n\n".join(about), "date": today, **extra}, options.out)
     print(f"{time.monotonic() - started:.0f} s; " + ("failed: " + "; ".join(wrong) if wrong else "passed"))
     return 1 if wrong else 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from safetensors.torch import load_file
 
 from benchmarks.corpus import FACENET, SPLICEAI, fetch_into
-from benchmarks.error_rates.comparisons import OTHER
+from benchmarks.error_rates.comparisons import OTHER, one_recipe
 from benchmarks.error_rates.population import Model, as_suspect, measure
 from benchmarks.units.networks import CHANNELS, Kind
 from benchmarks.units.rewrites import REWRITES, rewrite
@@ -107,13 +107,13 @@ def _suspects(path: Path, kind: Kind, how: str, damaged: Sequence[str]) -> dict[
 
 
 def strangers(found: Sequence[Member]) -> list[Pair]:
-    """All ordered pairs (stratum, registered, suspect) within each population, and of others of the same kind."""
+    """All ordered pairs (stratum, registered, suspect) within each population, then those of different recipes."""
     pairs = []
     for registered, suspect in permutations(found, 2):
         for damage, stratum in _strata(registered.population, suspect.population).items():
             its = replace(suspect.model, id=f"{suspect.model.id}, {damage}", suspect=suspect.suspects[damage])
             pairs.append((stratum, registered.model, its))
-    return pairs
+    return sorted(pairs, key=lambda pair: not one_recipe(pair[0]))
 
 
 def _strata(registered: Population, suspect: Population) -> dict[str, str]:

@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     started = time.monotonic()
     torch.set_num_threads(1)
-    populations, most, flips = (quick(POPULATIONS), 1, 40) if options.quick else (POPULATIONS, RELATIVES, FLIPS)
+    populations, most, flips = (quick(POPULATIONS), 1, 20) if options.quick else (POPULATIONS, RELATIVES, FLIPS)
     trained = members(options.zoo, populations)
     pairs = strangers(trained) + (real(options.corpus) if options.corpus else [])
     print(f"{len(trained)} networks measured after {time.monotonic() - started:.0f} s", flush=True)

@@ -76,7 +76,7 @@ POPULATIONS = (
 def quick(populations: Sequence[Population]) -> list[Population]:
     """Fewer: the first networks of the first population and of each cell, the suspects intact and halved alone."""
     chosen = [populations[0], *(one for one in populations if one.kind is not Kind.CNN)]
-    counts = {Kind.CNN: 5, Kind.LSTM: 3, Kind.GRU: 2}
+    counts = {Kind.CNN: 5, Kind.LSTM: 2, Kind.GRU: 2}
     return [
         replace(one, last=one.first + counts[one.kind], damages=one.damages[:: max(1, len(one.damages) - 1)])
         for one in chosen

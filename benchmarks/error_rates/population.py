@@ -58,8 +58,13 @@ def measure(path: Path, name: str, root: str, recipe: str, kind: str) -> Model:
     """Fingerprint a checkpoint twice: as signed for a registry (samples rounded as a file does), and as a suspect."""
     with open_checkpoint(path) as checkpoint:
         registered = sign(fingerprint(checkpoint, workers=1)).fingerprint
-        suspect = fingerprint(checkpoint, casts=False, neurons=SUSPECT_NEURONS, workers=1)
-    return Model(name, root, recipe, kind, registered, suspect)
+    return Model(name, root, recipe, kind, registered, as_suspect(path))
+
+
+def as_suspect(path: Path) -> Fingerprint:
+    """The fingerprint that a scan compares with registered ones."""
+    with open_checkpoint(path) as checkpoint:
+        return fingerprint(checkpoint, casts=False, neurons=SUSPECT_NEURONS, workers=1)
 
 
 def of_arrays(arrays: Mapping[str, NDArray[np.float32]], name: str, root: str, recipe: str, kind: str) -> Model:

@@ -77,19 +77,29 @@ def plot_name(stem: str, test: str) -> str:
     return f"{stem}-{test.replace(', ', '-').replace(' ', '-')}.png"
 
 
-def markdown(rates: Rates, extra: Mapping[str, Any], stem: str) -> str:
-    """The table, a section a test, each with its plot."""
-    lines = ["# Error rates", "", *_preface(extra)]
+def markdown(
+    rates: Rates,
+    extra: Mapping[str, Any],
+    stem: str,
+    *,
+    title: str = "Error rates",
+    meaning: Mapping[str, str] = MEANING,
+    largest: Mapping[tuple[str, str], str] | None = None,
+) -> str:
+    """The table, a section a test, each with its plot; with a column of the ``largest`` statistics, if there are."""
+    lines = [f"# {title}", "", *_preface(extra)]
+    column = " largest |" if largest else ""
     for test in dict.fromkeys(test for test, _ in rates):
         rows = {stratum: found for (name, stratum), found in rates.items() if name == test}
         total, same = totals(rates, test)
-        lines += ["", f"## {test}", "", f"![QQ plot]({plot_name(stem, test)})", "", MEANING[test]]
+        lines += ["", f"## {test}", "", f"![QQ plot]({plot_name(stem, test)})", "", meaning[test]]
         lines += [f"{total:,} unrelated comparisons, {same:,} of them between trained models of one recipe.", ""]
-        lines += ["| stratum | comparisons | " + " | ".join(f"p ≤ {alpha:g}" for alpha in ALPHAS) + " | |"]
-        lines += ["|---|--:|" + "--:|" * len(ALPHAS) + "---|"]
+        lines += ["| stratum | comparisons | " + " | ".join(f"p ≤ {alpha:g}" for alpha in ALPHAS) + f" |{column} |"]
+        lines += ["|---|--:|" + "--:|" * len(ALPHAS) + "--:|" * bool(largest) + "---|"]
         for stratum, found in rows.items():
             cells = " | ".join(f"{one.share:.2g} ({one.low:.2g} to {one.high:.2g})" for one in found)
             verdict = "**too many**" if any(one.rejected for one in found) else ""
+            cells += f" | {largest.get((test, stratum), '')}" if largest else ""
             lines.append(f"| {stratum} | {found[0].comparisons:,} | {cells} | {verdict} |")
     return "\n".join([*lines, ""])
 
@@ -113,12 +123,16 @@ def _preface(extra: Mapping[str, Any]) -> list[str]:
     lines = [str(extra.get("about", "")), ""]
     smallest = extra.get("smallest")
     if smallest:
+        aligned = ""
+        if extra["own_frame_pairs"]:
+            aligned = (
+                f"{extra['own_frame_pairs']:,} random pairs had their layers aligned in their own frames as well. "
+            )
         lines += [
             f"## After correction: {extra['corrected_pairs']:,} unrelated pairs",
             "",
-            f"Every test's p-value, corrected within the pair and for {extra['registered_models']} registered models; "
-            f"{extra['own_frame_pairs']:,} random pairs had their layers aligned in their own frames as well. "
-            "`possible` begins at log10 p = -3.",
+            f"Every test's p-value, corrected within the pair and for {extra['registered_models']} registered models. "
+            f"{aligned}`possible` begins at log10 p = -3.",
             "",
             "| test | smallest log10 p | registered | suspect |",
             "|---|--:|---|---|",

@@ -15,7 +15,7 @@ from benchmarks.zoo.models import generator
 from benchmarks.zoo.text import tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 Weights = dict[str, Tensor]
 
@@ -34,14 +34,19 @@ class Kind(StrEnum):
     GRU = "gru"
 
 
-def _parts(kind: Kind, depth: int, *, folded: bool) -> nn.ModuleDict:
+def layers(weights: Mapping[str, object]) -> int:
+    """Number of convolutions."""
+    return sum(name.startswith("conv") and name.endswith(".weight") for name in weights)
+
+
+def _parts(kind: Kind, depth: int, channels: Sequence[int], *, folded: bool) -> nn.ModuleDict:
     if kind is Kind.CNN:
         parts: dict[str, nn.Module] = {}
-        for i, (into, out) in enumerate(pairwise(CHANNELS), 1):
+        for i, (into, out) in enumerate(pairwise(channels), 1):
             parts[f"conv{i}"] = nn.Conv2d(into, out, 3, stride=1 if i == 1 else 2, padding=1, bias=folded)
             if not folded:
                 parts[f"bn{i}"] = nn.BatchNorm2d(out)
-        return nn.ModuleDict({**parts, "fc": nn.Linear(CHANNELS[-1], CLASSES)})
+        return nn.ModuleDict({**parts, "fc": nn.Linear(channels[-1], CLASSES)})
     cell = {Kind.LSTM: nn.LSTM, Kind.GRU: nn.GRU}[kind](EMBEDDING, HIDDEN, num_layers=depth, batch_first=True)
     return nn.ModuleDict(
         {"encoder": nn.Embedding(VOCABULARY, EMBEDDING), "rnn": cell, "decoder": nn.Linear(HIDDEN, VOCABULARY)}
@@ -49,17 +54,23 @@ def _parts(kind: Kind, depth: int, *, folded: bool) -> nn.ModuleDict:
 
 
 class Network(nn.Module):
-    """One network; the state dictionary of its parts is what is written to files. ``folded``: without batch norms."""
+    """One network; the state dictionary of its parts is what is written to files.
 
-    def __init__(self, kind: Kind, depth: int = 2, *, folded: bool = False) -> None:
+    ``channels`` are those of the pictures and behind each convolution; ``folded``: without batch norms.
+    """
+
+    def __init__(self, kind: Kind, depth: int = 2, channels: Sequence[int] = CHANNELS, *, folded: bool = False) -> None:
         super().__init__()
-        self.kind, self.parts = kind, _parts(kind, depth, folded=folded)
+        self.kind, self.parts = kind, _parts(kind, depth, channels, folded=folded)
+        self.layers = layers(self.parts.state_dict())
 
     @classmethod
     def of(cls, kind: Kind, weights: Mapping[str, Tensor]) -> Network:
         """The network that has these weights."""
         depth = sum(name.startswith("rnn.weight_ih_l") for name in weights)
-        made = cls(kind, max(depth, 1), folded="bn1.weight" not in weights)
+        kernels = [weights[f"conv{i + 1}.weight"] for i in range(layers(weights))]
+        channels = (kernels[0].shape[1], *map(len, kernels)) if kernels else CHANNELS
+        made = cls(kind, max(depth, 1), channels, folded="bn1.weight" not in weights)
         made.parts.load_state_dict(dict(weights), strict=False)
         return made
 
@@ -69,7 +80,7 @@ class Network(nn.Module):
             out: Tensor = parts["decoder"](parts["rnn"](parts["encoder"](inputs))[0])
             return out
         x = inputs
-        for i in range(1, len(CHANNELS)):
+        for i in range(1, self.layers + 1):
             x = parts[f"conv{i}"](x)
             x = F.relu(parts[f"bn{i}"](x) if f"bn{i}" in parts else x)
         logits: Tensor = parts["fc"](x.mean((2, 3)))
@@ -109,11 +120,15 @@ def train(
     rate: float = 4e-3,
     data: str = "a-pre-small",
     depth: int = 2,
+    channels: Sequence[int] = CHANNELS,
 ) -> Weights:
-    """Train a network from random weights, or from ``start``, with AdamW; ``key`` names its random streams."""
+    """Train a network from random weights, or from ``start``, with AdamW; ``key`` names its random streams.
+
+    ``depth`` and ``channels`` are those of a network from random weights.
+    """
     state = torch.random.get_rng_state()
     torch.manual_seed(generator(f"{key}/init").initial_seed() % (1 << 62))
-    network = Network(kind, depth) if start is None else Network.of(kind, start)
+    network = Network(kind, depth, channels) if start is None else Network.of(kind, start)
     torch.random.set_rng_state(state)
     random = generator(f"{key}/order")
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.01)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from benchmarks.units.networks import CHANNELS, HIDDEN, VOCABULARY, Kind, Network, Weights, batch, train
+from benchmarks.units.networks import HIDDEN, VOCABULARY, Kind, Network, Weights, batch, layers, train
 from benchmarks.zoo.models import generator
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ def _conv(layer: int) -> str:
     return f"conv{layer}.weight"
 
 
-def _reader(layer: int) -> str:
-    return _conv(layer + 1) if layer + 1 < len(CHANNELS) else "fc.weight"
+def _reader(weights: Weights, layer: int) -> str:
+    return _conv(layer + 1) if layer < layers(weights) else "fc.weight"
 
 
 def _on_channels(weights: Weights, layer: int, order: Tensor, scales: Tensor) -> None:
     """Put the channels of one layer in another order, multiplied by positive numbers behind the norm."""
     weights[_conv(layer)] = weights[_conv(layer)][order]
-    shape = (1, -1, 1, 1) if layer + 1 < len(CHANNELS) else (1, -1)
+    shape = (1, -1, 1, 1) if layer < layers(weights) else (1, -1)
     for end in ("weight", "bias", "running_mean", "running_var"):
         name = f"bn{layer}.{end}"
         if name in weights:
@@ -40,7 +40,7 @@ def _on_channels(weights: Weights, layer: int, order: Tensor, scales: Tensor) ->
     if f"conv{layer}.bias" in weights:
         weights[_conv(layer)] = weights[_conv(layer)] * scales[:, None, None, None]
         weights[f"conv{layer}.bias"] = weights[f"conv{layer}.bias"][order] * scales
-    reader = _reader(layer)
+    reader = _reader(weights, layer)
     weights[reader] = weights[reader][:, order] / scales.view(shape)
 
 
@@ -48,7 +48,7 @@ def permute(weights: Weights, kind: Kind, random: Generator) -> Weights:
     """Put the hidden units of every layer in a random order."""
     out = {name: w.clone() for name, w in weights.items()}
     if kind is Kind.CNN:
-        for layer in range(1, len(CHANNELS)):
+        for layer in range(1, layers(weights) + 1):
             order = torch.randperm(len(out[_conv(layer)]), generator=random)
             _on_channels(out, layer, order, torch.ones(len(order), dtype=torch.float64))
         return out
@@ -61,7 +61,7 @@ def rescale(weights: Weights, kind: Kind, random: Generator) -> Weights:
     """Multiply every channel behind its norm by a positive number, and divide what reads it."""
     assert kind is Kind.CNN
     out = {name: w.clone() for name, w in weights.items()}
-    for layer in range(1, len(CHANNELS)):
+    for layer in range(1, layers(weights) + 1):
         size = len(out[_conv(layer)])
         scales = torch.exp(0.7 * torch.randn(size, generator=random, dtype=torch.float64))
         _on_channels(out, layer, torch.arange(size), scales)
@@ -72,7 +72,7 @@ def fold_norms(weights: Weights, kind: Kind, _: Generator) -> Weights:
     """Fold every batch norm into the convolution in front of it, which gets a bias."""
     assert kind is Kind.CNN
     out = {name: w.clone() for name, w in weights.items() if not name.startswith("bn")}
-    for layer in range(1, len(CHANNELS)):
+    for layer in range(1, layers(weights) + 1):
         gain, bias, mean, variance = (
             weights[f"bn{layer}.{end}"] for end in ("weight", "bias", "running_mean", "running_var")
         )
@@ -193,13 +193,13 @@ def _outputs(weights: Weights, kind: Kind, inputs: Tensor) -> Tensor:
 def halve_channels(weights: Weights) -> Weights:
     """Leave out the half of the channels of each convolution whose rows are shortest."""
     out = {name: w.clone() for name, w in weights.items()}
-    for layer in range(1, len(CHANNELS)):
+    for layer in range(1, layers(weights) + 1):
         kernel = out[_conv(layer)]
         kept = kernel.flatten(1).norm(dim=1).topk(len(kernel) // 2).indices.sort().values
         for name in [_conv(layer), f"conv{layer}.bias", *(n for n in out if n.startswith(f"bn{layer}."))]:
             if name in out and out[name].ndim:
                 out[name] = out[name][kept]
-        out[_reader(layer)] = out[_reader(layer)][:, kept]
+        out[_reader(out, layer)] = out[_reader(out, layer)][:, kept]
     return out
 
 

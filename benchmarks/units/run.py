@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.lineage import derive_ops as ops
 from benchmarks.lineage.derive_cases import Names
 from benchmarks.lineage.derive_write import disguise, write_file
-from benchmarks.units.networks import Kind, Weights, train
+from benchmarks.units.networks import CHANNELS, STEPS, Kind, Weights, train
 from benchmarks.units.rewrites import REWRITES, halve_channels, halve_units, rewrite, tuned
 from benchmarks.zoo.models import generator
 from fingerprint.assemble import fingerprint
@@ -33,7 +33,7 @@ from signatures.scan import scan_path
 from signatures.signature import sign
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 TRAINED = {Kind.CNN: 12, Kind.LSTM: 10, Kind.GRU: 4}
 REGISTERED = 2
@@ -83,14 +83,25 @@ def damages() -> list[Damage]:
     ]
 
 
-def build(folder: Path, kind: Kind, count: int) -> list[Path]:
-    """Train networks that are not there yet."""
+def build(
+    folder: Path, kind: Kind, count: int, *, channels: Sequence[int] = CHANNELS, steps: int = STEPS
+) -> list[Path]:
+    """Train networks that are not there yet; those of other ``channels`` than the usual have these in their names."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{kind}-{i}.safetensors" for i in range(count)]
+    named = kind.value if tuple(channels) == CHANNELS else "-".join([kind.value, *map(str, channels[1:]), "seed"])
+    paths = [folder / f"{named}-{i}.safetensors" for i in range(count)]
     for i, path in enumerate(paths):
         if not path.exists():
-            save_file(train(kind, f"{kind}/seed{i}"), path)
+            save_file(train(kind, f"{named}/seed{i}", steps=steps, channels=channels), path)
     return paths
+
+
+def write_disguised(path: Path, weights: Weights, dtype: torch.dtype, key: str) -> None:
+    """Write tensors under random names in random order."""
+    shuffler = random.Random(key)
+    items = disguise({name: w.contiguous().to(dtype) for name, w in weights.items()}, Names.SCRAMBLED, shuffler)
+    shuffler.shuffle(items)
+    write_file(path, items)
 
 
 def suspects(paths: list[Path], kind: Kind) -> Iterator[tuple[str, str, str, Weights, torch.dtype, float]]:
@@ -119,11 +130,8 @@ def run(zoo: Path, kinds: list[Kind], report: Callable[[str], None], counts: dic
                 with open_checkpoint(path) as checkpoint:
                     registry.register(sign(fingerprint(checkpoint, workers=1)), name=path.stem)
             for part, name, damage, weights, dtype, error in suspects(paths, kind):
-                shuffler = random.Random(f"{kind}/{name}/{damage}")
-                items = disguise({n: w.contiguous().to(dtype) for n, w in weights.items()}, Names.SCRAMBLED, shuffler)
-                shuffler.shuffle(items)
                 target = Path(folder) / "suspect.safetensors"
-                write_file(target, items)
+                write_disguised(target, weights, dtype, f"{kind}/{name}/{damage}")
                 found = scan_path(registry, target)
                 best = found.matches[0] if found.matches else None
                 sure = (

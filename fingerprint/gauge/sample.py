@@ -57,8 +57,8 @@ MOST_VARIANTS: Final = 6
 MOST_VECTORS: Final = 1 << 14
 _BY_NORM: Final = 0.75
 _NUMBERS_AT_ONCE: Final = 1 << 22
-MOST_DEEP: Final = 1 << 17
-"""Neurons that are sampled, all frames together, where all are wanted: 100 MB of coordinates."""
+MOST_DEEP: Final = 1 << 16
+"""Neurons that are sampled, all frames together, where all are wanted: 50 MB of coordinates."""
 MOVING: Final = frozenset({Frame.ANCHORS, Frame.POSITIONS})
 """The frames of ``sample_gauge``."""
 

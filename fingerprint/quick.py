@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 Float32 = NDArray[np.float32]
 
-MOST_MATRICES: Final = 1 << 8
+MOST_MATRICES: Final = 192
 """Matrices of a suspect of which slices are read, the first by the order of their units."""
 MOST_REGISTERED: Final = 1 << 12
 """The same of a registered model: one shard of a suspect with thousands of experts is to meet some of them."""

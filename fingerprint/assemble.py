@@ -200,6 +200,7 @@ def deepened(measured: Measured, *, workers: int | None = None) -> Measured:
     if found is None:
         raise ValueError("only what was measured at full depth can be looked at more deeply")
     about = (found.layout, found.contents, found.mlps)
+    give_back()
     with _workers(workers) as pool:
         if any(sample.frame in MOVING and sample.indices.size < sample.size for sample in made.neurons):
             fixed = tuple(sample for sample in made.neurons if sample.frame not in MOVING)

@@ -44,17 +44,25 @@ _LARGEST: Final = 2.0**26
 """Magnitudes whose fourth powers, and sums of them over a block, are normal numbers of float32."""
 
 
+_SIGNS: Final = 32
+_PLUS, _MINUS = 0x3F80, 0xBF80
+"""The bits of 1 and -1 in bf16."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Some rows of some columns of a matrix, as the sketch sees them, and what they were before.
 
-    ``block`` (b, c) float32, without NaN and infinities, cut to magnitudes up to a limit; ``rows`` (b,) and ``columns``
-    (c,) its sums, float32. Of what was there before the cut: ``normal`` (no -0 among it, and nothing that is not
-    finite), how much is not finite, how many zeros, its smallest and largest finite values, the sums of its first four
-    ``powers``, and the sums of squares of its rows and (empty unless asked for) columns.
+    ``block`` (b, c) float32, without NaN and infinities, cut to magnitudes up to a limit, or None where its product
+    with signs is all that is wanted of it, ``projected`` (b, width); ``rows`` (b,) and ``columns`` (c,) its sums,
+    float32. Of what was there before the cut: ``normal`` (no -0 among it, and nothing that is not finite), how much is
+    not finite, how many zeros, its smallest and largest finite values, the sums of its first four ``powers``, and the
+    sums of squares of its rows and (empty unless asked for) columns.
     """
 
-    block: Float32
+    shape: tuple[int, int]
+    block: Float32 | None
+    projected: Float32 | None
     rows: Float32
     columns: Float32
     normal: bool
@@ -65,6 +73,13 @@ class Piece:
     powers: tuple[float, float, float, float]
     row_squares: NDArray[np.floating[Any]]
     column_squares: NDArray[np.floating[Any]]
+
+    @property
+    def numbers(self) -> Float32:
+        """``block``, where it is there."""
+        if self.block is None:
+            raise ValueError("of a piece that was projected the numbers are not kept")
+        return self.block
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,19 +137,51 @@ def look(native: Array, limit: float, scratch: Scratch, *, column_squares: bool 
         rows, columns = native.shape
         none = np.zeros(0, np.float32)
         nothing = np.zeros(rows, np.float32), np.zeros(columns, np.float32)
+        block = np.zeros((rows, columns), np.float32)
         return Piece(
-            np.zeros(native.shape, np.float32), *nothing, True, 0, 0, math.inf, -math.inf, (0.0,) * 4, nothing[0], none
+            (rows, columns), block, None, *nothing, True, 0, 0, math.inf, -math.inf, (0.0,) * 4, nothing[0], none
         )
     piece = None
     if _kernels is not None:
-        piece = _compiled(_kernels, native, limit, scratch, column_squares=column_squares)
+        piece = _compiled(_kernels, native, limit, scratch, None, column_squares=column_squares)
     return _interpreted(native, limit, scratch, column_squares=column_squares) if piece is None else piece
 
 
-def _compiled(
-    kernels: ModuleType, native: Array, limit: float, scratch: Scratch, *, column_squares: bool
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """Signs of the columns of a block, as the compiled product takes them: (c, 32) float32 of -1 and +1, and the same
+    as bf16, those of two columns beside each other."""
+
+    single: Float32
+    pairs: NDArray[np.uint16]
+
+    @classmethod
+    def of(cls, signs: Float32) -> Signs:
+        """Of signs (c, 32)."""
+        columns, width = signs.shape
+        words = np.where(signs > 0, np.uint16(_PLUS), np.uint16(_MINUS))
+        words = np.concatenate([words, np.zeros((columns % 2, width), np.uint16)])
+        return cls(signs, np.ascontiguousarray(words.reshape(-1, 2, width).transpose(0, 2, 1)))
+
+
+def projects(width: int) -> bool:
+    """Whether ``project`` can be asked for products with ``width`` signs here: with AVX-512, and a compiler."""
+    return width == _SIGNS and _kernels is not None and _kernels.sketch_level() > 0
+
+
+def project(
+    native: Array, limit: float, signs: Signs, scratch: Scratch, *, column_squares: bool = False
 ) -> Piece | None:
-    """See ``look``; None where the loop is not made for these numbers."""
+    """``look`` at a piece and project it; None where the loop is not made for these numbers."""
+    return (
+        None if _kernels is None else _compiled(_kernels, native, limit, scratch, signs, column_squares=column_squares)
+    )
+
+
+def _compiled(
+    kernels: ModuleType, native: Array, limit: float, scratch: Scratch, signs: Signs | None, *, column_squares: bool
+) -> Piece | None:
+    """See ``look`` and ``project``; None where the loop is not made for these numbers."""
     dtype = native.dtype
     if dtype == np.float16:
         native = widened(native, scratch)
@@ -144,18 +191,27 @@ def _compiled(
     if not words.flags.aligned:
         return None
     rows, columns = native.shape
-    block = scratch.floats(native.size).reshape(native.shape)
     room = np.zeros(2 * (rows + columns), np.float32)
     of_rows, row_squares = room[:rows], room[rows : 2 * rows]
     of_columns, squares = room[2 * rows : 2 * rows + columns], room[2 * rows + columns :]
     squares = squares if column_squares else squares[:0]
-    least, most, largest, zeros, *powers = kernels.look(words, limit, block, of_rows, of_columns, row_squares, squares)
+    results = of_rows, of_columns, row_squares, squares
+    block = projected = None
+    if signs is None:
+        block = scratch.floats(native.size).reshape(native.shape)
+        told = kernels.look(words, limit, block, *results)
+    else:
+        projected = np.empty((rows, _SIGNS), np.float32)
+        told = kernels.sketch(words, limit, signs.single, signs.pairs, projected, *results)
+    least, most, largest, zeros, *powers = told
     bits = _bits(native.dtype, least, most, largest, zeros)
     if not bits.finite or not is_plain(max(abs(bits.low), abs(bits.high))):
         return None
     normal = bits.normal and dtype in _INFINITY
+    low, high, sums = bits.low, bits.high, tuple(powers)
+    shape = rows, columns
     return Piece(
-        block, of_rows, of_columns, normal, 0, bits.zeros, bits.low, bits.high, tuple(powers), row_squares, squares
+        shape, block, projected, of_rows, of_columns, normal, 0, bits.zeros, low, high, sums, row_squares, squares
     )
 
 
@@ -181,7 +237,9 @@ def _interpreted(native: Array, limit: float, scratch: Scratch, *, column_square
     block = cut(block, limit, scratch)
     rows, columns = block @ np.ones(block.shape[1], np.float32), np.ones(len(block), np.float32) @ block
     return Piece(
+        native.shape,
         block,
+        None,
         rows,
         columns,
         normal,

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.blocks import Scratch, look, taken
+from fingerprint.blocks import Scratch, Signs, look, project, projects, taken
+from fingerprint.device import chosen
 from fingerprint.digest import TensorDigester
 from fingerprint.dtypes import Kind
 from fingerprint.moments import Moments, SliceNorms
 from fingerprint.probe import Probe, Roughness
+from fingerprint.signs import Stream, sign_block
 from fingerprint.sketch import MatrixSketch, MatrixSketcher
 from fingerprint.slices import SliceCollector, StoredSlices, ceiling, ceiling_runs, clean, slice_digests, within
 from fingerprint.tensors import Transposed, element_count, read_rows
@@ -24,6 +26,7 @@ from fingerprint.vocabulary import Content
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from fingerprint.blocks import Piece
     from fingerprint.parameters import Parameters
     from fingerprint.records import TensorStatistics
     from fingerprint.tensors import TensorView
@@ -32,8 +35,8 @@ Array = NDArray[Any]
 Float32 = NDArray[np.float32]
 SliceDigests = tuple[bytes, dict[str, bytes]]
 
-BLOCK_ELEMENTS: Final = 1 << 19
-"""Elements per block of the pass, as they are stored: 1 MB in bf16."""
+BLOCK_ELEMENTS: Final = 1 << 20
+"""Elements per block of the pass, as they are stored: 2 MB in bf16."""
 PIECE_ELEMENTS: Final = 1 << 18
 """Elements of a block that are in float32 at a time: 1 MB, so that they stay in the cache while they are used."""
 PIECE_COLUMNS: Final = 1 << 11
@@ -45,6 +48,8 @@ BLOCK_ROWS: Final = 1 << 15
 """Most rows of a block, however few columns: each takes a row of signs."""
 TRANSPOSED_BLOCK_ELEMENTS: Final = 1 << 24
 """Larger where every block has to gather columns of the whole source."""
+MOST_PROJECTED: Final = 1 << 15
+"""Columns of a matrix whose blocks are projected as they are looked at: 6 MB of signs."""
 MOST_SKETCHED_AXIS: Final = 1 << 22
 """Longest axis of a matrix that gets a sketch: what is kept for each column and row stays small."""
 
@@ -108,7 +113,7 @@ def measure_tensor(
         return _measure(view, parameters, casts=casts, norms=norms, column_norms=column_norms, sampled=sampled)
 
 
-def _measure(
+def _measure(  # noqa: PLR0915 - one pass, step by step
     view: TensorView, parameters: Parameters, *, casts: bool, norms: bool, column_norms: bool, sampled: bool
 ) -> TensorMeasurement:
     rows, columns = matrix_shape(view.shape)
@@ -126,6 +131,8 @@ def _measure(
     roughness = Roughness()
     slices = SliceCollector(rows, columns, parameters) if wants_sketch and sampled else None
     limit = _ceiling(view, parameters) if wants_sketch else math.inf
+    wants_squares = slice_norms is not None and column_norms
+    projected_by = parameters if wants_sketch and columns <= MOST_PROJECTED and _can_project(parameters) else None
 
     for start, first, native in row_blocks(view):
         flat = native.reshape(-1)
@@ -134,16 +141,20 @@ def _measure(
             moments.add_integers(flat)
             continue
         normal = True
-        for row, column, part in _pieces(native):
-            piece = look(part, limit, _scratch, column_squares=slice_norms is not None and column_norms)
+        for row, column, piece in _looked_at(native, limit, projected_by, first, squares=wants_squares):
             normal = normal and piece.normal
             moments.add(piece)
             if slice_norms is not None:
                 slice_norms.add(start + row, first + column, piece)
-            if sketcher is not None:
-                sketcher.add(start + row, piece.block, piece.rows, piece.columns, first + column)
+            if sketcher is None:
+                roughness.add(piece.numbers.reshape(-1))
+            elif piece.projected is None:
+                sketcher.add(start + row, piece.numbers, piece.rows, piece.columns, first + column)
             else:
-                roughness.add(piece.block.reshape(-1))
+                sketcher.add_projected(start, piece.shape, piece.projected, piece.rows, piece.columns, first)
+                corner = sketcher.corner(start, first, piece.shape)
+                if corner is not None:
+                    sketcher.add_diagonal(within(clean(np.diagonal(native[corner])), limit))
         digester.update(flat, normal=normal)
         for name, dtype in narrower.items():
             cast_digesters[name].update(_rounded(flat, dtype))
@@ -175,6 +186,31 @@ def _measure(
 
 
 _scratch = Scratch()
+
+
+def _can_project(parameters: Parameters) -> bool:
+    """Whether blocks are projected as they are looked at: with compiled loops, and no other device to do it."""
+    return projects(parameters.sketch_width) and chosen() is None
+
+
+def _looked_at(
+    native: Array, limit: float, projected_by: Parameters | None, first: int, *, squares: bool
+) -> Iterator[tuple[int, int, Piece]]:
+    """A block, projected as a whole where that can be done, else in pieces; each with its first row and column."""
+    if projected_by is not None:
+        signs = _column_signs(projected_by.seed, projected_by.sketch_width, first, first + native.shape[1])
+        piece = project(native, limit, signs, _scratch, column_squares=squares)
+        if piece is not None:
+            yield 0, 0, piece
+            return
+    for row, column, part in _pieces(native):
+        yield row, column, look(part, limit, _scratch, column_squares=squares)
+
+
+@lru_cache(maxsize=16)
+def _column_signs(seed: int, width: int, first: int, last: int) -> Signs:
+    """The signs of some columns: blocks of one matrix, and matrices of one width, share them."""
+    return Signs.of(sign_block(seed, Stream.SKETCH, first, last, width))
 
 
 def _pieces(native: Array) -> Iterator[tuple[int, int, Array]]:

@@ -32,7 +32,7 @@ class Moments:
 
     def add(self, piece: Piece) -> None:
         """Add what is known of some elements."""
-        self.count += piece.block.size
+        self.count += math.prod(piece.shape)
         self.nonfinite += piece.nonfinite
         self.zeros += piece.zeros
         self.low, self.high = min(self.low, piece.low), max(self.high, piece.high)
@@ -83,9 +83,10 @@ class SliceNorms:
 
     def add(self, start: int, first: int, piece: Piece) -> None:
         """Add rows ``start`` onwards, columns ``first`` onwards."""
-        self._row_squares[start : start + len(piece.block)] += piece.row_squares
+        rows, columns = piece.shape
+        self._row_squares[start : start + rows] += piece.row_squares
         if self._column_squares.size:
-            self._column_squares[first : first + piece.block.shape[1]] += piece.column_squares
+            self._column_squares[first : first + columns] += piece.column_squares
 
     @property
     def rows(self) -> Float32:

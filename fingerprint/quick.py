@@ -186,7 +186,7 @@ def _sampled(
         return record, 0
     native = np.stack(list(together(stored.read, indices.tolist())))
     moments, piece = Moments(), look(native, math.inf, Scratch())
-    values = piece.block
+    values = piece.numbers
     moments.add(piece)
     statistics = moments.finish(lattice_bits(_tiles(values, parameters), across=False))
     content = _content(values, indices, moments, square=size == length)

@@ -88,10 +88,25 @@ class MatrixSketcher:
 
     def add(self, start: int, block: Float32, row_sums: Float32, column_sums: Float32, first: int = 0) -> None:
         """Add a block to all but the sketches of single slices; its sums are (b,) and (c,). See ``update``."""
-        rows, columns = block.shape
-        stop, last = start + rows, first + columns
-        wide = np.empty((rows, self._width + 1), np.float64)
-        wide[:, : self._width] = product(block, self._inner(Stream.SKETCH, first, last, self._width))
+        projected = product(block, self.column_signs(first, first + block.shape[1]))
+        self.add_projected(start, block.shape, projected, row_sums, column_sums, first)
+        corner = self.corner(start, first, block.shape)
+        if corner is not None:
+            self.add_diagonal(np.diagonal(block[corner]))
+
+    def add_projected(
+        self,
+        start: int,
+        shape: tuple[int, ...],
+        projected: Float32,
+        row_sums: Float32,
+        column_sums: Float32,
+        first: int = 0,
+    ) -> None:
+        """The same of a block (b, c) of which only the product with its ``column_signs`` is there: (b, width)."""
+        stop, last = start + shape[0], first + shape[1]
+        wide = np.empty((shape[0], self._width + 1), np.float64)
+        wide[:, : self._width] = projected
         wide[:, self._width] = row_sums
         self._whole += self._signs(Stream.SKETCH, start, stop, self._width).T @ wide
         self._column_mean_part += wide.sum(axis=0)
@@ -100,11 +115,21 @@ class MatrixSketcher:
         if low < high:
             self._row_part[low:high, self._axis_width] += row_sums[self.row_indices[low:high] - start]
         self._column_sums[first:last] += column_sums
-        if self._shape[0] == self._shape[1]:
-            corner, end = max(start, first), min(stop, last)
-            if corner < end:
-                square = block[corner - start : end - start, corner - first : end - first]
-                self._trace += float(np.trace(square, dtype=np.float64))
+
+    def corner(self, start: int, first: int, shape: tuple[int, ...]) -> tuple[slice, slice] | None:
+        """Where a block (b, c) has a part of a square matrix's diagonal: ``add_diagonal`` wants it."""
+        corner, end = max(start, first), min(start + shape[0], first + shape[1])
+        if self._shape[0] != self._shape[1] or corner >= end:
+            return None
+        return slice(corner - start, end - start), slice(corner - first, end - first)
+
+    def add_diagonal(self, values: Float32) -> None:
+        """Add numbers of the diagonal."""
+        self._trace += float(np.sum(values, dtype=np.float64))
+
+    def column_signs(self, first: int, last: int) -> Float32:
+        """The signs of some columns: (last - first, width)."""
+        return self._inner(Stream.SKETCH, first, last, self._width)
 
     def add_slices(
         self, start: int, first: int, shape: tuple[int, ...], take: Callable[[int, NDArray[np.int64]], Float32]

@@ -9,12 +9,25 @@ import numpy as np
 import pytest
 
 from fingerprint import blocks
-from fingerprint.blocks import Piece, Scratch, bits_of, cut, look, taken, widened, without_nonfinite
+from fingerprint.blocks import (
+    Piece,
+    Scratch,
+    Signs,
+    bits_of,
+    cut,
+    look,
+    project,
+    projects,
+    taken,
+    widened,
+    without_nonfinite,
+)
 from fingerprint.digest import TensorDigester
 from fingerprint.dtypes import to_float32
 from fingerprint.measure import measure_tensor
 from fingerprint.moments import Moments
 from fingerprint.parameters import DEFAULT_PARAMETERS as P
+from fingerprint.signs import Stream, sign_block
 from fingerprint.slices import clean
 
 TYPES = [np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)]
@@ -202,6 +215,82 @@ def test_a_piece_is_what_its_numbers_are(
     assert piece.normal == normal or (not piece.normal and dtype not in TYPES)
 
 
+@pytest.mark.skipif(not projects(32), reason="there is no AVX-512 here, or no compiler")
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("name", ["plain", "zeros and -0", "constant"])
+@pytest.mark.parametrize("shape", [(37, 129), (12, 2048), (1, 1), (6, 1025), (7, 2)], ids=str)
+@pytest.mark.parametrize("share", [0.5, math.inf])
+def test_a_piece_that_is_projected_is_what_its_numbers_are(
+    dtype: np.dtype, name: str, shape: tuple[int, int], share: float
+) -> None:
+    """The sums are those of ``look``, the product is that of what was cut."""
+    whole = np.tile(_drawn(dtype, name), (1, 20))[: shape[0]]
+    native = whole[:, 3 : 3 + shape[1]]
+    limit = share * float(np.abs(native.astype(np.float32)).max())
+    signs = sign_block(1, Stream.SKETCH, 5, 5 + shape[1], 32)
+    found = project(native, limit, Signs.of(signs), Scratch(), column_squares=True)
+    told = look(native, limit, Scratch(), column_squares=True)
+    assert found is not None
+    assert found.projected is not None
+    size = float(np.abs(told.numbers).max()) * shape[1]
+    np.testing.assert_allclose(
+        found.projected, told.numbers.astype(np.float64) @ signs.astype(np.float64), rtol=0, atol=1e-6 * size
+    )
+    assert (found.shape, found.normal, found.zeros, found.low, found.high) == (
+        told.shape,
+        told.normal,
+        told.zeros,
+        told.low,
+        told.high,
+    )
+    for one, other in (
+        (found.rows, told.rows),
+        (found.columns, told.columns),
+        (found.row_squares, told.row_squares),
+        (found.column_squares, told.column_squares),
+        (np.array(found.powers), np.array(told.powers)),
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6 * max(size, size**3))
+    with pytest.raises(ValueError, match="not kept"):
+        found.numbers  # noqa: B018
+
+
+@pytest.mark.skipif(not projects(32), reason="there is no AVX-512 here, or no compiler")
+@pytest.mark.parametrize("name", ["not finite", "tiny", "huge"])
+def test_what_is_rare_is_not_projected(name: str) -> None:
+    native = _drawn(np.dtype(np.float32), name)
+    signs = Signs.of(sign_block(1, Stream.SKETCH, 0, native.shape[1], 32))
+    assert project(native, math.inf, signs, Scratch()) is None
+
+
+@pytest.mark.skipif(not projects(32), reason="there is no AVX-512 here, or no compiler")
+@pytest.mark.parametrize("shape", [(300, 700), (500, 500), (2049, 33), (64, 5000)], ids=str)
+def test_a_matrix_measures_the_same_projected_or_not(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    from fingerprint import measure
+    from fingerprint.dtypes import BF16
+
+    values = np.random.default_rng(0).normal(size=shape)
+    values[: min(shape), : min(shape)] += 0.3 * np.eye(min(shape))
+    view = _Matrix(values.astype(ml_dtypes.bfloat16), BF16)
+    found = measure_tensor(view, P, casts=True, norms=True)
+    monkeypatch.setattr(measure, "projects", lambda _: False)
+    told = measure_tensor(view, P, casts=True, norms=True)
+    assert (found.digest, found.casts, found.slices, found.content) == (
+        told.digest,
+        told.casts,
+        told.slices,
+        told.content,
+    )
+    for one, other in (
+        (found.sketch.whole, told.sketch.whole),
+        (found.sketch.rows, told.sketch.rows),
+        (found.sketch.columns, told.sketch.columns),
+        (found.row_norms, told.row_norms),
+        (found.column_norms, told.column_norms),
+    ):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6 * np.abs(other).max())
+
+
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (1, 1), (1, 7)])
 def test_pieces_may_be_empty_or_small(shape: tuple[int, int]) -> None:
     piece = look(np.full(shape, 3.0, np.float32), 2.0, Scratch())
@@ -236,3 +325,25 @@ def test_the_compiled_loop_refuses_room_that_does_not_fit() -> None:
     ):
         with pytest.raises((ValueError, BufferError)):
             kernels.look(*wrong)
+
+
+@pytest.mark.skipif(not projects(32), reason="there is no AVX-512 here, or no compiler")
+def test_the_compiled_product_refuses_room_that_does_not_fit() -> None:
+    kernels = pytest.importorskip("fingerprint._kernels")
+    words, signs, out = np.zeros((2, 3), np.uint16), np.zeros((3, 32), np.float32), np.zeros((2, 32), np.float32)
+    pairs, no_pairs = np.zeros((2, 32, 2), np.uint16), np.zeros(0, np.uint16)
+    two, three, none = np.zeros(2, np.float32), np.zeros(3, np.float32), np.zeros(0, np.float32)
+    zeros = (0, 0, 0, 6, 0.0, 0.0, 0.0, 0.0)
+    for given in (pairs, no_pairs):
+        assert kernels.sketch(words, 1.0, signs, given, out, two, three, two.copy(), none) == zeros
+    for wrong in (
+        (words, 1.0, signs[:2], pairs, out, two, three, two, none),
+        (words, 1.0, signs, pairs[:1], out, two, three, two, none),
+        (words, 1.0, signs, pairs, out[:1], two, three, two, none),
+        (words, 1.0, signs, pairs, out, three, three, two, none),
+        (words, 1.0, signs, pairs, out, two, two, two, none),
+        (words, 1.0, signs, pairs, out, two, three, two, two),
+        (words[0], 1.0, signs, pairs, out, two, three, two, none),
+    ):
+        with pytest.raises((ValueError, BufferError)):
+            kernels.sketch(*wrong)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from fingerprint.comparing.evidence import Null, Test
-from fingerprint.vocabulary import Role
-from signatures.change import Change
+from fingerprint.vocabulary import Content, Role
+from signatures.change import LAYERLESS_ROLES, NEURON_ROLES, Change
 from signatures.report import Confidence, Link
 
 if TYPE_CHECKING:
@@ -80,9 +81,27 @@ class Finding:
     def distance(self) -> float:
         """How far the suspect is from the registered weights: what they leave where matched, everything where not."""
         coverage = self.comparison.suspect_coverage
+        return self._residual * coverage + 2.0 * (1.0 - coverage)
+
+    @property
+    def _residual(self) -> float:
+        """Of matrices that lie where they were, by their sketches; of others, by the neurons that explain them.
+
+        Without the latter, embeddings and attention would decide alone where neurons were permuted, and in these two
+        fine-tunes of one base resemble each other.
+        """
         rewriting = self.change.rewriting
-        residual = rewriting.residual if rewriting.moved else self.change.residual
-        return residual * coverage + 2.0 * (1.0 - coverage)
+        if rewriting.moved:
+            return rewriting.residual
+        placed = {match.suspect: float(match.difference.residual) for match in self.change.matrices}
+        found: list[tuple[float, float]] = []
+        for position, tensor in enumerate(self.comparison.suspect.tensors):
+            if position in placed:
+                found.append((tensor.elements, placed[position]))
+            elif tensor.content is Content.WEIGHTS and rewriting.score > 0.0:
+                found.append((tensor.elements * self.comparison.covered.get(position, 0.0), rewriting.residual))
+        total = sum(elements for elements, _ in found)
+        return math.sqrt(sum(elements * residual**2 for elements, residual in found) / total) if total else 0.0
 
 
 def assess(model: ModelRecord, comparison: Comparison, models: int) -> Finding | None:
@@ -218,13 +237,17 @@ def _can_be_base(base: Finding, of: Finding, declared: Sequence[str]) -> bool:
 def delta_cosine(finding: Comparison, base: Comparison) -> float:
     """Cosine between S(suspect) - S(base) and S(registered) - S(base), over the tensors matched with both.
 
-    0 if either difference vanishes: then nothing is shared beyond the base.
+    0 if either difference vanishes: then nothing is shared beyond the base. Where MLPs are not among these tensors,
+    since their neurons were permuted, embeddings are left out: they change alike in all fine-tunes, and would outweigh
+    the rest.
     """
     base_of = {match.suspect: match for match in base.matches}
+    roles = {finding.registered.tensors[match.registered].role for match in finding.matches}
+    silent = frozenset() if roles & NEURON_ROLES or not roles - LAYERLESS_ROLES else LAYERLESS_ROLES
     products, left, right = 0.0, 0.0, 0.0
     for match in finding.matches:
         other = base_of.get(match.suspect)
-        if other is None:
+        if other is None or finding.registered.tensors[match.registered].role in silent:
             continue
         suspect = _sketch(finding.suspect.tensors[match.suspect], transposed=False)
         registered = _sketch(finding.registered.tensors[match.registered], transposed=match.transposed)

@@ -15,12 +15,15 @@ import pytest
 
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
+from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.quick import quick_look
 from signatures.keyed import keyed_section, make_key, with_section
+from signatures.records import ModelRecord
 from signatures.registry import Registry
 from signatures.report import Confidence, Link, Relation, Report, Verdict
 from signatures.scan import ScanOptions, compare_paths, scan_path
 from signatures.signature import sign, write_signature
+from signatures.verdict import assess, delta_cosine
 from tests.small_models import Weights, blend, disguised, low_rank_change, model, save
 
 if TYPE_CHECKING:
@@ -453,6 +456,37 @@ def test_fine_tunes_whose_embeddings_moved_alike_are_siblings_and_no_merge(tmp_p
         report = scan(registry, disguised(other), tmp_path)
     assert links(report) == {"a/base": Link.LINEAGE, "a/tuned": Link.SIBLING}
     assert report.matches[0].relation is Relation.FINE_TUNED
+
+
+def test_mlps_whose_neurons_were_permuted_count_in_distances_and_embeddings_alone_do_not(tmp_path: Path) -> None:
+    base, alike = model(1), low_rank_change(model(1), 20, 0.05)
+    tables = {name: alike[name] for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    tuned = {number: low_rank_change(base, number, 0.05) | tables for number in (21, 22)}
+    with open_checkpoint(save(with_permuted_neurons(tuned[22]), tmp_path / "suspect.safetensors")) as checkpoint:
+        suspect = fingerprint(checkpoint, casts=False, deep=False)
+    with_base, with_tuned = (
+        compare_fingerprints(sign_of(weights, tmp_path).fingerprint, suspect) for weights in (base, tuned[21])
+    )
+    record = ModelRecord(1, "sha256:0", "full", 1, 1, None, ())
+    near, far = (assess(record, one, 1) for one in (with_base, with_tuned))
+    assert near is not None
+    assert far is not None
+    by_place = near.change.residual / far.change.residual  # attention, and embeddings that are the same
+    assert by_place > 1.2
+    assert near.distance / far.distance < 0.9 * by_place
+    assert abs(delta_cosine(with_tuned, with_base)) < 0.2
+
+
+def with_permuted_neurons(weights: Weights) -> Weights:
+    """The same function with the neurons of every MLP in another order."""
+    found = dict(weights)
+    for name in weights:
+        if name.endswith("mlp.up_proj.weight"):
+            order = np.random.default_rng(zlib.crc32(name.encode())).permutation(len(weights[name]))
+            stem = name.removesuffix("up_proj.weight")
+            found |= {f"{stem}{one}_proj.weight": weights[f"{stem}{one}_proj.weight"][order] for one in ("gate", "up")}
+            found[f"{stem}down_proj.weight"] = weights[f"{stem}down_proj.weight"][:, order]
+    return found
 
 
 def test_a_declared_base_is_named_and_not_accused(registry: Registry, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from fingerprint.gauge.live import Neurons, contributing, is_nearly_all, live_ne
 from fingerprint.gauge.project import project, take_slices
 from fingerprint.gauge.self_frame import SELF_NEURONS, SELF_REFERENCE, layer_vector, self_coordinates
 from fingerprint.measure import matrix_shape
+from fingerprint.memory import give_back
 from fingerprint.neurons import UNNAMED
 from fingerprint.records import LayerGram, NeuronSample
 from fingerprint.units import ordered_units, unit_of
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 SELF_LAYERS: Final = 6
 """Layers that are kept of a registered model, spread over its depth."""
-MOST_SELF_SAMPLES: Final = 112
+MOST_SELF_SAMPLES: Final = 96
 """Samples of a suspect: about 1 MB each."""
 MOST_SELF_WIDTH: Final = 1 << 15
 _MOST_SIZE: Final = 1 << 18
@@ -77,7 +78,9 @@ def sample_self(
     def sample(what: tuple[Projections, float]) -> list[tuple[NeuronSample, Float32 | None]]:
         with turns:
             found = _samples(layout.tensors, what[0], gains, what[1], centred=centred, suspect=suspect)
-            return [(one, layer_vector(described, parameters)) for one, described in found]
+            sampled = [(one, layer_vector(described, parameters)) for one, described in found]
+        give_back()  # each took a hundred times what is kept of it
+        return sampled
 
     samples = tuple(one for found in pool.map(sample, readings[:MOST_SELF_SAMPLES]) for one in found)
     grams = tuple(
@@ -117,7 +120,8 @@ def _has_frame(tensors: Sequence[CanonicalTensor], contents: Sequence[Content], 
 def _one_of_each_layer(
     tensors: Sequence[CanonicalTensor], mlps: Sequence[Projections], count: int
 ) -> list[Projections]:
-    """At most ``count`` MLPs spread over the depth; of the experts of a layer the first in the order of units."""
+    """At most ``count`` MLPs spread over the depth, those that are kept of a registered model among them; of the experts
+    of a layer the first in the order of units."""
     rank = {unit: place for place, unit in enumerate(ordered_units({unit_of(mlp.layer, mlp.expert) for mlp in mlps}))}
     layers: dict[tuple[str, int], list[Projections]] = defaultdict(list)
     for number, mlp in enumerate(mlps):
@@ -126,7 +130,9 @@ def _one_of_each_layer(
     firsts.sort(key=lambda mlp: -1 if mlp.layer is None else mlp.layer)
     if len(firsts) <= count:
         return firsts
-    return [firsts[i] for i in np.unique(np.linspace(0, len(firsts) - 1, count).round().astype(int))]
+    last = len(firsts) - 1
+    places = np.concatenate([np.linspace(0, last, many) for many in (min(SELF_LAYERS, count), count - SELF_LAYERS)])
+    return [firsts[i] for i in np.unique(places.round().astype(int)).tolist()]
 
 
 def _readings(mlp: Projections) -> list[Projections]:

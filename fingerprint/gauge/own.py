@@ -120,8 +120,8 @@ def _has_frame(tensors: Sequence[CanonicalTensor], contents: Sequence[Content], 
 def _one_of_each_layer(
     tensors: Sequence[CanonicalTensor], mlps: Sequence[Projections], count: int
 ) -> list[Projections]:
-    """At most ``count`` MLPs spread over the depth, those that are kept of a registered model among them; of the experts
-    of a layer the first in the order of units."""
+    """At most ``count`` MLPs spread over the depth, those that are kept of a registered model among them; of the
+    experts of a layer the first in the order of units."""
     rank = {unit: place for place, unit in enumerate(ordered_units({unit_of(mlp.layer, mlp.expert) for mlp in mlps}))}
     layers: dict[tuple[str, int], list[Projections]] = defaultdict(list)
     for number, mlp in enumerate(mlps):

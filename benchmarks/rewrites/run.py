@@ -40,7 +40,7 @@ TOGETHER = ("laundered", "all-but-vocabulary", "all")
 """Rewrites that damages come on top of."""
 WHOLE = ("A", "B")
 RELATIVES = ("A", "A-ftx")
-_MLP = "*.1.mlp.*"
+_MLP = ("*.1.mlp.*", "*.layer.1.intermediate.dense.*", "*.layer.1.output.dense.*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Part:
     """One part of the benchmark: whose rewrites are scanned against which registered models.
 
     ``source`` and ``registered`` are endings of ids; ``expected`` that of the model that must come first, "" for none;
-    ``allowed`` those that may be listed beside it, without accusing. ``kept``: a pattern of the only tensors that the
+    ``allowed`` those that may be listed beside it, without accusing. ``kept``: patterns of the only tensors that the
     suspect has, by the names that they had.
     """
 
@@ -59,7 +59,7 @@ class Part:
     allowed: tuple[str, ...]
     only: tuple[str, ...]
     after: tuple[str, ...]
-    kept: str = "*"
+    kept: tuple[str, ...] = ("*",)
 
 
 PARTS = (
@@ -131,8 +131,8 @@ def run_part(zoo: Path, part: Part, jobs: Sequence[Job], *, family_name: str, qu
                 truth = json.loads(make_all(zoo, [job], out, family_name=family_name, quick=quick).read_text())
                 ((path, made),) = truth["suspects"].items()
                 suspect = out / path
-                if part.kept != "*":
-                    kept = {name for name, was in made["tensors"].items() if fnmatch.fnmatchcase(was, part.kept)}
+                if part.kept != ("*",):
+                    kept = {name for name, was in made["tensors"].items() if _matches(was, part.kept)}
                     save_file({name: w for name, w in load_file(suspect).items() if name in kept}, suspect)
                 started = time.process_time()
                 report = scan_path(registry, suspect)

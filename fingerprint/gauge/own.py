@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 SELF_LAYERS: Final = 6
 """Layers that are kept of a registered model, spread over its depth."""
-MOST_SELF_SAMPLES: Final = 96
+MOST_SELF_SAMPLES: Final = 80
 """Samples of a suspect: about 1 MB each."""
 MOST_SELF_WIDTH: Final = 1 << 15
 _MOST_SIZE: Final = 1 << 18

@@ -164,7 +164,6 @@ def measure_checkpoint(
         )
         hidden = Units() if mlps else sample_units(layout.tensors, contents, parameters, suspect=not casts)
         layout = replace(layout, tensors=_with_roles(layout.tensors, hidden.roles))
-    give_back()
     records = tuple(record_of(tensor, result) for tensor, result in zip(layout.tensors, measured, strict=True))
     made = Fingerprint(
         parameters=parameters,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from fingerprint.assemble import SUSPECT_NEURONS, deepened, measure_checkpoint
 from fingerprint.checkpoint import open_checkpoint
+from fingerprint.memory import give_back
 from fingerprint.quick import quick_look
 from fingerprint.revisit import Parts, kernels, with_parts, with_turned_digests
 from fingerprint.vocabulary import Depth, Role
@@ -172,6 +173,7 @@ class Opened:
             measured = deepened(self._whole.pop())
         else:
             (measured,) = self._whole
+        give_back()
         measured = replace(measured, fingerprint=_as_fetched(measured.fingerprint, self.checkpoint))
         return Suspect(measured.fingerprint, measured)
 

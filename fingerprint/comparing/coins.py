@@ -47,8 +47,8 @@ _NO_SCORE: Final = 1e-6
 _GLANCES: Final = ((12, 16), (48, 4))
 """Neurons of a registered MLP that are looked at, and MLPs of the suspect that are best by them and looked at further:
 at first, at second glance. Those left are matched in full."""
-_AMONG: Final = 8
-"""So many times as many of the suspect's are looked at."""
+_AMONG: Final = 192
+"""Neurons of each of the suspect's MLPs that are looked at."""
 _DIGITS: Final = 6
 _APART: Final = 0.5
 """Of units without coins: how much nearer partners are than all others, in the sum of two cosines."""
@@ -161,12 +161,12 @@ class _Reading:
     @cached_property
     def _largest(self) -> _Rows:
         """Those of largest gates, the largest first: as many as a glance looks at."""
-        first = np.argsort(-row_norms(self.gate), kind="stable")[: _AMONG * _GLANCES[-1][0]]
+        first = np.argsort(-row_norms(self.gate), kind="stable")[:_AMONG]
         return _Rows.of(self.gate[first], None if self.up is None else self.up[first], self.down[first])
 
     def glance(self, other: _Reading, number: int) -> float:
         """About the mean score of the best partners, from the ``number`` neurons of largest gates alone."""
-        by_gate, rest = self._largest.first(number).products(other._largest.first(_AMONG * number))
+        by_gate, rest = self._largest.first(number).products(other._largest)
         return float((by_gate + (rest if self.up is None else np.abs(rest))).max(axis=1, initial=-1.0).mean())
 
 

@@ -264,6 +264,7 @@ class TestScan:
             env=environment(FP_REGISTRY=str(zoo.registry)),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            bufsize=0,  # what a buffer holds beyond the first line ``communicate`` would not see
         )
         assert process.stdout is not None
         first = process.stdout.readline()

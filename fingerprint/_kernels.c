@@ -3,8 +3,8 @@
  *
  * Sums are of float32 numbers within a row, in whatever order the processor likes; rows are added up in double.
  *
- * Where the processor has AVX-512, ``sketch`` takes the product with signs as well, a few rows at a time, so that they
- * never leave the nearest cache; bf16 by pairs, where it multiplies those, without making them float32 at all.
+ * ``sketch`` takes the product with signs as well, a few rows at a time, so that they never leave the nearest cache. That
+ * is worth it where the processor has AVX-512; bf16 goes by pairs where it multiplies those, without being made float32.
  */
 #define Py_LIMITED_API 0x030B0000
 #define PY_SSIZE_T_CLEAN
@@ -14,7 +14,11 @@
 #include <string.h>
 
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define BY_PROCESSOR
+#include <immintrin.h>
 #define FOR_EVERY_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define WIDE __attribute__((target("arch=x86-64-v4")))
+#define WIDE_BFLOAT16 __attribute__((target("arch=x86-64-v4,avx512bf16")))
 #else
 #define FOR_EVERY_PROCESSOR
 #endif
@@ -25,6 +29,10 @@
 #define INLINE static __inline
 #endif
 
+#define WIDTH 32  /* signs of a column */
+#define SPAN 1024 /* columns of a row that ``sketch`` holds at a time */
+#define TILE 6    /* rows that it does */
+
 typedef struct {
     int64_t least;     /* of the words as signed numbers */
     int64_t most;
@@ -33,45 +41,32 @@ typedef struct {
     double powers[4];  /* sums of the numbers, their squares, cubes and fourth powers */
 } Facts;
 
-/* Row i in float32, in place: cut to +-limit; sums of what was, and of what is then. */
-INLINE void finish_row(float *row, Py_ssize_t i, Py_ssize_t size, float limit, float *row_sums, float *column_sums,
-                       float *row_squares, float *column_squares, Facts *facts)
-{
-    float total = 0.0f, squares = 0.0f, cubes = 0.0f, fourths = 0.0f, within = 0.0f;
-    if (column_squares)
-        for (Py_ssize_t j = 0; j < size; j++)
-            column_squares[j] += row[j] * row[j];
-    for (Py_ssize_t j = 0; j < size; j++) {
-        float value = row[j], square = value * value;
-        total += value;
-        squares += square;
-        cubes += square * value;
-        fourths += square * square;
-        value = value < limit ? value : limit;
-        value = value > -limit ? value : -limit;
-        row[j] = value;
-        within += value;
-        column_sums[j] += value;
-    }
-    facts->powers[0] += total;
-    facts->powers[1] += squares;
-    facts->powers[2] += cubes;
-    facts->powers[3] += fourths;
-    row_squares[i] = squares;
-    row_sums[i] = within;
-}
+/* What a call is given; ``signs`` is NULL if it is to look alone, ``pairs`` if it has none or may not use them. */
+typedef struct {
+    const char *words;
+    Py_ssize_t stride, rows, size, itemsize;
+    float limit;
+    const float *signs;
+    const uint16_t *pairs;
+    float *out, *row_sums, *column_sums, *row_squares, *column_squares;
+} Block;
 
-FOR_EVERY_PROCESSOR
-static void take_bfloat16(const char *words, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t size, float limit, float *out,
-                          float *row_sums, float *column_sums, float *row_squares, float *column_squares, Facts *facts)
+/* Of a part of a row: sums of the first four powers of what was, and of what is then. */
+typedef struct {
+    float powers[4], within;
+    int cut; /* whether they differ */
+} Sums;
+
+/* Numbers in float32, and what their words were. */
+INLINE void widen(const char *words, Py_ssize_t itemsize, Py_ssize_t size, float *row, Facts *facts)
 {
-    int16_t least = INT16_MAX, most = INT16_MIN;
-    uint16_t largest = 0;
-    for (Py_ssize_t i = 0; i < rows; i++) {
-        const uint16_t *from = (const uint16_t *)(words + i * stride);
-        float *row = out + i * size;
-        uint32_t *bits = (uint32_t *)row;
-        uint32_t zeros = 0;
+    uint32_t *bits = (uint32_t *)row, zeros = 0;
+    int64_t low, high;
+    uint64_t top;
+    if (itemsize == 2) {
+        const uint16_t *from = (const uint16_t *)words;
+        int16_t least = INT16_MAX, most = INT16_MIN;
+        uint16_t largest = 0;
         for (Py_ssize_t j = 0; j < size; j++) {
             uint16_t word = from[j];
             int16_t with_sign = (int16_t)word;
@@ -81,25 +76,11 @@ static void take_bfloat16(const char *words, Py_ssize_t stride, Py_ssize_t rows,
             zeros += (word & 0x7FFFu) == 0;
             bits[j] = (uint32_t)word << 16;
         }
-        facts->zeros += zeros;
-        finish_row(row, i, size, limit, row_sums, column_sums, row_squares, column_squares, facts);
-    }
-    facts->least = least;
-    facts->most = most;
-    facts->largest = largest;
-}
-
-FOR_EVERY_PROCESSOR
-static void take_float32(const char *words, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t size, float limit, float *out,
-                         float *row_sums, float *column_sums, float *row_squares, float *column_squares, Facts *facts)
-{
-    int32_t least = INT32_MAX, most = INT32_MIN;
-    uint32_t largest = 0;
-    for (Py_ssize_t i = 0; i < rows; i++) {
-        float *row = out + i * size;
-        const uint32_t *bits = (const uint32_t *)row;
-        uint32_t zeros = 0;
-        memmove(row, words + i * stride, (size_t)size * sizeof(float));
+        low = least, high = most, top = largest;
+    } else {
+        int32_t least = INT32_MAX, most = INT32_MIN;
+        uint32_t largest = 0;
+        memmove(row, words, (size_t)size * sizeof(float));
         for (Py_ssize_t j = 0; j < size; j++) {
             uint32_t word = bits[j];
             int32_t with_sign = (int32_t)word;
@@ -108,46 +89,17 @@ static void take_float32(const char *words, Py_ssize_t stride, Py_ssize_t rows, 
             largest = word > largest ? word : largest;
             zeros += (word & 0x7FFFFFFFu) == 0;
         }
-        facts->zeros += zeros;
-        finish_row(row, i, size, limit, row_sums, column_sums, row_squares, column_squares, facts);
+        low = least, high = most, top = largest;
     }
-    facts->least = least;
-    facts->most = most;
-    facts->largest = largest;
-}
-
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-#define HAS_SKETCH
-#include <immintrin.h>
-
-#define WIDTH 32  /* signs of a column */
-#define SPAN 1024 /* columns of a row that are held at a time */
-#define TILE 6    /* rows that are */
-
-#define WIDE __attribute__((target("arch=x86-64-v4")))
-#define WIDE_BFLOAT16 __attribute__((target("arch=x86-64-v4,avx512bf16")))
-
-/* Some of the columns of some rows, and the sums of the rows over all columns so far. */
-typedef struct {
-    float held[TILE * SPAN];
-    double powers[TILE][4];
-    double within[TILE];
-    int cut;
-} Tile;
-
-/* What the words of a part of a row were. */
-INLINE void see(Facts *facts, int64_t least, int64_t most, uint64_t largest, uint32_t zeros)
-{
-    facts->least = least < facts->least ? least : facts->least;
-    facts->most = most > facts->most ? most : facts->most;
-    facts->largest = largest > facts->largest ? largest : facts->largest;
+    facts->least = low < facts->least ? low : facts->least;
+    facts->most = high > facts->most ? high : facts->most;
+    facts->largest = top > facts->largest ? top : facts->largest;
     facts->zeros += zeros;
 }
 
-/* A part of a row in float32: what it was, and then cut to +-limit. */
-INLINE void hold_row(Tile *tile, int r, Py_ssize_t size, float limit, float *column_squares)
+/* A part of a row, in place: cut to +-limit. */
+INLINE Sums cut_row(float *row, Py_ssize_t size, float limit, float *column_sums, float *column_squares)
 {
-    float *row = tile->held + r * SPAN;
     float total = 0.0f, squares = 0.0f, cubes = 0.0f, fourths = 0.0f, within = 0.0f;
     int beyond = 0;
     if (column_squares)
@@ -164,17 +116,37 @@ INLINE void hold_row(Tile *tile, int r, Py_ssize_t size, float limit, float *col
         value = value > -limit ? value : -limit;
         row[j] = value;
         within += value;
+        column_sums[j] += value;
     }
-    tile->powers[r][0] += total;
-    tile->powers[r][1] += squares;
-    tile->powers[r][2] += cubes;
-    tile->powers[r][3] += fourths;
-    tile->within[r] += within;
-    tile->cut |= beyond != 0;
+    return (Sums){{total, squares, cubes, fourths}, within, beyond != 0};
 }
 
-/* Adds the products of ``rows`` rows that are held with the signs of ``size`` columns to ``out``. */
-WIDE INLINE void multiply(const int rows, const float *held, Py_ssize_t size, const float *signs, float *out)
+FOR_EVERY_PROCESSOR
+static void look_at(const Block *block, Facts *facts)
+{
+    for (Py_ssize_t i = 0; i < block->rows; i++) {
+        float *row = block->out + i * block->size;
+        widen(block->words + i * block->stride, block->itemsize, block->size, row, facts);
+        const Sums sums = cut_row(row, block->size, block->limit, block->column_sums, block->column_squares);
+        for (int k = 0; k < 4; k++)
+            facts->powers[k] += sums.powers[k];
+        block->row_squares[i] = sums.powers[1];
+        block->row_sums[i] = sums.within;
+    }
+}
+
+#ifdef BY_PROCESSOR
+WIDE INLINE void add_sums(const int rows, __m512 sums[TILE][2], float *out)
+{
+    for (int r = 0; r < rows; r++)
+        for (int half = 0; half < 2; half++) {
+            float *to = out + r * WIDTH + half * (WIDTH / 2);
+            _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), sums[r][half]));
+        }
+}
+
+/* Adds the products of rows that are held with the signs of ``size`` columns to ``out``. */
+WIDE INLINE void multiply_wide(const int rows, const float *held, Py_ssize_t size, const float *signs, float *out)
 {
     __m512 sums[TILE][2];
     for (int r = 0; r < rows; r++)
@@ -188,11 +160,7 @@ WIDE INLINE void multiply(const int rows, const float *held, Py_ssize_t size, co
             sums[r][1] = _mm512_fmadd_ps(value, last, sums[r][1]);
         }
     }
-    for (int r = 0; r < rows; r++)
-        for (int half = 0; half < 2; half++) {
-            float *to = out + r * WIDTH + half * (WIDTH / 2);
-            _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), sums[r][half]));
-        }
+    add_sums(rows, sums, out);
 }
 
 /* The same of bf16 as it is stored; ``pairs`` has the signs of two columns beside each other. */
@@ -219,119 +187,30 @@ WIDE_BFLOAT16 INLINE void multiply_pairs(const int rows, const char *words, Py_s
             sums[r][1] = _mm512_dpbf16_ps(sums[r][1], value, last);
         }
     }
-    for (int r = 0; r < rows; r++)
-        for (int half = 0; half < 2; half++) {
-            float *to = out + r * WIDTH + half * (WIDTH / 2);
-            _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), sums[r][half]));
-        }
+    add_sums(rows, sums, out);
 }
 
-static WIDE void multiply_tile(const float *held, Py_ssize_t size, const float *signs, float *out)
+/* A whole tile, or row by row what is less: the number of rows is known when the loops are made. */
+static WIDE void multiply_tile(int rows, const float *held, Py_ssize_t size, const float *signs, float *out)
 {
-    multiply(TILE, held, size, signs, out);
+    if (rows == TILE)
+        multiply_wide(TILE, held, size, signs, out);
+    else
+        for (int r = 0; r < rows; r++)
+            multiply_wide(1, held + r * SPAN, size, signs, out + r * WIDTH);
 }
 
-static WIDE void multiply_row(const float *held, Py_ssize_t size, const float *signs, float *out)
-{
-    multiply(1, held, size, signs, out);
-}
-
-static WIDE_BFLOAT16 void multiply_tile_pairs(const char *words, Py_ssize_t stride, Py_ssize_t size,
+static WIDE_BFLOAT16 void multiply_tile_pairs(int rows, const char *words, Py_ssize_t stride, Py_ssize_t size,
                                               const uint16_t *pairs, float *out)
 {
-    multiply_pairs(TILE, words, stride, size, pairs, out);
-}
-
-static WIDE_BFLOAT16 void multiply_row_pairs(const char *words, Py_ssize_t stride, Py_ssize_t size,
-                                             const uint16_t *pairs, float *out)
-{
-    multiply_pairs(1, words, stride, size, pairs, out);
-}
-
-typedef struct {
-    const char *words;
-    Py_ssize_t stride, rows, size, itemsize;
-    float limit;
-    const float *signs;
-    const uint16_t *pairs; /* NULL: not to be used */
-    float *out, *row_sums, *column_sums, *row_squares, *column_squares;
-} Block;
-
-static WIDE void sketch_tile(const Block *block, Py_ssize_t i, int rows, Tile *tile, Facts *facts)
-{
-    memset(tile->powers, 0, sizeof(tile->powers));
-    memset(tile->within, 0, sizeof(tile->within));
-    memset(block->out + i * WIDTH, 0, (size_t)rows * WIDTH * sizeof(float));
-    for (Py_ssize_t j = 0; j < block->size; j += SPAN) {
-        const Py_ssize_t size = block->size - j < SPAN ? block->size - j : SPAN;
-        const char *words = block->words + i * block->stride + j * block->itemsize;
-        float *squares = block->column_squares ? block->column_squares + j : NULL;
-        tile->cut = 0;
-        for (int r = 0; r < rows; r++) {
-            uint32_t *bits = (uint32_t *)(tile->held + r * SPAN), zeros = 0;
-            if (block->itemsize == 2) {
-                const uint16_t *from = (const uint16_t *)(words + r * block->stride);
-                int16_t least = INT16_MAX, most = INT16_MIN;
-                uint16_t largest = 0;
-                for (Py_ssize_t k = 0; k < size; k++) {
-                    uint16_t word = from[k];
-                    int16_t with_sign = (int16_t)word;
-                    least = with_sign < least ? with_sign : least;
-                    most = with_sign > most ? with_sign : most;
-                    largest = word > largest ? word : largest;
-                    zeros += (word & 0x7FFFu) == 0;
-                    bits[k] = (uint32_t)word << 16;
-                }
-                see(facts, least, most, largest, zeros);
-            } else {
-                int32_t least = INT32_MAX, most = INT32_MIN;
-                uint32_t largest = 0;
-                memcpy(bits, words + r * block->stride, (size_t)size * sizeof(float));
-                for (Py_ssize_t k = 0; k < size; k++) {
-                    uint32_t word = bits[k];
-                    int32_t with_sign = (int32_t)word;
-                    least = with_sign < least ? with_sign : least;
-                    most = with_sign > most ? with_sign : most;
-                    largest = word > largest ? word : largest;
-                    zeros += (word & 0x7FFFFFFFu) == 0;
-                }
-                see(facts, least, most, largest, zeros);
-            }
-            hold_row(tile, r, size, block->limit, squares);
-        }
+    if (rows == TILE)
+        multiply_pairs(TILE, words, stride, size, pairs, out);
+    else
         for (int r = 0; r < rows; r++)
-            for (Py_ssize_t k = 0; k < size; k++)
-                block->column_sums[j + k] += tile->held[r * SPAN + k];
-        const float *signs = block->signs + j * WIDTH;
-        const uint16_t *pairs = block->pairs && !tile->cut ? block->pairs + j * WIDTH : NULL;
-        float *out = block->out + i * WIDTH;
-        if (rows == TILE && pairs)
-            multiply_tile_pairs(words, block->stride, size, pairs, out);
-        else if (rows == TILE)
-            multiply_tile(tile->held, size, signs, out);
-        else
-            for (int r = 0; r < rows; r++)
-                if (pairs)
-                    multiply_row_pairs(words + r * block->stride, block->stride, size, pairs, out + r * WIDTH);
-                else
-                    multiply_row(tile->held + r * SPAN, size, signs, out + r * WIDTH);
-    }
-    for (int r = 0; r < rows; r++) {
-        for (int k = 0; k < 4; k++)
-            facts->powers[k] += tile->powers[r][k];
-        block->row_squares[i + r] = (float)tile->powers[r][1];
-        block->row_sums[i + r] = (float)tile->within[r];
-    }
+            multiply_pairs(1, words + r * stride, stride, size, pairs, out + r * WIDTH);
 }
 
-static void sketch_block(const Block *block, Facts *facts)
-{
-    Tile tile;
-    for (Py_ssize_t i = 0; i < block->rows; i += TILE)
-        sketch_tile(block, i, block->rows - i < TILE ? (int)(block->rows - i) : TILE, &tile, facts);
-}
-
-/* 0: there is none; 1: of float32; 2: of pairs of bf16 too. */
+/* 0: any processor; 1: with AVX-512; 2: with products of pairs of bf16 too. */
 static int sketch_level(void)
 {
     __builtin_cpu_init();
@@ -341,27 +220,92 @@ static int sketch_level(void)
 static int sketch_level(void) { return 0; }
 #endif
 
-enum { WORDS, OUT, ROW_SUMS, COLUMN_SUMS, ROW_SQUARES, COLUMN_SQUARES, BUFFERS };
+/* The products on any processor. */
+static void multiply_plainly(int rows, const float *held, Py_ssize_t size, const float *signs, float *out)
+{
+    for (int r = 0; r < rows; r++) {
+        float sums[WIDTH] = {0.0f};
+        for (Py_ssize_t j = 0; j < size; j++)
+            for (int k = 0; k < WIDTH; k++)
+                sums[k] += held[r * SPAN + j] * signs[WIDTH * j + k];
+        for (int k = 0; k < WIDTH; k++)
+            out[r * WIDTH + k] += sums[k];
+    }
+}
 
-/* Whether a buffer is float32 memory for ``size`` numbers that may be written. */
+/* Products of some rows from j on: as they are stored where ``pairs`` may be used and nothing was cut, else as held. */
+static void multiply(const Block *block, Py_ssize_t i, int rows, Py_ssize_t j, Py_ssize_t size, const float *held, int cut)
+{
+    float *out = block->out + i * WIDTH;
+    const float *signs = block->signs + j * WIDTH;
+#ifdef BY_PROCESSOR
+    const int level = sketch_level();
+    const char *words = block->words + i * block->stride + j * block->itemsize;
+    if (level > 1 && block->pairs && !cut) {
+        multiply_tile_pairs(rows, words, block->stride, size, block->pairs + j * WIDTH, out);
+        return;
+    }
+    if (level > 0) {
+        multiply_tile(rows, held, size, signs, out);
+        return;
+    }
+#else
+    (void)cut;
+#endif
+    multiply_plainly(rows, held, size, signs, out);
+}
+
+FOR_EVERY_PROCESSOR
+static void sketch_rows(const Block *block, Py_ssize_t i, int rows, float *held, Facts *facts)
+{
+    double powers[TILE][4] = {{0.0}}, within[TILE] = {0.0};
+    memset(block->out + i * WIDTH, 0, (size_t)rows * WIDTH * sizeof(float));
+    for (Py_ssize_t j = 0; j < block->size; j += SPAN) {
+        const Py_ssize_t size = block->size - j < SPAN ? block->size - j : SPAN;
+        float *squares = block->column_squares ? block->column_squares + j : NULL;
+        int cut = 0;
+        for (int r = 0; r < rows; r++) {
+            float *row = held + r * SPAN;
+            widen(block->words + (i + r) * block->stride + j * block->itemsize, block->itemsize, size, row, facts);
+            const Sums sums = cut_row(row, size, block->limit, block->column_sums + j, squares);
+            for (int k = 0; k < 4; k++)
+                powers[r][k] += sums.powers[k];
+            within[r] += sums.within;
+            cut |= sums.cut;
+        }
+        multiply(block, i, rows, j, size, held, cut);
+    }
+    for (int r = 0; r < rows; r++) {
+        for (int k = 0; k < 4; k++)
+            facts->powers[k] += powers[r][k];
+        block->row_squares[i + r] = (float)powers[r][1];
+        block->row_sums[i + r] = (float)within[r];
+    }
+}
+
+static void sketch_at(const Block *block, Facts *facts)
+{
+    float held[TILE * SPAN];
+    for (Py_ssize_t i = 0; i < block->rows; i += TILE)
+        sketch_rows(block, i, block->rows - i < TILE ? (int)(block->rows - i) : TILE, held, facts);
+}
+
+enum { WORDS, OUT, ROW_SUMS, COLUMN_SUMS, ROW_SQUARES, COLUMN_SQUARES, SIGNS, PAIRS, BUFFERS };
+
+/* Whether a buffer is float32 memory for ``size`` numbers. */
 static int is_room(const Py_buffer *buffer, Py_ssize_t size)
 {
     return buffer->itemsize == (Py_ssize_t)sizeof(float) && buffer->len == size * (Py_ssize_t)sizeof(float);
 }
 
-static PyObject *look(PyObject *module, PyObject *args)
+/* Take a block with the objects given, the last two of them only if there is a product: with ``number`` of them. */
+static PyObject *take(PyObject **given, int number, double limit)
 {
-    PyObject *given[BUFFERS];
     Py_buffer held[BUFFERS];
-    double limit;
     int taken = 0;
     PyObject *result = NULL;
-    (void)module;
-    if (!PyArg_ParseTuple(args, "OdOOOOO:look", &given[WORDS], &limit, &given[OUT], &given[ROW_SUMS],
-                          &given[COLUMN_SUMS], &given[ROW_SQUARES], &given[COLUMN_SQUARES]))
-        return NULL;
-    for (; taken < BUFFERS; taken++) {
-        int flags = taken == WORDS ? PyBUF_STRIDES : PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE;
+    for (; taken < number; taken++) {
+        int flags = taken == WORDS ? PyBUF_STRIDES : PyBUF_C_CONTIGUOUS | (taken < SIGNS ? PyBUF_WRITABLE : 0);
         if (PyObject_GetBuffer(given[taken], &held[taken], flags) < 0)
             goto done;
     }
@@ -370,71 +314,26 @@ static PyObject *look(PyObject *module, PyObject *args)
         PyErr_SetString(PyExc_ValueError, "words are two-dimensional, of 2 or 4 bytes, and lie together in each row");
         goto done;
     }
-    const Py_ssize_t rows = words->shape[0], size = words->shape[1];
+    const int sketched = number > SIGNS;
+    const Py_ssize_t rows = words->shape[0], size = words->shape[1], pairs = sketched ? held[PAIRS].len : 0;
     const Py_ssize_t squares = held[COLUMN_SQUARES].len ? size : 0;
-    if (!is_room(&held[OUT], rows * size) || !is_room(&held[ROW_SUMS], rows) || !is_room(&held[COLUMN_SUMS], size) ||
-        !is_room(&held[ROW_SQUARES], rows) || !is_room(&held[COLUMN_SQUARES], squares)) {
-        PyErr_SetString(PyExc_ValueError, "the room for results is not of the shape of the words");
-        goto done;
-    }
-    Facts facts = {0};
-    Py_BEGIN_ALLOW_THREADS
-    (words->itemsize == 2 ? take_bfloat16 : take_float32)(
-        words->buf, words->strides[0], rows, size, (float)limit, held[OUT].buf, held[ROW_SUMS].buf,
-        held[COLUMN_SUMS].buf, held[ROW_SQUARES].buf, squares ? held[COLUMN_SQUARES].buf : NULL, &facts);
-    Py_END_ALLOW_THREADS
-    result = Py_BuildValue("LLKLdddd", (long long)facts.least, (long long)facts.most, (unsigned long long)facts.largest,
-                           (long long)facts.zeros, facts.powers[0], facts.powers[1], facts.powers[2], facts.powers[3]);
-done:
-    while (taken > 0)
-        PyBuffer_Release(&held[--taken]);
-    return result;
-}
-
-#ifdef HAS_SKETCH
-enum { S_WORDS, S_SIGNS, S_PAIRS, S_OUT, S_ROW_SUMS, S_COLUMN_SUMS, S_ROW_SQUARES, S_COLUMN_SQUARES, S_BUFFERS };
-
-static PyObject *sketch(PyObject *module, PyObject *args)
-{
-    PyObject *given[S_BUFFERS];
-    Py_buffer held[S_BUFFERS];
-    double limit;
-    int taken = 0;
-    PyObject *result = NULL;
-    (void)module;
-    if (!PyArg_ParseTuple(args, "OdOOOOOOO:sketch", &given[S_WORDS], &limit, &given[S_SIGNS], &given[S_PAIRS],
-                          &given[S_OUT], &given[S_ROW_SUMS], &given[S_COLUMN_SUMS], &given[S_ROW_SQUARES],
-                          &given[S_COLUMN_SQUARES]))
-        return NULL;
-    for (; taken < S_BUFFERS; taken++) {
-        int flags = taken == S_WORDS ? PyBUF_STRIDES : PyBUF_C_CONTIGUOUS | (taken >= S_OUT ? PyBUF_WRITABLE : 0);
-        if (PyObject_GetBuffer(given[taken], &held[taken], flags) < 0)
-            goto done;
-    }
-    const Py_buffer *words = &held[S_WORDS];
-    if (words->ndim != 2 || (words->itemsize != 2 && words->itemsize != 4) || words->strides[1] != words->itemsize) {
-        PyErr_SetString(PyExc_ValueError, "words are two-dimensional, of 2 or 4 bytes, and lie together in each row");
-        goto done;
-    }
-    const Py_ssize_t rows = words->shape[0], size = words->shape[1], pairs = held[S_PAIRS].len;
-    const Py_ssize_t squares = held[S_COLUMN_SQUARES].len ? size : 0;
-    if (!is_room(&held[S_SIGNS], size * WIDTH) || !is_room(&held[S_OUT], rows * WIDTH) ||
-        (pairs && pairs != (size + 1) / 2 * 2 * WIDTH * (Py_ssize_t)sizeof(uint16_t)) ||
-        !is_room(&held[S_ROW_SUMS], rows) || !is_room(&held[S_COLUMN_SUMS], size) ||
-        !is_room(&held[S_ROW_SQUARES], rows) || !is_room(&held[S_COLUMN_SQUARES], squares) || sketch_level() < 1) {
+    if (!is_room(&held[OUT], rows * (sketched ? WIDTH : size)) || !is_room(&held[ROW_SUMS], rows) ||
+        !is_room(&held[COLUMN_SUMS], size) || !is_room(&held[ROW_SQUARES], rows) ||
+        !is_room(&held[COLUMN_SQUARES], squares) || (sketched && !is_room(&held[SIGNS], size * WIDTH)) ||
+        (pairs && pairs != (size + 1) / 2 * 2 * WIDTH * (Py_ssize_t)sizeof(uint16_t))) {
         PyErr_SetString(PyExc_ValueError, "the room for results, or the signs, are not of the shape of the words");
         goto done;
     }
     Facts facts = {.least = INT64_MAX, .most = INT64_MIN};
     const Block block = {
         .words = words->buf, .stride = words->strides[0], .rows = rows, .size = size, .itemsize = words->itemsize,
-        .limit = (float)limit, .signs = held[S_SIGNS].buf,
-        .pairs = pairs && words->itemsize == 2 && sketch_level() > 1 ? held[S_PAIRS].buf : NULL,
-        .out = held[S_OUT].buf, .row_sums = held[S_ROW_SUMS].buf, .column_sums = held[S_COLUMN_SUMS].buf,
-        .row_squares = held[S_ROW_SQUARES].buf, .column_squares = squares ? held[S_COLUMN_SQUARES].buf : NULL,
+        .limit = (float)limit, .signs = sketched ? held[SIGNS].buf : NULL,
+        .pairs = pairs && words->itemsize == 2 ? held[PAIRS].buf : NULL,
+        .out = held[OUT].buf, .row_sums = held[ROW_SUMS].buf, .column_sums = held[COLUMN_SUMS].buf,
+        .row_squares = held[ROW_SQUARES].buf, .column_squares = squares ? held[COLUMN_SQUARES].buf : NULL,
     };
     Py_BEGIN_ALLOW_THREADS
-    sketch_block(&block, &facts);
+    (sketched ? sketch_at : look_at)(&block, &facts);
     Py_END_ALLOW_THREADS
     result = Py_BuildValue("LLKLdddd", (long long)facts.least, (long long)facts.most, (unsigned long long)facts.largest,
                            (long long)facts.zeros, facts.powers[0], facts.powers[1], facts.powers[2], facts.powers[3]);
@@ -443,7 +342,28 @@ done:
         PyBuffer_Release(&held[--taken]);
     return result;
 }
-#endif
+
+static PyObject *look(PyObject *module, PyObject *args)
+{
+    PyObject *given[BUFFERS];
+    double limit;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OdOOOOO:look", &given[WORDS], &limit, &given[OUT], &given[ROW_SUMS],
+                          &given[COLUMN_SUMS], &given[ROW_SQUARES], &given[COLUMN_SQUARES]))
+        return NULL;
+    return take(given, SIGNS, limit);
+}
+
+static PyObject *sketch(PyObject *module, PyObject *args)
+{
+    PyObject *given[BUFFERS];
+    double limit;
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OdOOOOOOO:sketch", &given[WORDS], &limit, &given[SIGNS], &given[PAIRS], &given[OUT],
+                          &given[ROW_SUMS], &given[COLUMN_SUMS], &given[ROW_SQUARES], &given[COLUMN_SQUARES]))
+        return NULL;
+    return take(given, BUFFERS, limit);
+}
 
 static PyObject *level(PyObject *module, PyObject *args)
 {
@@ -454,14 +374,12 @@ static PyObject *level(PyObject *module, PyObject *args)
 
 static PyMethodDef methods[] = {
     {"sketch_level", level, METH_NOARGS,
-     "sketch_level()\n\nWhether there is sketch here: 0 no, 1 of float32, 2 of pairs of bf16 as they are stored too."},
-#ifdef HAS_SKETCH
+     "sketch_level()\n\nHow the products of sketch are taken here: 0 plainly, 1 with AVX-512, 2 of bf16 as it is stored too."},
     {"sketch", sketch, METH_VARARGS,
      "sketch(words, limit, signs, pairs, out, row_sums, column_sums, row_squares, column_squares)\n\n"
      "As look, but in place of the numbers their products with signs (c, 32) float32 are written to out (b, 32).\n"
      "pairs (c / 2 rounded up, 32, 2) uint16 are the same in bf16, the signs of two columns beside each other, or empty:\n"
      "bf16 that is not cut is then multiplied as it is stored. Column sums are added to, as in look."},
-#endif
     {"look", look, METH_VARARGS,
      "look(words, limit, out, row_sums, column_sums, row_squares, column_squares)\n\n"
      "Take the bits of bf16 (uint16) or float32 (uint32) numbers, (b, c), into out (b, c) float32, cut to magnitudes\n"

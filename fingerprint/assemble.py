@@ -205,12 +205,11 @@ def deepened(measured: Measured, *, workers: int | None = None) -> Measured:
             fixed = tuple(sample for sample in made.neurons if sample.frame not in MOVING)
             attention = tuple(gram for gram in made.grams if gram.circuit is not Circuit.DOWN_UP)
             made = replace(made, neurons=fixed, grams=attention)
-            mlps = replace(found.wired, blocks=())  # of attention nothing is left to be found
-            more = sample_gauge(*about, mlps, found.hints, made.parameters, pool, suspect=True, deep=True)
+            unattended = replace(found.wired, blocks=())  # of attention nothing is left to be found
+            more = sample_gauge(*about, unattended, found.hints, made.parameters, pool, suspect=True, deep=True)
             made = replace(made, neurons=fixed + more.neurons, grams=more.grams + attention)
             give_back()
         own, vectors = sample_self(*about, found.wired, made.parameters, pool, suspect=True)
-    give_back()
     made = replace(made, depth=Depth.DEEP, neurons=made.neurons + own, grams=made.grams + vectors)
     return Measured(made, tensors, found)
 

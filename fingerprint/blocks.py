@@ -42,8 +42,6 @@ _INFINITY: Final = {_BF16: 0x7F80, np.dtype(np.float16): 0x7C00, np.dtype(np.flo
 _SMALLEST: Final = 2.0**-30
 _LARGEST: Final = 2.0**26
 """Magnitudes whose fourth powers, and sums of them over a block, are normal numbers of float32."""
-
-
 _SIGNS: Final = 32
 _PLUS, _MINUS = 0x3F80, 0xBF80
 """The bits of 1 and -1 in bf16."""
@@ -165,7 +163,7 @@ class Signs:
 
 
 def projects(width: int) -> bool:
-    """Whether ``project`` can be asked for products with ``width`` signs here: with AVX-512, and a compiler."""
+    """Whether ``project`` takes products with ``width`` signs faster than BLAS: where it was built, with AVX-512."""
     return width == _SIGNS and _kernels is not None and _kernels.sketch_level() > 0
 
 
@@ -173,9 +171,9 @@ def project(
     native: Array, limit: float, signs: Signs, scratch: Scratch, *, column_squares: bool = False
 ) -> Piece | None:
     """``look`` at a piece and project it; None where the loop is not made for these numbers."""
-    return (
-        None if _kernels is None else _compiled(_kernels, native, limit, scratch, signs, column_squares=column_squares)
-    )
+    if _kernels is None:
+        return None
+    return _compiled(_kernels, native, limit, scratch, signs, column_squares=column_squares)
 
 
 def _compiled(

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.blocks import Scratch, Signs, look, project, projects, taken
+from fingerprint.blocks import Scratch, look, project, projects, taken
 from fingerprint.device import chosen
 from fingerprint.digest import TensorDigester
 from fingerprint.dtypes import Kind
 from fingerprint.moments import Moments, SliceNorms
 from fingerprint.probe import Probe, Roughness
-from fingerprint.signs import Stream, sign_block
-from fingerprint.sketch import MatrixSketch, MatrixSketcher
+from fingerprint.sketch import MatrixSketch, MatrixSketcher, column_signs
 from fingerprint.slices import SliceCollector, StoredSlices, ceiling, ceiling_runs, clean, slice_digests, within
 from fingerprint.tensors import Transposed, element_count, read_rows
 from fingerprint.vocabulary import Content
@@ -49,7 +48,7 @@ BLOCK_ROWS: Final = 1 << 15
 TRANSPOSED_BLOCK_ELEMENTS: Final = 1 << 24
 """Larger where every block has to gather columns of the whole source."""
 MOST_PROJECTED: Final = 1 << 15
-"""Columns of a matrix whose blocks are projected as they are looked at: 6 MB of signs."""
+"""Columns of a matrix whose blocks are projected as they are looked at: 2 MB of signs, beside those that all share."""
 MOST_SKETCHED_AXIS: Final = 1 << 22
 """Longest axis of a matrix that gets a sketch: what is kept for each column and row stays small."""
 
@@ -198,19 +197,13 @@ def _looked_at(
 ) -> Iterator[tuple[int, int, Piece]]:
     """A block, projected as a whole where that can be done, else in pieces; each with its first row and column."""
     if projected_by is not None:
-        signs = _column_signs(projected_by.seed, projected_by.sketch_width, first, first + native.shape[1])
+        signs = column_signs(projected_by.seed, projected_by.sketch_width, first, first + native.shape[1])
         piece = project(native, limit, signs, _scratch, column_squares=squares)
         if piece is not None:
             yield 0, 0, piece
             return
     for row, column, part in _pieces(native):
         yield row, column, look(part, limit, _scratch, column_squares=squares)
-
-
-@lru_cache(maxsize=16)
-def _column_signs(seed: int, width: int, first: int, last: int) -> Signs:
-    """The signs of some columns: blocks of one matrix, and matrices of one width, share them."""
-    return Signs.of(sign_block(seed, Stream.SKETCH, first, last, width))
 
 
 def _pieces(native: Array) -> Iterator[tuple[int, int, Array]]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from fingerprint.blocks import Signs
 from fingerprint.device import product
 from fingerprint.signs import Stream, among, sample_indices, sign_block
 
@@ -88,7 +89,7 @@ class MatrixSketcher:
 
     def add(self, start: int, block: Float32, row_sums: Float32, column_sums: Float32, first: int = 0) -> None:
         """Add a block to all but the sketches of single slices; its sums are (b,) and (c,). See ``update``."""
-        projected = product(block, self.column_signs(first, first + block.shape[1]))
+        projected = product(block, self._inner(Stream.SKETCH, first, first + block.shape[1], self._width))
         self.add_projected(start, block.shape, projected, row_sums, column_sums, first)
         corner = self.corner(start, first, block.shape)
         if corner is not None:
@@ -103,7 +104,7 @@ class MatrixSketcher:
         column_sums: Float32,
         first: int = 0,
     ) -> None:
-        """The same of a block (b, c) of which only the product with its ``column_signs`` is there: (b, width)."""
+        """The same of a block (b, c) of which the product with its ``column_signs`` is there alone: (b, width)."""
         stop, last = start + shape[0], first + shape[1]
         wide = np.empty((shape[0], self._width + 1), np.float64)
         wide[:, : self._width] = projected
@@ -126,10 +127,6 @@ class MatrixSketcher:
     def add_diagonal(self, values: Float32) -> None:
         """Add numbers of the diagonal."""
         self._trace += float(np.sum(values, dtype=np.float64))
-
-    def column_signs(self, first: int, last: int) -> Float32:
-        """The signs of some columns: (last - first, width)."""
-        return self._inner(Stream.SKETCH, first, last, self._width)
 
     def add_slices(
         self, start: int, first: int, shape: tuple[int, ...], take: Callable[[int, NDArray[np.int64]], Float32]
@@ -202,6 +199,12 @@ class MatrixSketcher:
     def _sampled_signs(self, indices: NDArray[np.int64]) -> Float64:
         found = [self._signs(Stream.SLICE, int(i), int(i) + 1, self._axis_width) for i in indices]
         return np.concatenate(found).astype(np.float64)
+
+
+@lru_cache(maxsize=16)
+def column_signs(seed: int, width: int, first: int, last: int) -> Signs:
+    """The signs of some columns, as ``blocks.project`` takes them: blocks and matrices of one width share them."""
+    return Signs.of(sign_block(seed, Stream.SKETCH, first, last, width))
 
 
 def _pieces(seed: int, stream: Stream, size: int, width: int) -> Iterator[tuple[slice, Float64]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,6 +11,11 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 _ROWS_AT_ONCE = 64
+
+
+def magnitude(rows: NDArray[np.floating[Any]]) -> float:
+    """The largest magnitude of all entries, 0 without any; absolute values would be a copy."""
+    return max(float(rows.max(initial=0.0)), -float(rows.min(initial=0.0)))
 
 
 def unit_rows(rows: Float32) -> Float32:
@@ -23,7 +30,7 @@ def unit_rows(rows: Float32) -> Float32:
 
 def row_norms(rows: Float32) -> Float64:
     """Euclidean norms of the rows (n, w) as shares of the largest entry of all: (n,), 0 if all are 0."""
-    largest = max(float(rows.max(initial=0.0)), -float(rows.min(initial=0.0))) or 1.0
+    largest = magnitude(rows) or 1.0
     norms = np.zeros(len(rows), np.float64)
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         part = slice(start, start + _ROWS_AT_ONCE)

@@ -17,7 +17,6 @@ from fingerprint.blocks import (
     cut,
     look,
     project,
-    projects,
     taken,
     widened,
     without_nonfinite,
@@ -30,6 +29,7 @@ from fingerprint.parameters import DEFAULT_PARAMETERS as P
 from fingerprint.signs import Stream, sign_block
 from fingerprint.slices import clean
 
+needs_the_loop = pytest.mark.skipif(blocks._kernels is None, reason="the loop was not compiled")
 TYPES = [np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)]
 CASES = {
     "both signs": [1.5, -2.0, 0.0, 3.0, -0.25],
@@ -215,7 +215,7 @@ def test_a_piece_is_what_its_numbers_are(
     assert piece.normal == normal or (not piece.normal and dtype not in TYPES)
 
 
-@pytest.mark.skipif(not projects(32), reason="there is no AVX-512 here, or no compiler")
+@needs_the_loop
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("name", ["plain", "zeros and -0", "constant"])
 @pytest.mark.parametrize("shape", [(37, 129), (12, 2048), (1, 1), (6, 1025), (7, 2)], ids=str)
@@ -255,7 +255,7 @@ def test_a_piece_that_is_projected_is_what_its_numbers_are(
         found.numbers  # noqa: B018
 
 
-@pytest.mark.skipif(not projects(32), reason="there is no AVX-512 here, or no compiler")
+@needs_the_loop
 @pytest.mark.parametrize("name", ["not finite", "tiny", "huge"])
 def test_what_is_rare_is_not_projected(name: str) -> None:
     native = _drawn(np.dtype(np.float32), name)
@@ -263,7 +263,7 @@ def test_what_is_rare_is_not_projected(name: str) -> None:
     assert project(native, math.inf, signs, Scratch()) is None
 
 
-@pytest.mark.skipif(not projects(32), reason="there is no AVX-512 here, or no compiler")
+@needs_the_loop
 @pytest.mark.parametrize("shape", [(300, 700), (500, 500), (2049, 33), (64, 5000)], ids=str)
 def test_a_matrix_measures_the_same_projected_or_not(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     from fingerprint import measure
@@ -272,6 +272,7 @@ def test_a_matrix_measures_the_same_projected_or_not(shape: tuple[int, int], mon
     values = np.random.default_rng(0).normal(size=shape)
     values[: min(shape), : min(shape)] += 0.3 * np.eye(min(shape))
     view = _Matrix(values.astype(ml_dtypes.bfloat16), BF16)
+    monkeypatch.setattr(measure, "projects", lambda _: True)
     found = measure_tensor(view, P, casts=True, norms=True)
     monkeypatch.setattr(measure, "projects", lambda _: False)
     told = measure_tensor(view, P, casts=True, norms=True)
@@ -327,7 +328,7 @@ def test_the_compiled_loop_refuses_room_that_does_not_fit() -> None:
             kernels.look(*wrong)
 
 
-@pytest.mark.skipif(not projects(32), reason="there is no AVX-512 here, or no compiler")
+@needs_the_loop
 def test_the_compiled_product_refuses_room_that_does_not_fit() -> None:
     kernels = pytest.importorskip("fingerprint._kernels")
     words, signs, out = np.zeros((2, 3), np.uint16), np.zeros((3, 32), np.float32), np.zeros((2, 32), np.float32)

@@ -113,18 +113,15 @@ def match_neurons(
     Only samples in ``frame`` take part. The suspect's MLPs are taken in turn, so that the unit rows of one of them are
     in memory, however many there are.
     """
-    readings = [
-        (index, reading)
-        for index, sample in enumerate(suspect)
-        if sample.frame == frame and sample.indices.size
-        for reading in _readings(sample)
-    ]
+    chosen = [index for index, sample in enumerate(suspect) if sample.frame == frame and sample.indices.size]
+    read = [(index, reading) for index in chosen for reading in _readings(suspect[index])]
+    readings = [reading for _, reading in read]
     positions = [at for at, ours in enumerate(registered) if ours.frame == frame and ours.indices.size]
     mine = {at: _Reading(registered[at].gate, registered[at].up, registered[at].down) for at in positions}
     rows = {at: reading.rows() for at, reading in mine.items()}
-    followed = {at: _followed(mine[at], [reading for _, reading in readings]) for at in positions}
+    followed = {at: _followed(mine[at], readings) for at in positions}
     matches: dict[tuple[int, int], NeuronMatch] = {}
-    for number, (index, reading) in enumerate(readings):
+    for number, (index, reading) in enumerate(read):
         wanted = [at for at in positions if number in followed[at]]
         if wanted:
             its = reading.rows()

@@ -295,7 +295,7 @@ def _by_digest(
     for position, tensor in enumerate(registered):
         if is_distinctive(tensor):
             owners[tensor.digest].append((position, EXACT))
-            at_home.setdefault(_home(tensor, tensor.digest), position)
+            at_home.setdefault((tensor.digest, *_home(tensor)), position)
             for name, digest in tensor.casts.items():
                 if digest != tensor.digest:
                     owners[digest].append((position, name))
@@ -310,7 +310,7 @@ def _by_digest(
         options = owners.get(digest)
         if not options:
             continue
-        home = at_home.get(_home(tensor, digest))
+        home = at_home.get((digest, *_home(tensor)))
         if home is not None:  # of many equal tensors the one of this name is found without a look at all others
             options = [(home, EXACT)]
         ours, kind = min(options, key=lambda one: _digest_preference(registered[one[0]], tensor, one[1]))
@@ -324,18 +324,13 @@ def _by_digest(
     return found
 
 
-def _home(tensor: TensorRecord, digest: bytes) -> tuple[object, ...]:
-    return digest, tensor.role, tensor.layer, tensor.expert, tensor.name
+def _home(tensor: TensorRecord) -> tuple[object, ...]:
+    """What tells equal tensors apart, what matters most first."""
+    return tensor.role, tensor.layer, tensor.expert, tensor.name
 
 
 def _digest_preference(ours: TensorRecord, theirs: TensorRecord, kind: str) -> tuple[bool, ...]:
-    return (
-        kind != EXACT,
-        ours.role != theirs.role,
-        ours.layer != theirs.layer,
-        ours.expert != theirs.expert,
-        ours.name != theirs.name,
-    )
+    return kind != EXACT, *(one != other for one, other in zip(_home(ours), _home(theirs), strict=True))
 
 
 def _by_sketch(found: dict[int, TensorMatch], cosines: SketchCosines) -> None:

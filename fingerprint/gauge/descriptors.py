@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.vectors import row_norms
+from fingerprint.vectors import magnitude, row_norms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +62,7 @@ class _Matrix:
 
     def __init__(self, rows: Float32) -> None:
         self.rows, self.norms = rows, row_norms(rows)
-        largest = max(float(rows.max(initial=0.0)), -float(rows.min(initial=0.0))) or 1.0
+        largest = magnitude(rows) or 1.0
         self._scale = np.zeros(len(rows), np.float32)
         np.divide(1.0 / largest, self.norms, out=self._scale, where=self.norms > _NONE, casting="same_kind")
 

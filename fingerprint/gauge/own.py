@@ -17,7 +17,7 @@ from fingerprint.memory import give_back
 from fingerprint.neurons import UNNAMED
 from fingerprint.records import LayerGram, NeuronSample
 from fingerprint.units import ordered_units, unit_of
-from fingerprint.vectors import row_norms
+from fingerprint.vectors import magnitude, row_norms
 from fingerprint.vocabulary import Circuit, Content, Frame
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _samples(
 
 def _scale(rows: Float32) -> Float32:
     """The rows over their largest entry, in place: they are as large as memory allows."""
-    rows /= max(float(rows.max(initial=0.0)), -float(rows.min(initial=0.0)), float(np.finfo(np.float32).tiny))
+    rows /= max(magnitude(rows), float(np.finfo(np.float32).tiny))
     return rows
 
 

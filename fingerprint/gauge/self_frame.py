@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fingerprint.gauge.descriptors import neuron_descriptors
 from fingerprint.signs import Stream, sign_block
-from fingerprint.vectors import unit_rows
+from fingerprint.vectors import magnitude, unit_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,7 +97,7 @@ def _parts(number: int) -> Iterator[slice]:
 
 def _scaled(rows: Float32) -> Float32:
     """The matrix over its largest entry, if that is not about one: then as it is, and no copy."""
-    largest = np.float32(max(rows.max(initial=0.0), -rows.min(initial=0.0)))
+    largest = np.float32(magnitude(rows))
     return rows if largest == 0 or 0.5 <= largest <= 2.0 else rows / largest
 
 

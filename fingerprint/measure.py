@@ -49,6 +49,8 @@ TRANSPOSED_BLOCK_ELEMENTS: Final = 1 << 24
 """Larger where every block has to gather columns of the whole source."""
 MOST_PROJECTED: Final = 1 << 15
 """Columns of a matrix whose blocks are projected as they are looked at: 2 MB of signs, beside those that all share."""
+MOST_EXACT: Final = 1 << 20
+"""Elements of a vector, such as the gains of a norm, whose moments are told though they hardly differ."""
 MOST_SKETCHED_AXIS: Final = 1 << 22
 """Longest axis of a matrix that gets a sketch: what is kept for each column and row stays small."""
 
@@ -131,6 +133,7 @@ def _measure(  # noqa: PLR0915 - one pass, step by step
     slices = SliceCollector(rows, columns, parameters) if wants_sketch and sampled else None
     limit = _ceiling(view, parameters) if wants_sketch else math.inf
     wants_squares = slice_norms is not None and column_norms
+    exact = not wants_sketch and rows * columns <= MOST_EXACT
     projected_by = parameters if wants_sketch and columns <= MOST_PROJECTED and _can_project(parameters) else None
 
     for start, first, native in row_blocks(view):
@@ -142,7 +145,7 @@ def _measure(  # noqa: PLR0915 - one pass, step by step
         normal = True
         for row, column, piece in _looked_at(native, limit, projected_by, first, squares=wants_squares):
             normal = normal and piece.normal
-            moments.add(piece)
+            moments.add(piece, native[row : row + piece.shape[0], column : column + piece.shape[1]] if exact else None)
             if slice_norms is not None:
                 slice_norms.add(start + row, first + column, piece)
             if sketcher is None:

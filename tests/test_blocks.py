@@ -28,6 +28,7 @@ from fingerprint.moments import Moments
 from fingerprint.parameters import DEFAULT_PARAMETERS as P
 from fingerprint.signs import Stream, sign_block
 from fingerprint.slices import clean
+from fingerprint.vocabulary import Content
 
 needs_the_loop = pytest.mark.skipif(blocks._kernels is None, reason="the loop was not compiled")
 TYPES = [np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)]
@@ -348,3 +349,23 @@ def test_the_compiled_product_refuses_room_that_does_not_fit() -> None:
     ):
         with pytest.raises((ValueError, BufferError)):
             kernels.sketch(*wrong)
+
+
+@pytest.mark.parametrize("with_loop", [True, False])
+@pytest.mark.parametrize("middle", [0.0173, 1.0, -3.3])
+def test_numbers_that_hardly_differ_are_told_from_their_rounding(
+    middle: float, with_loop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fingerprint.dtypes import F32
+
+    if not with_loop:
+        monkeypatch.setattr(blocks, "_kernels", None)
+    values = (middle * (1 + 1e-5 * np.random.default_rng(0).normal(size=4096))).astype(np.float32)
+    wide = values.astype(np.float64)
+    found = measure_tensor(_Matrix(values, F32), P, casts=False)
+    assert found.content is Content.VECTOR
+    assert found.statistics.mean == pytest.approx(wide.mean(), rel=1e-12)
+    assert found.statistics.deviation == pytest.approx(wide.std(), rel=1e-6)
+    assert found.statistics.kurtosis == pytest.approx(np.mean((wide - wide.mean()) ** 4) / wide.var() ** 2, rel=1e-6)
+    same = measure_tensor(_Matrix(np.full(4096, middle, np.float32), F32), P, casts=False)
+    assert (same.content, same.statistics.deviation, same.statistics.kurtosis) == (Content.CONSTANT, 0.0, 0.0)

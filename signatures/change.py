@@ -259,7 +259,7 @@ class Change:
             and tensor.sketch is not None
             and i not in self.copies
             and i not in through_layers
-            and not (self.rewriting.rotated and tensor.role in _UNSEEN)
+            and not (self.rewriting.rotated and tensor.role in _UNSEEN | self.comparison.untested)
         )
 
     @cached_property

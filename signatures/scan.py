@@ -15,7 +15,7 @@ from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.comparing.matching import layer_map
 from fingerprint.errors import InputError, RegistryError, SignatureError, UsageError, described
 from fingerprint.readers.findings import FindingCode
-from fingerprint.vocabulary import Content, Depth, Frame
+from fingerprint.vocabulary import Circuit, Content, Depth, Frame, Role
 from signatures.claims import check_claims, may_name
 from signatures.contradiction import with_contradictions
 from signatures.disclosure import with_tests_lost
@@ -424,6 +424,8 @@ def _power(suspect: Fingerprint, *, second_look: bool) -> Power:
     moving = {sample.frame for sample in suspect.neurons} - {Frame.FIXED}
     if moving:
         tested += ["gauge", "even"]
+        if _has_attention(suspect) and not any(gram.circuit is not Circuit.DOWN_UP for gram in suspect.grams):
+            missing.append("attention that was moved: the size of its heads was not found")
     else:
         missing.append(f"gauge and even: {_why_not_moving(suspect)}")
     detectable = (
@@ -433,6 +435,10 @@ def _power(suspect: Fingerprint, *, second_look: bool) -> Power:
         else "exact copies of single tensors only"
     )
     return Power(tuple(tested), tuple(missing), detectable)
+
+
+def _has_attention(suspect: Fingerprint) -> bool:
+    return any(one.role is Role.ATTENTION_OUTPUT and one.content is Content.WEIGHTS for one in suspect.tensors)
 
 
 def _power_of_quick(matrices: Sequence[TensorRecord]) -> Power:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
@@ -11,7 +12,7 @@ import pytest
 
 from fingerprint.comparing.channel_coins import match_channels, usable_channels
 from fingerprint.comparing.coins import toss
-from fingerprint.gauge.attention import Block
+from fingerprint.gauge.attention import Attention, Block, with_heads
 from fingerprint.gauge.attention_samples import CHANNEL_LAYERS
 from fingerprint.gauge.channels import (
     Rotary,
@@ -203,3 +204,46 @@ def test_of_very_large_models_some_blocks_are_projected_and_those_kept_of_a_regi
     assert kept <= {block.layer for block in chosen}
     assert _some_blocks(setting, blocks[:10]) == blocks[:10]
     assert _some_blocks(setting, []) == []
+
+
+# --- the size of heads ------------------------------------------------------------------------------------------------
+
+
+def _projected(seed: int, head: int, likeness: float, *, queries: int | None = None, told: int = 0) -> Attention:
+    """Values of five heads and the outputs of two query heads for each; ``likeness`` is the cosine of partners."""
+    rng = np.random.default_rng(seed)
+    value = rng.normal(size=(5 * head, WIDTH))
+    partners = np.repeat(value.reshape(5, head, WIDTH), 2, axis=0).reshape(-1, WIDTH)
+    output = likeness * partners + math.sqrt(1 - likeness**2) * rng.normal(size=partners.shape)
+    block = Block(layer=seed, query=-1, key=-1, value=0, output=1, queries=queries, head=told)
+    return Attention(block, None, None, value.astype(np.float32), output.astype(np.float32))
+
+
+@pytest.mark.parametrize("head", [16, 24, 64])
+def test_all_blocks_agree_on_the_size_of_heads(head: int) -> None:
+    blocks = [_projected(seed, head, 0.05) for seed in range(12)]
+    alone = [with_heads([block])[0].heads[0] for block in blocks]
+    assert any(size != head for size in alone)
+    assert all(block.heads[0] == head for block in with_heads(blocks))
+
+
+def test_neither_rotation_nor_scale_changes_the_size_that_is_found() -> None:
+    rng = np.random.default_rng(0)
+    blocks = [_projected(seed, 24, 0.05) for seed in range(12)]
+    turn = np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0].astype(np.float32)
+
+    def moved(side: np.ndarray | None) -> np.ndarray:
+        assert side is not None
+        return (side * np.exp(rng.normal(size=(len(side), 1))) @ turn).astype(np.float32)
+
+    rewritten = [replace(block, value=moved(block.value), output=moved(block.output)) for block in blocks]
+    assert [block.heads for block in with_heads(rewritten)] == [block.heads for block in with_heads(blocks)]
+
+
+def test_claims_come_before_what_weights_told_and_that_before_the_vote() -> None:
+    claimed, told, other = _projected(0, 24, 0.5, queries=20), _projected(1, 24, 0.5, told=40), _projected(2, 24, 0.5)
+    found = with_heads([claimed, told, other])
+    assert found[0].heads == (12,)
+    assert [block.heads[:2] for block in found[1:]] == [(40, 24)] * 2
+    one_for_each = replace(other, output=other.value)
+    assert with_heads([one_for_each])[0].heads == ()

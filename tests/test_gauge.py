@@ -24,6 +24,7 @@ from fingerprint.gauge.frames import anchor_ids
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.signs import Stream
 from fingerprint.vocabulary import Axis, Depth, Frame, Role
+from signatures.change import Change
 from signatures.registry import Registry
 from signatures.report import Confidence, Link, Relation, Verdict
 from signatures.rewriting import Rewriting
@@ -171,6 +172,16 @@ def test_neurons_whose_partners_were_not_sampled_are_no_training(
     (best,) = scan_path(registry, suspect, options=ScanOptions(depth="full")).matches
     assert best.model == "us/1"
     assert best.relation is relation
+
+
+def test_attention_whose_heads_are_not_known_counts_neither_for_nor_against(ours: Fingerprint, tmp_path: Path) -> None:
+    change, _ = REWRITES["all"]
+    theirs = measured(change(model(1)), tmp_path, suspect=True)
+    for kept, untested in ((theirs.grams, False), (tuple(g for g in theirs.grams if g.circuit == "down-up"), True)):
+        found = compare_fingerprints(ours, replace(theirs, grams=kept))
+        assert (Role.VALUE in found.untested) is untested
+        assert Change(found).unmatched_registered == ()
+        assert found.registered_coverage > 0.99
 
 
 @pytest.fixture(scope="module")

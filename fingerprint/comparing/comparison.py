@@ -17,10 +17,10 @@ from fingerprint.comparing.matching import SketchCosines, TensorMatch, is_distin
 from fingerprint.comparing.sampled import as_sampled, is_sampled, without_unseen
 from fingerprint.comparing.tail import sketch_log10_p
 from fingerprint.neurons import UNNAMED
-from fingerprint.vocabulary import Content, Frame, Role
+from fingerprint.vocabulary import Circuit, Content, Frame, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -119,7 +119,7 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
     ours, theirs = _through_layers(registered, suspect, neurons, gauge)
     suspect_cover = theirs | {match.suspect: 1.0 for match in matches}
     registered_cover = ours | {match.registered: 1.0 for match in matches}
-    untested = _untested(neurons, gauge)
+    untested = _untested(registered, suspect, neurons, gauge)
     suspect_coverage, registered_coverage = _shares(
         registered, suspect, matches, suspect_cover, registered_cover, untested
     )
@@ -315,10 +315,13 @@ def _between_samples(
             covered[position] = max(covered[position], share)
 
 
-def _untested(neurons: Sequence[NeuronMatch], gauge: Gauge) -> frozenset[Role]:
+def _untested(
+    registered: Fingerprint, suspect: Fingerprint, neurons: Sequence[NeuronMatch], gauge: Gauge
+) -> frozenset[Role]:
     """Roles of tensors that no test can match.
 
-    Tokens in another order, attention without a frame, and an output head on a stream that was moved.
+    Tokens in another order, attention without a frame, or none of whose circuits could be put together on both sides
+    (the number of heads was not found), and an output head on a stream that was moved.
     """
     agreed = {frame.frame for frame in gauge.frames if frame.agrees}
     if not agreed:
@@ -326,8 +329,19 @@ def _untested(neurons: Sequence[NeuronMatch], gauge: Gauge) -> frozenset[Role]:
     moved = not neurons or float(np.mean([match.concordance for match in neurons])) < _STILL
     roles = {Role.OUTPUT_HEAD} if moved else set()
     if Frame.ANCHORS not in agreed:
-        roles |= _TOKENS if agreed != {Frame.SELF} else _TOKENS | _ATTENTION
+        roles |= _TOKENS
+    if moved and not _circuits(registered, agreed) & _circuits(suspect, agreed):
+        roles |= _ATTENTION
     return frozenset(roles)
+
+
+def _circuits(fingerprint: Fingerprint, frames: Collection[str]) -> set[tuple[str, Circuit]]:
+    """The circuits of attention that were sketched in some frames."""
+    return {
+        (gram.frame, gram.circuit)
+        for gram in fingerprint.grams
+        if gram.frame in frames and gram.circuit in {Circuit.OUTPUT_VALUE, Circuit.QUERY_KEY}
+    }
 
 
 def _tables(tensors: Sequence[TensorRecord], frame: str) -> list[int]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from fingerprint.gauge.project import project
 from fingerprint.hints import Hints
 from fingerprint.roles.parts import heads_from
+from fingerprint.units import spread
 from fingerprint.vectors import unit_rows
 from fingerprint.vocabulary import Content, Role
 
@@ -28,7 +29,10 @@ MOST_CHANNELS: Final = 1 << 16
 """Widest attention that is projected."""
 MOST_BLOCKS: Final = 256
 MOST_HEAD_SIZES: Final = 4
-_HEAD_SIZES: Final = (16, 32, 64, 80, 96, 128, 160, 192, 256, 512)
+LEAST_HEAD: Final = 8
+MOST_HEAD: Final = 512
+MOST_VOTERS: Final = 16
+"""Blocks of one shape, spread over the depth, whose channels say how many a head has."""
 _ROLES: Final = (Role.QUERY, Role.KEY, Role.VALUE, Role.ATTENTION_OUTPUT)
 
 
@@ -54,7 +58,8 @@ class Attention:
     """A block's rows in coordinates: (channels, variants * frame_width) float32 each, None for one that is absent.
 
     ``query`` and ``output`` have a whole number of times as many channels as ``key`` and ``value``. ``heads`` are the
-    possible numbers of channels of a head, the likeliest first; empty where it makes no difference.
+    possible numbers of channels of a head, the likeliest first; empty where it makes no difference, and before
+    ``with_heads``.
     """
 
     block: Block
@@ -62,7 +67,13 @@ class Attention:
     key: Float32 | None
     value: Float32 | None
     output: Float32 | None
-    heads: tuple[int, ...]
+    heads: tuple[int, ...] = ()
+
+    def sides(self) -> tuple[Float32 | None, Float32 | None]:
+        """What is read by several heads for each of the other's: output and value, or query and key without them."""
+        if self.output is not None and self.value is not None:
+            return self.output, self.value
+        return self.query, self.key
 
     @staticmethod
     def paired(wide: Float32, narrow: Float32, head: int) -> Float32 | None:
@@ -120,32 +131,53 @@ def project_attention(setting: Setting, block: Block) -> Attention:
         return project(setting.tensors[position].view, setting.writing, none, columns=True).coordinates
 
     query, key, value = (reading(position) for position in (block.query, block.key, block.value))
-    output = writing(block.output)
-    return Attention(block, query, key, value, output, _heads(block, query, key, value, output))
+    return Attention(block, query, key, value, writing(block.output))
 
 
-def _heads(
-    block: Block, query: Float32 | None, key: Float32 | None, value: Float32 | None, output: Float32 | None
-) -> tuple[int, ...]:
-    """Channels of a head: as claimed, if the claim divides them; else usual sizes, the best pairing of groups first."""
-    wide, narrow = (output, value) if output is not None and value is not None else (query, key)
-    if wide is None or narrow is None or not len(narrow) or len(wide) % len(narrow):
+def with_heads(attention: Sequence[Attention]) -> list[Attention]:
+    """The same with the sizes that heads may have, on which all blocks of one shape agree.
+
+    As claimed, if the claim divides the channels. Else what the weights told of most blocks, and then the even divisors
+    of the number of key/value channels, by the mean absolute cosine of the channels that a size pairs: those of one
+    circuit were trained together, and neither a rotation of the stream nor a scale of channels changes it. Over four
+    layers of width 240 it was .161 at the right size of 24 and .137 at the next (12), where single layers had others
+    first; .274 and .216 in SmolLM2-135M, of 64.
+    """
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for number, one in enumerate(attention):
+        wide, narrow = one.sides()
+        if wide is not None and narrow is not None and len(narrow) and len(wide) % len(narrow) == 0:
+            alike[len(wide), len(narrow)].append(number)
+    found = list(attention)
+    for (channels, shared), numbers in alike.items():
+        voted: tuple[int, ...] | None = None
+        for number in numbers:
+            claimed = _claimed(attention[number].block, channels, shared)
+            if not claimed and voted is None:
+                voted = _vote([attention[one] for one in numbers], channels, shared)
+            found[number] = replace(attention[number], heads=(claimed,) if claimed else voted or ())
+    return found
+
+
+def _claimed(block: Block, wide: int, narrow: int) -> int:
+    """Channels of a head by the number of query heads that is claimed; 0 if there is no claim, or it does not fit."""
+    head = wide // block.queries if block.queries and wide % block.queries == 0 else 0
+    return head if head and narrow % head == 0 else 0
+
+
+def _vote(attention: Sequence[Attention], wide: int, narrow: int) -> tuple[int, ...]:
+    """The likeliest sizes of heads of blocks of one shape; none where each channel has a partner of its own."""
+    group = wide // narrow
+    if group == 1:
         return ()
-    if block.queries and len(wide) % block.queries == 0 and len(narrow) % (len(wide) // block.queries) == 0:
-        return (len(wide) // block.queries,)
-    group = len(wide) // len(narrow)
-    options = [size for size in _HEAD_SIZES if len(narrow) % size == 0]
-    if group == 1 or not (options or block.head):
-        return ()
-
-    left, right = unit_rows(wide), unit_rows(narrow)
-
-    def likeness(size: int) -> float:
-        """Mean absolute cosine of the channels that this size pairs: those of one circuit were trained together."""
-        heads = np.repeat(right.reshape(-1, size, right.shape[1]), group, axis=0).reshape(len(left), -1)
-        return float(np.mean(np.abs(np.einsum("ij,ij->i", left, heads))))
-
-    found = sorted(options, key=likeness, reverse=True)
-    if block.head and len(narrow) % block.head == 0:
-        found = [block.head, *(size for size in found if size != block.head)]
-    return tuple(found[:MOST_HEAD_SIZES])
+    sizes = [size for size in range(LEAST_HEAD, min(narrow, MOST_HEAD) + 1, 2) if narrow % size == 0]
+    likeness = np.zeros(len(sizes))
+    for number in sorted(spread(len(attention), MOST_VOTERS)):
+        broad, few = (unit_rows(side) for side in attention[number].sides() if side is not None)
+        for place, size in enumerate(sizes):
+            heads = few.reshape(-1, 1, size, few.shape[1])
+            products = np.einsum("hgij,hgij->hgi", broad.reshape(-1, group, size, few.shape[1]), heads)
+            likeness[place] += float(np.mean(np.abs(products)))
+    told = Counter(one.block.head for one in attention if one.block.head and narrow % one.block.head == 0)
+    ranked = [sizes[place] for place in np.argsort(-likeness, kind="stable")]
+    return tuple(dict.fromkeys([*(size for size, _ in told.most_common(1)), *ranked]))[:MOST_HEAD_SIZES]

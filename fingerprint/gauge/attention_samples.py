@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from itertools import product
 from typing import TYPE_CHECKING, Final
 
@@ -19,7 +18,6 @@ from fingerprint.gauge.channels import (
 )
 from fingerprint.records import ChannelSample
 from fingerprint.roles.parts import HINT_PREFIXES
-from fingerprint.vectors import row_norms
 from fingerprint.vocabulary import ChannelKind
 
 if TYPE_CHECKING:
@@ -74,7 +72,6 @@ def sample_channels(
     64 value channels and 32 frequency pairs (or 64 key channels) a layer of a registered model, of up to 16 layers; of
     a suspect all channels, in every size that its heads may have and both as pairs and as single ones, up to a bound.
     """
-    likely = _likely_heads(attention)
     if not suspect:
         chosen = attention
         if len(chosen) > CHANNEL_LAYERS:
@@ -85,14 +82,14 @@ def sample_channels(
             sample
             for block in chosen
             for kind in kinds
-            for head in _heads(block, kind, likely)[:1]
+            for head in _heads(block, kind)[:1]
             for sample in _samples(setting, block, kind, head, rotary, suspect=False)
         )
     found: list[ChannelSample] = []
     room = MOST_NUMBERS
     for turn, kind in product(range(len(_USUAL_HEADS)), ChannelKind):
         for block in attention:
-            for head in _heads(block, kind, likely)[turn : turn + 1]:
+            for head in _heads(block, kind)[turn : turn + 1]:
                 for sample in _samples(setting, block, kind, head, rotary, suspect=True):
                     room -= sample.parts.size
                     if room >= 0:
@@ -106,40 +103,12 @@ def _kinds(rotary: Rotary | None) -> tuple[ChannelKind, ...]:
     return ChannelKind.VALUE_OUTPUT, ChannelKind.QUERY_KEY if rotary is Rotary.NONE else ChannelKind.ROTARY
 
 
-def _likely_heads(attention: Sequence[Attention]) -> dict[int, float]:
-    """How well each size of heads pairs values with what reads them, over all blocks: sizes are the same in each.
-
-    By the correlation of their norms, which training keeps alike and a launderer who rescales makes unlike: .60 to .88
-    at the right size in small models of 16 to 32 channels a head and in SmolLM2-135M, less at every other.
-    """
-    votes: dict[int, list[float]] = defaultdict(list)
-    for block in attention:
-        if block.value is None or block.output is None:
-            continue
-        values, outputs = row_norms(block.value) ** 2, row_norms(block.output) ** 2
-        for head in block.heads:
-            if len(values) % head == 0 and len(outputs) % len(values) == 0:
-                grouped = outputs.reshape(len(values) // head, -1, head).sum(axis=1).reshape(-1)
-                votes[head].append(abs(_log_correlation(values, grouped)))
-    return {head: float(np.mean(found)) for head, found in votes.items()}
-
-
-def _log_correlation(first: Float64, second: Float64) -> float:
-    logs = []
-    for values in (first, second):
-        floor = max(float(np.median(values)) * 1e-6, np.finfo(np.float64).tiny)
-        log = np.log(np.maximum(values, floor))
-        logs.append(log - log.mean())
-    lengths = [float(np.linalg.norm(log)) for log in logs]
-    return float(logs[0] @ logs[1]) / (lengths[0] * lengths[1]) if min(lengths) > 1e-6 else 0.0
-
-
-def _heads(block: Attention, kind: ChannelKind, likely: Mapping[int, float]) -> list[int]:
+def _heads(block: Attention, kind: ChannelKind) -> list[int]:
     """Possible sizes of heads, the likeliest first."""
     narrow, wide = _sides(block, kind)
     if narrow is None or wide is None or not len(narrow) or len(wide) % len(narrow):
         return []
-    sizes: Iterable[int] = sorted(block.heads, key=lambda head: -likely.get(head, 0.0))
+    sizes: Iterable[int] = block.heads
     if not block.heads and len(wide) == len(narrow):
         # Each channel is read by one other, whatever the heads are: only frequency pairs depend on them.
         told = (block.block.head,) if block.block.head else ()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from fingerprint.gauge.attention import MOST_HEAD_SIZES, Attention, Block, project_attention
+from fingerprint.gauge.attention import MOST_HEAD_SIZES, Attention, Block, project_attention, with_heads
 from fingerprint.gauge.attention_samples import CHANNEL_LAYERS, rotary_of, sample_channels
 from fingerprint.gauge.frames import make_frames
 from fingerprint.gauge.gram import outer, sketched
@@ -133,7 +133,8 @@ def sample_gauge(
         return _sample_some(setting, mlp, count) if few else _sample_mlp(setting, mlp, count)
 
     neurons = list(pool.map(sample, range(len(chosen))))
-    attention = list(pool.map(lambda block: project_attention(around, block), _some_blocks(around, wired.blocks)))
+    projected = pool.map(lambda block: project_attention(around, block), _some_blocks(around, wired.blocks))
+    attention = with_heads(list(projected))
     grams = [gram for mlp, found in zip(chosen, neurons, strict=True) for gram in _mlp_grams(setting, mlp, found)]
     sizes = MOST_HEAD_SIZES if suspect else 1
     grams += [gram for one in attention for gram in _attention_grams(setting, one, sizes)]

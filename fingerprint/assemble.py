@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from threadpoolctl import threadpool_limits
 
 from fingerprint.canonical import lay_out, with_fixed_residual
+from fingerprint.forks import can_fork, forked
 from fingerprint.gauge.live import with_live
 from fingerprint.gauge.own import sample_self
 from fingerprint.gauge.sample import MOVING, sample_gauge
@@ -53,6 +54,8 @@ FEWER_NEURONS: Final = 512
 """As many are enough of each MLP of a deep network."""
 SMALL_BYTES: Final = 1 << 16
 """Bytes of a tensor, on average, from which several threads are faster than one."""
+FORKED_BYTES: Final = 1 << 26
+"""Bytes of a checkpoint from which forked processes are worth their start."""
 ENOUGH_NEURONS: Final = 1 << 14
 """Neurons of all MLPs together beyond which there are only ``FEWER_NEURONS`` of each."""
 
@@ -109,7 +112,8 @@ def measure_checkpoint(
     which more neurons are sampled instead. ``neurons`` overrides how many neurons of each MLP are sampled in the fixed
     frame. ``progress`` is called, from any thread, with the number of stored bytes done since the last call.
     ``workers`` threads (default: see ``threads``; one for tensors so small that several would wait for one another's
-    turn) share the tensors; the result does not depend on their number.
+    turn) share the work, and as many forked processes the tensors of a large checkpoint that lies here, where this
+    process has no other threads; the result depends on neither.
     Without ``deep`` a suspect's layers are not written down in their own frames, nor all of its neurons sampled: that
     takes longer than all the rest, and ``deepened`` does it later. Raises ``InputError``.
     """
@@ -132,16 +136,16 @@ def measure_checkpoint(
             column_norms=not named,
             sampled=position in sampled,
         )
-        if progress is not None:
-            progress(element_count(tensor.view.shape) * tensor.view.dtype.bits // 8)
         if position not in sketched:
             result.sketch = None
         return result
 
+    number = workers or thread_count()
+    apart = number > 1 and checkpoint.transfer is None and checkpoint.bytes >= FORKED_BYTES and can_fork()
     if checkpoint.transfer is None and checkpoint.bytes < SMALL_BYTES * len(layout.tensors):
         workers = workers or 1
     with _workers(workers) as pool:
-        measured = list(pool.map(measure, range(len(layout.tensors))))
+        measured = _measured(layout, measure, number if apart else 0, pool, progress)
         if _has_sinusoidal_positions(layout, measured):
             layout = with_fixed_residual(layout)
         wiring = _wiring(layout, measured, parameters)
@@ -212,6 +216,36 @@ def deepened(measured: Measured, *, workers: int | None = None) -> Measured:
         own, vectors = sample_self(*about, found.wired, made.parameters, pool, suspect=True)
     made = replace(made, depth=Depth.DEEP, neurons=made.neurons + own, grams=made.grams + vectors)
     return Measured(made, tensors, found)
+
+
+def _measured(
+    layout: Layout,
+    measure: Callable[[int], TensorMeasurement],
+    processes: int,
+    pool: Executor,
+    progress: Callable[[int], None] | None,
+) -> list[TensorMeasurement]:
+    """All tensors, by as many forked processes, or if there are to be none by the threads of ``pool``."""
+
+    def done(position: int) -> None:
+        if progress is not None:
+            view = layout.tensors[position].view
+            progress(element_count(view.shape) * view.dtype.bits // 8)
+
+    def measure_here(position: int) -> TensorMeasurement:
+        result = measure(position)
+        done(position)
+        return result
+
+    positions = range(len(layout.tensors))
+    if not processes:
+        return list(pool.map(measure_here, positions))
+    found: dict[int, TensorMeasurement] = {}
+    with closing(forked(measure, positions, processes)) as results:
+        for position, result in results:
+            found[position] = result
+            done(position)
+    return [found[position] for position in positions]
 
 
 @contextmanager

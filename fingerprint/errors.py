@@ -18,6 +18,7 @@
     │   ├── RegistryBusyError          another process holds it for too long
     │   ├── UnknownModelError          no model of that name
     │   └── NameTakenError             the name is registered with other weights
+    ├── WorkerLostError                a process that shared the work was lost, or cannot be started
     └── UsageError                     a call that cannot be carried out as given
 
 The command line maps every one of them to one line on standard error and exit status 2.
@@ -118,6 +119,10 @@ class UnknownModelError(RegistryError):
 
 class NameTakenError(RegistryError):
     """The name is already registered with other weights."""
+
+
+class WorkerLostError(WeightprintError):
+    """A process that shared the work was lost, or processes cannot be started."""
 
 
 class UsageError(WeightprintError):

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fingerprint.errors import UsageError
+from fingerprint.errors import UsageError, WorkerLostError
 from fingerprint.threads import processors, thread_count
 from signatures.bulk.journal import Journal, state_of
 from signatures.bulk.parsed import parsed
-from signatures.bulk.pool import Pool, WorkerLostError
+from signatures.bulk.pool import Pool
 from signatures.bulk.work import ATTEMPTS, Alone, in_order
 from signatures.report import Report
 from tests.bulk_tasks import Dies, Squares, Threads

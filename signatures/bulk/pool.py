@@ -10,16 +10,12 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final, Generic
 
-from fingerprint.errors import WeightprintError
+from fingerprint.errors import WorkerLostError
 from fingerprint.threads import VARIABLE, processors
 from signatures.bulk.work import ATTEMPTS, Item, Result, Task
 
 _THREAD_VARIABLES: Final = (VARIABLE, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _SECONDS_TO_END: Final = 10.0
-
-
-class WorkerLostError(WeightprintError):
-    """Worker processes cannot be started."""
 
 
 @dataclass(slots=True)

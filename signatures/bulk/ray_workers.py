@@ -9,9 +9,8 @@ import socket
 from pathlib import Path
 from typing import Any, Final, Generic
 
-from fingerprint.errors import UsageError
+from fingerprint.errors import UsageError, WorkerLostError
 from fingerprint.threads import VARIABLE, processors
-from signatures.bulk.pool import WorkerLostError
 from signatures.bulk.work import ATTEMPTS, Item, Result, Task
 
 _ROOT: Final = Path(__file__).resolve().parents[2]

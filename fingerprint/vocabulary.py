@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 
 class Role(StrEnum):
@@ -30,6 +31,12 @@ class Role(StrEnum):
     BIAS = "bias"
     BUFFER = "buffer"
     OTHER = "other"
+
+
+NEURON_ROLES: Final = frozenset({Role.GATE, Role.UP, Role.DOWN, Role.FC_IN, Role.FC_OUT})
+"""Of MLPs."""
+ATTENTION_ROLES: Final = frozenset({Role.QUERY, Role.KEY, Role.VALUE, Role.ATTENTION_OUTPUT})
+LAYERLESS_ROLES: Final = frozenset({Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING, Role.OUTPUT_HEAD})
 
 
 class Axis(StrEnum):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fingerprint.comparing.matching import EXACT
 from fingerprint.dtypes import DTYPES
 from fingerprint.measure import matrix_shape
-from fingerprint.vocabulary import Content, Role
+from fingerprint.vocabulary import LAYERLESS_ROLES, Content, Role
 from signatures.rewriting import Rewriting
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 Float64 = NDArray[np.float64]
 
-NEURON_ROLES: Final = frozenset({Role.GATE, Role.UP, Role.DOWN, Role.FC_IN, Role.FC_OUT})
-LAYERLESS_ROLES: Final = frozenset({Role.TOKEN_EMBEDDING, Role.POSITION_EMBEDDING, Role.OUTPUT_HEAD})
 _UNSEEN: Final = LAYERLESS_ROLES
 """What is not looked for where the residual stream was rotated."""
 _THROUGH_LAYERS: Final = 0.3

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from fingerprint.comparing.matching import layer_map
-from fingerprint.vocabulary import Axis
-from signatures.change import LAYERLESS_ROLES, NEURON_ROLES
+from fingerprint.vocabulary import LAYERLESS_ROLES, NEURON_ROLES, Axis
 from signatures.report import Relation
 
 if TYPE_CHECKING:

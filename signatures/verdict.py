@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from fingerprint.comparing.evidence import Null, Test
-from fingerprint.vocabulary import Content, Role
-from signatures.change import LAYERLESS_ROLES, NEURON_ROLES, Change
+from fingerprint.vocabulary import LAYERLESS_ROLES, NEURON_ROLES, Content, Role
+from signatures.change import Change
 from signatures.report import Confidence, Link
 
 if TYPE_CHECKING:

@@ -184,6 +184,23 @@ def test_attention_whose_heads_are_not_known_counts_neither_for_nor_against(ours
         assert found.registered_coverage > 0.99
 
 
+@pytest.mark.parametrize("name", ["rotated", "all"])
+def test_what_is_projected_of_a_large_model_stands_for_the_rest(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fingerprint.gauge.sample.MOST_ATTENTION", 1)
+    for module, bound in (("gauge.sample", "CHANNEL_LAYERS"), ("gauge.sample", "MOST_MLPS")):
+        monkeypatch.setattr(f"fingerprint.{module}.{bound}", 1)
+        monkeypatch.setattr(f"fingerprint.comparing.comparison.{bound}", 1)
+    base = measured(model(1), tmp_path)
+    assert len({one.layer for one in base.grams if one.frame == Frame.ANCHORS}) < LAYERS
+    found = compare_fingerprints(base, measured(REWRITES[name][0](model(1)), tmp_path, suspect=True))
+    assert (found.registered_coverage, found.suspect_coverage) == pytest.approx((1.0, 1.0), abs=0.01)
+    assert Change(found).unmatched_registered == ()
+    stranger = compare_fingerprints(base, measured(_rotated(model(99), TURN), tmp_path, suspect=True))
+    assert stranger.registered_coverage < 0.1
+
+
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     folder = tmp_path_factory.mktemp("registry")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 
@@ -16,8 +16,10 @@ from fingerprint.comparing.gauge import FrameMatch, Gauge, alike_circuits, compa
 from fingerprint.comparing.matching import SketchCosines, TensorMatch, is_distinctive, match_tensors
 from fingerprint.comparing.sampled import as_sampled, is_sampled, without_unseen
 from fingerprint.comparing.tail import sketch_log10_p
+from fingerprint.gauge.attention_samples import CHANNEL_LAYERS
+from fingerprint.gauge.sample import MOST_MLPS
 from fingerprint.neurons import UNNAMED
-from fingerprint.vocabulary import Circuit, Content, Frame, Role
+from fingerprint.vocabulary import ATTENTION_ROLES, NEURON_ROLES, Circuit, Content, Frame, Role
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -34,7 +36,6 @@ it, half of the channels left out or half of the weights, of networks trained ap
 _STILL: Final = 0.1
 """Concordance in the fixed frame below which the residual stream is not where it was."""
 _TOKENS: Final = frozenset({Role.TOKEN_EMBEDDING, Role.OUTPUT_HEAD})
-_ATTENTION: Final = frozenset({Role.QUERY, Role.KEY, Role.VALUE, Role.ATTENTION_OUTPUT})
 _TABLES: Final[dict[str, Role]] = {
     Frame.ANCHORS: Role.TOKEN_EMBEDDING,
     Frame.POSITIONS: Role.POSITION_EMBEDDING,
@@ -275,6 +276,9 @@ def _through_layers(
             ours.update(dict.fromkeys(tables[0], frame.best_half))
             theirs.update(dict.fromkeys(tables[1], min(1.0, frame.best_half * _narrowing(registered, suspect, frame))))
     _between_samples(registered, suspect, gauge, ours, theirs)
+    for frame in gauge.frames:
+        if frame.agrees:
+            _beyond_samples(registered, suspect, frame.frame, ours, theirs)
     return dict(ours), dict(theirs)
 
 
@@ -315,6 +319,56 @@ def _between_samples(
             covered[position] = max(covered[position], share)
 
 
+def _beyond_samples(
+    registered: Fingerprint, suspect: Fingerprint, frame: str, ours: dict[int, float], theirs: dict[int, float]
+) -> None:
+    """Let the attention and the MLPs that were projected stand for those that were not, since there are too many.
+
+    Where only a share of one side was projected, no more of the other can have met its partner. The numbers are those
+    of matrices, of which each has two at least.
+    """
+    for roles, least in ((ATTENTION_ROLES, 2 * CHANNEL_LAYERS), (NEURON_ROLES, 2 * MOST_MLPS)):
+        one, other = (_Projected.of(side, frame, roles) for side in (registered, suspect))
+        if not (one.sampled and other.sampled) or not (one.is_part(least) or other.is_part(least)):
+            continue
+        for covered, mine, its in ((ours, one, other), (theirs, other, one)):
+            found = float(np.mean([covered.get(position, 0.0) for position in mine.sampled]))
+            for position in mine.every if its.is_part(least) else mine.every - mine.sampled:
+                covered[position] = max(covered[position], min(1.0, found / its.share))
+
+
+@dataclass(frozen=True, slots=True)
+class _Projected:
+    """Positions of one side's matrices of some roles that were projected in a frame, and of all that are like them."""
+
+    sampled: frozenset[int]
+    every: frozenset[int]
+
+    @property
+    def share(self) -> float:
+        """Of those that are like them, how many were projected."""
+        return len(self.sampled) / max(len(self.every), 1)
+
+    def is_part(self, least: int) -> bool:
+        """Whether these are a part of what there is, chosen because there were more than ``least``."""
+        return len(self.sampled) >= least and self.share < 1.0
+
+    @classmethod
+    def of(cls, fingerprint: Fingerprint, frame: str, roles: frozenset[Role]) -> Self:
+        """Of one side."""
+        tensors = fingerprint.tensors
+        places = {place for one in fingerprint.grams if one.frame == frame for place in one.tensors}
+        places |= {place for one in fingerprint.neurons if one.frame == frame for place in one.tensors}
+        sampled = {place for place in places if place >= 0 and tensors[place].role in roles}
+        shapes = {(tensors[place].role, tensors[place].shape) for place in sampled}
+        every = {
+            place
+            for place, one in enumerate(tensors)
+            if one.content is Content.WEIGHTS and (one.role, one.shape) in shapes
+        }
+        return cls(frozenset(sampled), frozenset(every | sampled))
+
+
 def _untested(
     registered: Fingerprint, suspect: Fingerprint, neurons: Sequence[NeuronMatch], gauge: Gauge
 ) -> frozenset[Role]:
@@ -331,7 +385,7 @@ def _untested(
     if Frame.ANCHORS not in agreed:
         roles |= _TOKENS
     if moved and not _circuits(registered, agreed) & _circuits(suspect, agreed):
-        roles |= _ATTENTION
+        roles |= ATTENTION_ROLES
     return frozenset(roles)
 
 

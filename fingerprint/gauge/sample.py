@@ -43,8 +43,8 @@ MOST_NEURONS: Final = 1 << 15
 LEAST_OF_ONE: Final = 1 << 9
 MOST_AT_LEAST: Final = 1 << 16
 """As many are the most of all, however deep the network: 50 MB of coordinates."""
-MOST_ATTENTION: Final = 1 << 25
-"""Coordinates of attention's channels that are held at a time: 128 MB."""
+MOST_ATTENTION: Final = 1 << 24
+"""Coordinates of attention's channels that are held at a time: 64 MB."""
 MOST_OF_ONE: Final = 1 << 12
 WHOLE_SHARE: Final = 8
 """One in so many MLPs of a suspect has all of its neurons projected: a vector by which a layer is looked up is a sum

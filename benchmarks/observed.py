@@ -7,46 +7,41 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# The process looks at itself: the largest resident memory is kept by the kernel, so that no peak is missed; what is
-# anonymous is sampled, since mapped files count as resident too.
+# The process says at its end what it took; what is anonymous is watched from outside, since a thread of its own would
+# keep it from forking.
 _CHILD = """
-import json, os, sys, threading, time
-here = {"anonymous": 0}
-def status():
-    with open("/proc/self/status", encoding="ascii") as lines:
-        found = dict(line.split(":", 1) for line in lines)
-    return {name: int(found[name].split()[0]) * 1024 for name in ("VmHWM", "RssAnon")}
-def watch():
-    while True:
-        here["anonymous"] = max(here["anonymous"], status()["RssAnon"])
-        time.sleep(0.005)
-threading.Thread(target=watch, daemon=True).start()
+import json, os, resource, sys
 from cli.main import run
 code = int(run(sys.argv[2:]))
 sys.stdout.flush()
-end = status()
-here["anonymous"] = max(here["anonymous"], end["RssAnon"])
-here |= {"resident": end["VmHWM"], "code": code, "processor": time.process_time()}
+with open("/proc/self/status", encoding="ascii") as lines:
+    resident = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+processor = sum(use.ru_utime + use.ru_stime for use in uses)
 with open(sys.argv[1], "w", encoding="ascii") as file:
-    json.dump(here, file)
+    json.dump({"resident": resident, "code": code, "processor": processor}, file)
 os._exit(code)
 """
+_SECONDS_BETWEEN = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
     """``status`` is None if the process did not come to an end of its own; memory in bytes, time in seconds.
 
-    ``resident`` is the exact peak, mapped files included; ``anonymous`` a peak of samples 5 ms apart. ``processor`` is
-    the time of all threads on a processor, ``wall`` that on the clock, both with the start of the interpreter.
+    ``resident`` is the exact peak, mapped files included; ``anonymous`` a peak of samples 10 ms apart of the process
+    and of those that it forked, what they share counted in each. ``processor`` is the time of all of them on a
+    processor, ``wall`` that on the clock, both with the start of the interpreter.
     """
 
     status: int | None
@@ -63,25 +58,63 @@ def observe(arguments: Sequence[str], *, stdin: bytes = b"", limit: float = 120.
     with tempfile.TemporaryDirectory() as folder:
         note = Path(folder) / "note.json"
         began = time.perf_counter()
-        try:
-            ran = subprocess.run(
+        with (
+            subprocess.Popen(
                 [sys.executable, "-c", _CHILD, str(note), *arguments],
-                input=stdin,
-                capture_output=True,
-                timeout=limit,
-                check=False,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
-            )
-        except subprocess.TimeoutExpired as late:
-            return Observed(None, "", (late.stderr or b"").decode(errors="replace"), 0, 0, limit, limit)
+            ) as process,
+            _Watch(process.pid) as watch,
+        ):
+            try:
+                out, err = process.communicate(stdin, timeout=limit)
+            except subprocess.TimeoutExpired as late:
+                process.kill()
+                return Observed(None, "", (late.stderr or b"").decode(errors="replace"), 0, 0, limit, limit)
         wall = time.perf_counter() - began
         seen: dict[str, Any] = json.loads(note.read_text("ascii")) if note.exists() else {}
     return Observed(
         seen.get("code"),
-        ran.stdout.decode(errors="replace"),
-        ran.stderr.decode(errors="replace"),
-        seen.get("anonymous", 0),
+        out.decode(errors="replace"),
+        err.decode(errors="replace"),
+        watch.anonymous,
         seen.get("resident", 0),
         seen.get("processor", 0.0),
         wall,
     )
+
+
+class _Watch:
+    """Looks at the anonymous memory of a process and its children while the block runs."""
+
+    def __init__(self, pid: int) -> None:
+        self.anonymous = 0
+        self._pid = pid
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(_SECONDS_BETWEEN):
+            with suppress(OSError, ValueError):  # a process that ends while it is looked at
+                pids = [self._pid, *map(int, _read(f"/proc/{self._pid}/task/{self._pid}/children").split())]
+                self.anonymous = max(self.anonymous, sum(map(_anonymous, pids)))
+
+
+def _anonymous(pid: int) -> int:
+    lines = _read(f"/proc/{pid}/status").splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="ascii", errors="replace") as file:
+        return file.read()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,14 @@ from fingerprint.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from rich.progress import ProgressColumn
+
     from cli.console import Console
 
     Advance = Callable[[int], None]
 
 _LABEL_WIDTH = 28
+_SECONDS_BETWEEN = 0.1
 
 
 @contextmanager
@@ -29,23 +33,12 @@ def reading(console: Console, *paths: str) -> Iterator[Advance | None]:
     if not console.animates:
         yield None
         return
-    from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
     label = ", ".join(os.path.basename(os.path.normpath(path)) for path in paths)
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=RichConsole(stderr=True, no_color=not console.colour_allowed, highlight=False),
-        transient=True,
-        expand=True,
-    )
-    with bar:
-        task = bar.add_task(clipped_middle(shown_path(label), _LABEL_WIDTH), total=_size(paths))
-        yield lambda done: bar.advance(task, done)
+    columns = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with _bar(console, clipped_middle(shown_path(label), _LABEL_WIDTH), _size(paths), *columns) as advance:
+        yield advance
 
 
 @contextmanager
@@ -58,29 +51,40 @@ def listing(console: Console, total: int | None) -> Iterator[Advance | None]:
     if not console.animates or (sys.stdout is not None and sys.stdout.isatty()):
         yield None
         return
+    from rich.progress import MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    with _bar(console, "list", total, MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(console: Console, label: str, total: int | None, *columns: ProgressColumn) -> Iterator[Advance]:
+    """A bar that is drawn as it advances and not by a thread of its own, beside which nothing could be forked."""
     from rich.console import Console as RichConsole
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, TextColumn
 
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        *columns,
         console=RichConsole(stderr=True, no_color=not console.colour_allowed, highlight=False),
+        auto_refresh=False,
         transient=True,
         expand=True,
     )
+    drawn = time.monotonic()
+
+    def advance(done: int) -> None:
+        nonlocal drawn
+        bar.advance(task, done)
+        if (now := time.monotonic()) - drawn >= _SECONDS_BETWEEN:
+            drawn = now
+            bar.refresh()
+
     with bar:
-        task = bar.add_task("list", total=total)
-        yield lambda done: bar.advance(task, done)
+        task = bar.add_task(label, total=total)
+        bar.refresh()
+        yield advance
 
 
 def _size(paths: tuple[str, ...]) -> int | None:

@@ -110,6 +110,7 @@ def _begun(function: Callable[[int], Any], others: Iterable[_Worker]) -> _Worker
         pid = os.fork()
         if not pid:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             _work(function, theirs, mine, [requests, answers, *(end for one in others for end in _ends(one))])
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)

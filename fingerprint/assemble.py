@@ -5,7 +5,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from threadpoolctl import threadpool_limits
 
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from fingerprint.canonical import CanonicalTensor, Layout
     from fingerprint.checkpoint import Checkpoint
     from fingerprint.parameters import Parameters
+
+Result = TypeVar("Result")
 
 MOST_SKETCHED: Final = 1 << 12
 """Tensors whose sketches are kept, the first by the order of their units: 4 KB each."""
@@ -140,12 +143,18 @@ def measure_checkpoint(
             result.sketch = None
         return result
 
+    def done(position: int) -> None:
+        if progress is not None:
+            view = layout.tensors[position].view
+            progress(element_count(view.shape) * view.dtype.bits // 8)
+
     number = workers or thread_count()
     apart = number > 1 and checkpoint.transfer is None and checkpoint.bytes >= FORKED_BYTES and can_fork()
     if checkpoint.transfer is None and checkpoint.bytes < SMALL_BYTES * len(layout.tensors):
         workers = workers or 1
     with _workers(workers) as pool:
-        measured = _measured(layout, measure, number if apart else 0, pool, progress)
+        share = partial(_shared, pool=pool, processes=number if apart else 0)
+        measured = share(measure, len(layout.tensors), done=done)
         if _has_sinusoidal_positions(layout, measured):
             layout = with_fixed_residual(layout)
         wiring = _wiring(layout, measured, parameters)
@@ -155,7 +164,7 @@ def measure_checkpoint(
         count = min(count, max(parameters.neuron_samples, MOST_NEURONS // max(len(mlps), 1)))
         if count > FEWER_NEURONS:
             count = max(FEWER_NEURONS, min(count, ENOUGH_NEURONS // max(len(mlps), 1)))
-        samples = list(pool.map(lambda mlp: _sample(layout, measured, mlp, count, parameters), mlps))
+        samples = share(lambda at: _sample(layout, measured, mlps[at], count, parameters), len(mlps))
         contents = [result.content for result in measured]
         if named or layout.family is not None:
             wired = wire_by_names(layout, contents, checkpoint.metadata)
@@ -218,34 +227,30 @@ def deepened(measured: Measured, *, workers: int | None = None) -> Measured:
     return Measured(made, tensors, found)
 
 
-def _measured(
-    layout: Layout,
-    measure: Callable[[int], TensorMeasurement],
-    processes: int,
+def _shared(
+    function: Callable[[int], Result],
+    count: int,
+    *,
     pool: Executor,
-    progress: Callable[[int], None] | None,
-) -> list[TensorMeasurement]:
-    """All tensors, by as many forked processes, or if there are to be none by the threads of ``pool``."""
+    processes: int,
+    done: Callable[[int], None] = lambda _: None,
+) -> list[Result]:
+    """``function`` of all numbers below ``count``, by as many forked processes, or if there are to be none by the
+    threads of ``pool``; ``done`` is told of each."""
 
-    def done(position: int) -> None:
-        if progress is not None:
-            view = layout.tensors[position].view
-            progress(element_count(view.shape) * view.dtype.bits // 8)
-
-    def measure_here(position: int) -> TensorMeasurement:
-        result = measure(position)
-        done(position)
+    def here(number: int) -> Result:
+        result = function(number)
+        done(number)
         return result
 
-    positions = range(len(layout.tensors))
     if not processes:
-        return list(pool.map(measure_here, positions))
-    found: dict[int, TensorMeasurement] = {}
-    with closing(forked(measure, positions, processes)) as results:
-        for position, result in results:
-            found[position] = result
-            done(position)
-    return [found[position] for position in positions]
+        return list(pool.map(here, range(count)))
+    found: dict[int, Result] = {}
+    with closing(forked(function, range(count), processes)) as results:
+        for number, result in results:
+            found[number] = result
+            done(number)
+    return [found[number] for number in range(count)]
 
 
 @contextmanager

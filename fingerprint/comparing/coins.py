@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -52,6 +51,10 @@ _AMONG: Final = 192
 _DIGITS: Final = 6
 _APART: Final = 0.5
 """Of units without coins: how much nearer partners are than all others, in the sum of two cosines."""
+_NUMBERS_AT_ONCE: Final = 1 << 21
+"""Cosines that are held at a time: 8 MB."""
+_ROWS_AT_ONCE: Final = 1 << 12
+"""Neurons that others are compared with at a time."""
 UNKNOWN: Final = "unknown"
 """Activation of an MLP of which it is not known which matrix is the gate."""
 
@@ -119,7 +122,10 @@ def match_neurons(
     positions = [at for at, ours in enumerate(registered) if ours.frame == frame and ours.indices.size]
     mine = {at: _Reading(registered[at].gate, registered[at].up, registered[at].down) for at in positions}
     rows = {at: reading.rows() for at, reading in mine.items()}
-    followed = {at: _followed(mine[at], readings) for at in positions}
+    followed: dict[int, list[int]] = {}
+    for gated in (False, True):
+        alike = [at for at in positions if (mine[at].up is not None) == gated]
+        followed |= zip(alike, _Glances.of(readings, gated=gated).followed([mine[at] for at in alike]), strict=True)
     matches: dict[tuple[int, int], NeuronMatch] = {}
     for number, (index, reading) in enumerate(read):
         wanted = [at for at in positions if number in followed[at]]
@@ -135,16 +141,6 @@ def match_neurons(
     return [max((matches[at, number] for number in followed[at]), key=rank) for at in positions if followed[at]]
 
 
-def _followed(mine: _Reading, readings: Sequence[_Reading]) -> list[int]:
-    """Numbers of the readings of a suspect that may match a registered MLP best, those first that look like it."""
-    options = [number for number, reading in enumerate(readings) if (reading.up is None) == (mine.up is None)]
-    for glanced, many in _GLANCES:
-        if len(options) > many:
-            likeness = {number: mine.glance(readings[number], glanced) for number in options}
-            options = sorted(options, key=lambda number: -likeness[number])[:many]
-    return options
-
-
 class _Reading:
     """The rows of one sample in one of the orders of its matrices."""
 
@@ -155,16 +151,10 @@ class _Reading:
         """All of them."""
         return _Rows.of(self.gate, self.up, self.down)
 
-    @cached_property
-    def _largest(self) -> _Rows:
-        """Those of largest gates, the largest first: as many as a glance looks at."""
-        first = np.argsort(-row_norms(self.gate), kind="stable")[:_AMONG]
+    def largest(self, number: int) -> _Rows:
+        """Those of largest gates, the largest first."""
+        first = np.argsort(-row_norms(self.gate), kind="stable")[:number]
         return _Rows.of(self.gate[first], None if self.up is None else self.up[first], self.down[first])
-
-    def glance(self, other: _Reading, number: int) -> float:
-        """About the mean score of the best partners, from the ``number`` neurons of largest gates alone."""
-        by_gate, rest = self._largest.first(number).products(other._largest)
-        return float((by_gate + (rest if self.up is None else np.abs(rest))).max(axis=1, initial=-1.0).mean())
 
 
 class _Rows(NamedTuple):
@@ -179,9 +169,16 @@ class _Rows(NamedTuple):
         """The rows of any length as unit rows."""
         return cls(unit_rows(gate), None if up is None else unit_rows(up), unit_rows(down))
 
-    def first(self, number: int) -> _Rows:
-        """The first ``number`` rows."""
-        return _Rows(self.gate[:number], None if self.up is None else self.up[:number], self.down[:number])
+    @classmethod
+    def joined(cls, parts: Sequence[_Rows]) -> Self:
+        """The rows of some, all gated or none of them, one after the other."""
+        ups = [part.up for part in parts if part.up is not None]
+        gate, down = (np.concatenate([getattr(part, name) for part in parts]) for name in ("gate", "down"))
+        return cls(gate, np.concatenate(ups) if ups else None, down)
+
+    def taken(self, rows: Int64) -> _Rows:
+        """Some of the rows."""
+        return _Rows(self.gate[rows], None if self.up is None else self.up[rows], self.down[rows])
 
     def products(self, other: _Rows) -> tuple[Float32, Float32]:
         """Cosines by gate, and summed ones by the rest: (m, n) each."""
@@ -189,6 +186,62 @@ class _Rows(NamedTuple):
         if self.up is not None and other.up is not None:
             rest += self.up @ other.up.T
         return self.gate @ other.gate.T, rest
+
+
+@dataclass(frozen=True, slots=True)
+class _Glances:
+    """A few neurons of each of a suspect's readings, those of largest gates, one reading after the other.
+
+    ``numbers`` (r,) are those of the readings, ``starts`` (r + 1,) where the rows of each begin and the last ones end.
+    """
+
+    numbers: Int64
+    starts: Int64
+    rows: _Rows | None
+
+    @classmethod
+    def of(cls, readings: Sequence[_Reading], *, gated: bool) -> Self:
+        """Of the readings that are gated, or of those that are not."""
+        numbers = [number for number, one in enumerate(readings) if (one.up is not None) == gated]
+        parts = [readings[number].largest(_AMONG) for number in numbers]
+        starts = np.cumsum([0, *(len(part.gate) for part in parts)])
+        return cls(np.array(numbers, np.int64), starts, _Rows.joined(parts) if parts else None)
+
+    def followed(self, mine: Sequence[_Reading]) -> list[list[int]]:
+        """For each registered MLP the numbers of the readings that may match it best, those first that look like it."""
+        first, second = _GLANCES
+        found = []
+        for one, places in zip(mine, self._best(mine, *first), strict=True):
+            among = self.taken(places)
+            found.append(among.numbers[among._best([one], *second)[0]].tolist())
+        return found
+
+    def _best(self, mine: Sequence[_Reading], glanced: int, many: int) -> list[Int64]:
+        """For each of ``mine`` the places of the ``many`` readings that look most like it, or of all of fewer ones.
+
+        By about the mean scores of the best partners of some of its neurons.
+        """
+        if self.rows is None or len(self.numbers) <= many:
+            return [np.arange(len(self.numbers))] * len(mine)
+        found = []
+        step = max(1, _NUMBERS_AT_ONCE // (glanced * len(self.rows.gate)))
+        for start in range(0, len(mine), step):
+            parts = [one.largest(glanced) for one in mine[start : start + step]]
+            rows = _Rows.joined(parts)
+            by_gate, rest = rows.products(self.rows)
+            total = by_gate + (rest if rows.up is None else np.abs(rest))
+            best = np.maximum.reduceat(total, self.starts[:-1], axis=1)
+            ends = np.cumsum([len(part.gate) for part in parts])
+            found += [np.argsort(-one.mean(axis=0), kind="stable")[:many] for one in np.split(best, ends[:-1])]
+        return found
+
+    def taken(self, places: Int64) -> _Glances:
+        """Some of the readings, in that order."""
+        sizes = np.diff(self.starts)[places]
+        rows = np.concatenate([np.arange(self.starts[place], self.starts[place + 1]) for place in places])
+        return _Glances(
+            self.numbers[places], np.cumsum([0, *sizes]), None if self.rows is None else self.rows.taken(rows)
+        )
 
 
 def _readings(sample: NeuronSample) -> list[_Reading]:
@@ -285,23 +338,35 @@ def usable_coins(registered: Sequence[NeuronSample]) -> list[NDArray[np.bool_]]:
         np.full(sample.indices.size, sample.up is not None and sample.activation in SYMMETRIC_ACTIVATIONS)
         for sample in registered
     ]
-    units = [
-        (unit_rows(sample.gate), unit_rows(sample.up), unit_rows(sample.down)) if sample.up is not None else None
-        for sample in registered
-    ]
-    for later, theirs in enumerate(units):
-        for earlier in range(later + 1):
-            ours = units[earlier]
-            if theirs is None or ours is None or not masks[earlier].any():
-                continue
-            if registered[later].frame != registered[earlier].frame:
-                continue
-            alike = theirs[0] @ ours[0].T + np.abs(theirs[1] @ ours[1].T + theirs[2] @ ours[2].T)
-            alike[:, ~masks[earlier]] = -1.0
-            if earlier == later:
-                alike[np.triu_indices(len(alike))] = -1.0
-            masks[later] &= alike.max(axis=1) < _DUPLICATE_SCORE
+    earlier: dict[str, list[_Rows]] = {}
+    for at, sample in enumerate(registered):
+        mask = masks[at]
+        if sample.up is None or not sample.indices.size:
+            continue
+        rows = _Rows.of(sample.gate, sample.up, sample.down)
+        known = earlier.setdefault(sample.frame, [])
+        for others in known:
+            mask &= _alike(rows, others).max(axis=1) < _DUPLICATE_SCORE
+        alike = np.where(np.tri(mask.size, k=-1, dtype=np.bool_) & mask, _alike(rows, rows), -1.0)
+        mask &= alike.max(axis=1) < _DUPLICATE_SCORE
+        if mask.any():
+            _add(known, rows.taken(np.flatnonzero(mask)))
     return [_without_copies(registered, masks, at) for at in range(len(masks))]
+
+
+def _alike(rows: _Rows, others: _Rows) -> Float32:
+    """Sums of the cosines of neurons, blind to their coins: (m, n)."""
+    by_gate, rest = rows.products(others)
+    alike: Float32 = by_gate + np.abs(rest)
+    return alike
+
+
+def _add(known: list[_Rows], rows: _Rows) -> None:
+    """Add rows to the last of some, or begin another where that would be too long."""
+    if known and len(known[-1].gate) + len(rows.gate) <= _ROWS_AT_ONCE:
+        known[-1] = _Rows.joined([known[-1], rows])
+    else:
+        known.append(rows)
 
 
 def _without_copies(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 
@@ -19,6 +20,7 @@ from fingerprint.comparing.tail import sketch_log10_p
 from fingerprint.gauge.attention_samples import CHANNEL_LAYERS
 from fingerprint.gauge.sample import MOST_MLPS
 from fingerprint.neurons import UNNAMED
+from fingerprint.threads import thread_count
 from fingerprint.vocabulary import ATTENTION_ROLES, NEURON_ROLES, Circuit, Content, Frame, Role
 
 if TYPE_CHECKING:
@@ -98,9 +100,11 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
         registered, suspect = as_sampled(registered, suspect)
     cosines = SketchCosines.of(registered.tensors, suspect.tensors)
     matches = match_tensors(registered.tensors, suspect.tensors, cosines)
-    neurons = match_neurons(registered.neurons, suspect.neurons)
-    usable = usable_coins(registered.neurons) if suspect.neurons else []
-    gauge = compare_gauge(registered, suspect, usable, own_frames=own_frames)
+    with ThreadPoolExecutor(thread_count()) as pool:
+        beside = pool.submit(usable_coins, registered.neurons if suspect.neurons else ())
+        neurons = pool.submit(match_neurons, registered.neurons, suspect.neurons).result()
+        usable = beside.result()
+        gauge = compare_gauge(registered, suspect, usable, own_frames=own_frames, pool=pool)
     evidence = [
         one
         for one in (

@@ -24,6 +24,7 @@ from fingerprint.vocabulary import ChannelKind, Circuit, Frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from concurrent.futures import Executor
 
     from numpy.typing import NDArray
 
@@ -161,17 +162,20 @@ def compare_gauge(
     usable: Sequence[NDArray[np.bool_]],
     *,
     own_frames: bool = True,
+    pool: Executor | None = None,
 ) -> Gauge:
     """Match the neurons frame by frame, then look at all coins. Everything before the coins is blind to them.
 
     ``usable`` are the ``usable_coins`` of the registered neurons. Without ``own_frames`` the layers' own frames, which
-    have to be aligned pair by pair, are left out.
+    have to be aligned pair by pair, are left out. The threads of ``pool`` share the work, if there are any.
     """
     matchers = _MATCHERS if own_frames else tuple(match for match in _MATCHERS if match is not _own_frames)
-    frames = [found for match in matchers if (found := match(registered, suspect)) is not None]
+    share = map if pool is None else pool.map
+    channels = share(lambda side: _channel_tests(registered, side), [suspect])
+    found = list(share(lambda match: match(registered, suspect), matchers))
+    frames = [frame for frame in found if frame is not None]
     tests = [test for frame in frames if (test := _neuron_test(frame, usable)) is not None]
-    for find in _CHANNEL_TESTS:
-        tests += find(registered, suspect, frames)
+    tests += next(iter(channels))
     return Gauge(tuple(frames), tuple(tests))
 
 
@@ -202,9 +206,8 @@ def _mlps(fingerprint: Fingerprint, frame: Frame) -> int:
     return len({frozenset(sample.tensors) for sample in fingerprint.neurons if sample.frame == frame})
 
 
-def _channel_tests(registered: Fingerprint, suspect: Fingerprint, frames: list[FrameMatch]) -> list[ExactTest]:
+def _channel_tests(registered: Fingerprint, suspect: Fingerprint) -> list[ExactTest]:
     """The coins of attention channels, by frame and kind."""
-    del frames
     usable: list[NDArray[np.bool_]] | None = None
     ungrouped = ungrouped_samples(suspect)
     tests = []
@@ -225,11 +228,6 @@ _MATCHERS: Final[tuple[Callable[[Fingerprint, Fingerprint], FrameMatch | None], 
     _own_frames,
 )
 """One for each frame."""
-
-_CHANNEL_TESTS: Final[tuple[Callable[[Fingerprint, Fingerprint, list[FrameMatch]], list[ExactTest]], ...]] = (
-    _channel_tests,
-)
-"""Tests of the coins of attention channels."""
 
 
 def alike_circuits(

@@ -91,10 +91,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("style", choices=["llama", "gpt2"])
     parser.add_argument("--zoo", type=Path, required=True)
+    parser.add_argument("--family", default="a")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=1 << 20)
     chosen = parser.parse_args()
-    paths = sorted(chosen.zoo.glob(f"a-pop-{chosen.style}-64-s*.safetensors"))
+    paths = sorted(chosen.zoo.glob(f"{chosen.family}-pop-{chosen.style}-64-s??.safetensors"))
     with chosen.out.open("w", encoding="utf-8") as out, threadpool_limits(1):
         pairs = []
         for pair in all_pairs(paths, chosen.pairs):

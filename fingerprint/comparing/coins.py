@@ -209,6 +209,8 @@ class _Glances:
 
     def followed(self, mine: Sequence[_Reading]) -> list[list[int]]:
         """For each registered MLP the numbers of the readings that may match it best, those first that look like it."""
+        if self.rows is None:
+            return [[] for _ in mine]
         first, second = _GLANCES
         found = []
         for one, places in zip(mine, self._best(mine, *first), strict=True):

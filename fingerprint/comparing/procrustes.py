@@ -1,11 +1,16 @@
 """Matching two layers in their own frames: descriptors start it, orthogonal Procrustes and joint matching finish it.
 
-Two self frames agree only up to an orthogonal matrix. Descriptors that no rotation changes propose partners; the matrix
-that carries those onto each other is the polar factor of their products (Schoenemann 1966); in the common frame the
-joint score of gate, up and down proposes better partners; and so on. All of it is blind to the coins: descriptors are,
-and where up and down enter the matrix, each pair is given the sign that they have in common, so that flipping neurons
-of the registered model changes no step. Half of the neurons are fitted; what is measured of the others owes nothing to
-the fit.
+Two self frames agree only up to an orthogonal matrix. Descriptors that no rotation changes propose partners, for each
+neuron many of them, by their likeness; the matrix that carries those onto each other is the polar factor of their
+products (Schoenemann 1966); in the common frame the joint score of gate, up and down proposes better partners, at each
+step fewer; and so on, until each has one (softassign with deterministic annealing: Gold and Rangarajan 1996). One
+partner each from the start found two of the four layers of a Llama trained on for as long again (concordance of the
+others .00 and .02, where 14 and 7 of 256 neurons had their partner's descriptors nearest); this finds them at .98 and
+.77.
+
+All of it is blind to the coins: descriptors are, and where up and down enter the matrix, each pair is given the sign
+that they have in common, so that flipping neurons of the registered model changes no step. Half of the neurons are
+fitted; what is measured of the others owes nothing to the fit.
 """
 
 from __future__ import annotations
@@ -29,13 +34,14 @@ Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-_FIRST_STEPS: Final = 5
+_SOFT: Final = (4.0, 60.0)
+"""Factors of scores before they are compared as logarithms of probabilities: at the first step, at the last."""
+_SOFT_STEPS: Final = 10
+_DESCRIBED: Final = 2.0
+"""Factor of the mean squared difference of descriptors, at first; none at the end."""
 _MOST_STEPS: Final = 30
-_DESCRIBED_STEPS: Final = 8
-"""Steps in which descriptors still count beside coordinates, less and less."""
-_DESCRIBED: Final = 0.1
 _FOLLOWED: Final = 4
-"""Layers of the suspect that are followed to the end for each registered one: those best after the first steps."""
+"""Layers of the suspect that are followed to the end for each registered one: those best after the soft steps."""
 _FEWEST: Final = 32
 """Neurons below which two layers are not aligned: a frame has 48 directions, which few neurons would fit anyhow."""
 
@@ -54,16 +60,13 @@ def match_self_frames(registered: Sequence[NeuronSample], suspect: Sequence[Neur
         begun: list[tuple[float, int, _Climb]] = []
         for where, other in theirs:
             if _fit(sample, other):
-                climb = _Climb(ours, _Layer(other), margin=False)
-                climb.run(_FIRST_STEPS)
+                climb = _Climb(ours, _Layer(other))
                 # Only the best are kept: each holds some megabytes.
                 begun = sorted([*begun, (climb.score, where, climb)], key=lambda one: -one[0])[:_FOLLOWED]
-        followed = [(where, climb) for _, where, climb in begun]
-        followed += [(where, _Climb(ours, climb.suspect, margin=True)) for where, climb in followed]
-        for _, climb in followed:
-            climb.run(_MOST_STEPS)
-        if followed:
-            where, best = max(followed, key=lambda one: one[1].score)
+        for _, _, climb in begun:
+            climb.finish()
+        if begun:
+            _, where, best = max(begun, key=lambda one: one[2].score)
             found.append(best.match(at, where))
     return found
 
@@ -92,56 +95,49 @@ class _Layer:
 
 
 class _Climb:
-    """One attempt to align two layers, step by step. ``margin``: descriptors propose by how clearly they prefer."""
+    """One attempt to align two layers: soft steps when it is made, then hard ones."""
 
-    def __init__(self, registered: _Layer, suspect: _Layer, *, margin: bool) -> None:
+    def __init__(self, registered: _Layer, suspect: _Layer) -> None:
         self.registered, self.suspect = registered, suspect
         rows = np.arange(len(registered.gate))
         self._fit, self._held = rows % 2 == 0, rows % 2 == 1
-        self._costs = _distances(registered.descriptors, suspect.descriptors)
-        self._steps = 0
-        self._ended = False
-        fitted = self._costs[self._fit]
-        self._partners = fitted.argmin(axis=1)
-        nearest = fitted.min(axis=1)
-        if margin:
-            second = np.partition(fitted, 1, axis=1)[:, 1]
-            weights = 1.0 - nearest / np.maximum(second, 1e-9)
-        else:
-            weights = np.exp(-nearest)
-        self.rotation = self._rotation(self._partners, weights, None)
+        apart = _DESCRIBED * _distances(registered.descriptors[self._fit], suspect.descriptors)
+        self.rotation = self._rotation(_soft(-apart), None)
+        for left in np.linspace(1.0, 0.0, _SOFT_STEPS):
+            by_gate, by_rest = self._cosines(self._fit)
+            factor = np.float32(_SOFT[0] ** left * _SOFT[1] ** (1.0 - left))
+            pairs = _soft(factor * self._joined(by_gate, by_rest) - np.float32(left) * apart)
+            self.rotation = self._rotation(pairs, by_rest)
 
-    def run(self, steps: int) -> None:
-        """Take steps until ``steps`` have been taken or nothing changes any more."""
-        while self._steps < steps and not self._ended:
-            self._step()
+    def finish(self) -> None:
+        """Take hard steps until nothing changes any more."""
+        partners: Int64 | None = None
+        for _ in range(_MOST_STEPS):
+            by_gate, by_rest = self._cosines(self._fit)
+            scores = self._joined(by_gate, by_rest)
+            before, partners = partners, scores.argmax(axis=1)
+            if before is not None and np.array_equal(partners, before):
+                return
+            rows = np.arange(len(partners))
+            weights = np.clip(scores[rows, partners], 0.0, None) ** 2
+            weights[scores.argmax(axis=0)[partners] != rows] = 0.0  # only pairs that prefer each other
+            pairs = np.zeros_like(scores)
+            pairs[rows, partners] = weights
+            self.rotation = self._rotation(pairs, by_rest)
 
-    def _step(self) -> None:
-        by_gate, by_rest = self._cosines(self._fit)
-        scores = self._joined(by_gate, by_rest)
-        if self._steps < _DESCRIBED_STEPS:
-            scores -= _DESCRIBED * (1.0 - self._steps / _DESCRIBED_STEPS) * self._costs[self._fit]
-        partners = scores.argmax(axis=1)
-        rows = np.arange(len(partners))
-        weights = np.clip(scores[rows, partners], 0.0, None) ** 2
-        weights[scores.argmax(axis=0)[partners] != rows] = 0.0  # only pairs that prefer each other
-        self._ended = self._steps >= _DESCRIBED_STEPS and bool(np.array_equal(partners, self._partners))
-        self._partners = partners
-        self._steps += 1
-        if not self._ended:
-            self.rotation = self._rotation(partners, weights, by_rest[rows, partners])
+    def _rotation(self, pairs: Float32, rest: Float32 | None) -> Float32:
+        """The orthogonal matrix that carries the suspect's neurons onto the fitted ones, pair by weighted pair (m, n).
 
-    def _rotation(self, partners: Int64, weights: Float32, rest: Float32 | None) -> Float32:
-        """The orthogonal matrix that carries the weighted partners onto the fitted neurons."""
+        Without ``rest``, the cosines by up and down, by gate alone where up and down have signs of their own.
+        """
         ours, theirs = self.registered, self.suspect
-        chosen = weights > 0
-        at, to, by = np.flatnonzero(self._fit)[chosen], partners[chosen], weights[chosen].astype(np.float32)[:, None]
-        product = (theirs.gate[to] * by).T @ ours.gate[at]
+        product = (pairs @ theirs.gate).T @ ours.gate[self._fit]
         if ours.up is None or theirs.up is None:
-            product = product + (theirs.down[to] * by).T @ ours.down[at]
+            product = product + (pairs @ theirs.down).T @ ours.down[self._fit]
         elif rest is not None:
-            by = by * np.sign(rest[chosen])[:, None]
-            product = product + (theirs.up[to] * by).T @ ours.up[at] + (theirs.down[to] * by).T @ ours.down[at]
+            signed = pairs * np.sign(rest)
+            product = product + (signed @ theirs.up).T @ ours.up[self._fit]
+            product = product + (signed @ theirs.down).T @ ours.down[self._fit]
         left, _, right = np.linalg.svd(product.astype(np.float64))
         turn: Float32 = (left @ right).astype(np.float32)
         return turn
@@ -188,6 +184,15 @@ class _Climb:
             counted=self._held,
             attainable=attainable(self.registered.sample.size, self.suspect.sample.size),
         )
+
+
+def _soft(logarithms: Float32) -> Float32:
+    """Weights of pairs (m, n): the geometric mean of what either side prefers among all of the other's."""
+    weights = np.ones_like(logarithms)
+    for axis in (0, 1):
+        shares = np.exp(logarithms - logarithms.max(axis=axis, keepdims=True))
+        weights *= shares / shares.sum(axis=axis, keepdims=True)
+    return np.sqrt(weights, out=weights)
 
 
 def _distances(ours: Float32, theirs: Float32) -> Float32:

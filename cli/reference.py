@@ -31,8 +31,8 @@ Made from the commands by `python -m cli.reference > docs/cli.md`; a test keeps 
 - `-o FILE` is written beside FILE and takes its place at the end: an interrupted run leaves the old file.
 - Every option is also an environment variable: `--top-k` of `fp scan` is `FP_SCAN_TOP_K`, `--queries` of
   `fp index check` is `FP_INDEX_CHECK_QUERIES`. Options that can be repeated are separated by blanks there.
-  `FP_REGISTRY` sets the registry of all commands, `FP_INDEX` where its vectors lie, `FP_THREADS` how many threads a
-  process measures with ([lists and machines](bulk.md)), `FP_DEVICE` where large products are
+  `FP_REGISTRY` sets the registry of all commands, `FP_INDEX` where its vectors lie, `FP_THREADS` how many threads
+  or forked processes share the work ([lists and machines](bulk.md)), `FP_DEVICE` where large products are
   computed, `FP_ALLOW_PRIVATE` and `FP_DOWNLOAD` how it fetches.
 - Colours: none with `--no-color`, `NO_COLOR`, `TERM=dumb`, or if the output is no terminal.
 - Shell completion: `eval "$(_FP_COMPLETE=bash_source fp)"` in `~/.bashrc`, `eval "$(_FP_COMPLETE=zsh_source fp)"` in

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from threadpoolctl import threadpool_limits
 
 from fingerprint.canonical import lay_out, with_fixed_residual
+from fingerprint.device import chosen
 from fingerprint.forks import can_fork, forked
 from fingerprint.gauge.live import with_live
 from fingerprint.gauge.own import sample_self
@@ -149,7 +150,8 @@ def measure_checkpoint(
             progress(element_count(view.shape) * view.dtype.bits // 8)
 
     number = workers or thread_count()
-    apart = number > 1 and checkpoint.transfer is None and checkpoint.bytes >= FORKED_BYTES and can_fork()
+    apart = number > 1 and checkpoint.transfer is None and checkpoint.bytes >= FORKED_BYTES
+    apart = apart and chosen() is None and can_fork()  # a device belongs to one process
     if checkpoint.transfer is None and checkpoint.bytes < SMALL_BYTES * len(layout.tensors):
         workers = workers or 1
     with _workers(workers) as pool:

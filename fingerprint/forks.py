@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+_LIKELY_CAUSES: Final = {
+    int(signal.SIGKILL): "out of memory?",
+    int(signal.SIGBUS): "was the file shortened while it was read?",
+}
 _AHEAD: Final = 2
 """Numbers that a process has at a time, so that it need not wait for the next."""
 
@@ -36,7 +41,8 @@ def forked(
 ) -> Generator[tuple[int, Result], None, None]:
     """``function`` of each of ``numbers``, with its number, in the order in which they are done.
 
-    Results are pickled. An exception ends all and is raised here; so is ``WorkerLostError`` if a process is killed.
+    Results are pickled. An exception ends all and is raised here; so is ``WorkerLostError`` if a process is killed or
+    cannot be started.
     When the generator is closed no process is left.
     """
     from multiprocessing.connection import wait
@@ -102,21 +108,33 @@ class _Worker:
 def _begun(function: Callable[[int], Any], others: Iterable[_Worker]) -> _Worker:
     from multiprocessing.connection import Pipe
 
-    theirs, requests = Pipe(duplex=False)
-    answers, mine = Pipe(duplex=False)
+    try:
+        theirs, requests = Pipe(duplex=False)
+        answers, mine = Pipe(duplex=False)
+    except OSError as error:
+        raise _not_begun(error) from error
     # Ctrl-C is for the parent: until the child has said so, none arrives.
     held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        pid = os.fork()
+        with warnings.catch_warnings():
+            # Of threads that Python does not know: those of BLAS, which end before a fork and begin anew after it.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
         if not pid:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             _work(function, theirs, mine, [requests, answers, *(end for one in others for end in _ends(one))])
+    except OSError as error:
+        raise _not_begun(error) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
     theirs.close()
     mine.close()
     return _Worker(pid, requests, answers)
+
+
+def _not_begun(error: OSError) -> WorkerLostError:
+    return WorkerLostError(f"processes cannot be started: {error.strerror or error} (FP_THREADS=1 needs none)")
 
 
 def _ends(worker: _Worker) -> tuple[Connection[Any, Any], Connection[Any, Any]]:
@@ -148,6 +166,6 @@ def _work(
 
 def _how_it_ended(status: int) -> str:
     code = os.waitstatus_to_exitcode(status)
-    if code == -signal.SIGKILL:
-        return "was killed (signal 9: out of memory?)"
+    if -code in _LIKELY_CAUSES:
+        return f"was ended by signal {-code} ({_LIKELY_CAUSES[-code]})"
     return f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"

@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 from contextlib import closing, suppress
+from multiprocessing.connection import Pipe
 from typing import TYPE_CHECKING
 
 import pytest
@@ -63,8 +64,24 @@ def test_an_exception_comes_back_as_it_was() -> None:
 @pytest.mark.parametrize("answer", [lambda: os.kill(os.getpid(), signal.SIGKILL), threading.Lock])
 def test_a_process_that_cannot_answer_is_an_error(answer: object) -> None:
     before = children()
-    with pytest.raises(WorkerLostError, match=r"killed \(signal 9: out of memory\?\)|ended with status 1"):
+    with pytest.raises(WorkerLostError, match=r"signal 9 \(out of memory\?\)|ended with status 1"):
         list(forked(lambda number: answer() if number == 5 else number, range(10), 2))  # type: ignore[operator]
+    assert children() == before
+
+
+@pytest.mark.parametrize("failing", ["os.fork", "multiprocessing.connection.Pipe"])
+def test_what_the_system_refuses_is_an_error(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, real, calls = children(), (os.fork, Pipe)[failing != "os.fork"], []
+
+    def refused(*arguments: object, **named: object) -> object:
+        calls.append(arguments)
+        if len(calls) > 1:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return real(*arguments, **named)  # type: ignore[operator]
+
+    monkeypatch.setattr(failing, refused)
+    with pytest.raises(WorkerLostError, match=r"cannot be started: Resource temporarily unavailable \(FP_THREADS=1"):
+        list(forked(str, range(10), 2))
     assert children() == before
 
 

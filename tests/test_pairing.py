@@ -319,3 +319,12 @@ def test_what_is_read_again_is_bounded(tmp_path, monkeypatch):
     wiring = blank.wiring()
     assert not wiring.mlps
     assert wiring.notes == ("MLPs of 160 neurons: too many matrices to be put together without names",)
+
+
+def test_what_chance_puts_beside_fc_in_is_no_gate():
+    """Scores that were seen: of GPT-2's MLPs beside a table of positions of their size, and of two gated MLPs."""
+    ungated = np.array([[4.3, 93.0, 2.8], [77.0, 1.8, 1.7], [0.6, 0.5, 130.9], [0.5, 1.0, -1.3]])
+    assert not pairing._has_gates(ungated)
+    gated = np.array([[51.4, 3.1], [30.5, 2.0], [2.4, 65.6], [0.3, 71.3]])
+    assert pairing._has_gates(gated)
+    assert pairing._has_gates(np.concatenate([gated[:3], [[0.5, 1.0]]]))

@@ -38,6 +38,7 @@ MOST_PAIRS: Final = 1 << 22
 _ACCEPT: Final = 4.0
 _LEFT_OVER: Final = 1.5
 _ALONE: Final = 6.0
+_BESIDE: Final = 0.2
 _STRAY: Final = 3.0
 _DECIDED: Final = 3.0
 _CHANCE: Final = 1.0
@@ -144,7 +145,7 @@ def _pair(
 ) -> list[NeuronMatrices]:
     scores = _scores(tensors, group, count, gains)
     total = scores.total
-    gated = group.gated and not (group.few and np.sort(total, axis=0)[-2].max() < _ACCEPT)
+    gated = group.gated and (not group.few or _has_gates(total))
     per_second = 2 if gated else 1
     from scipy.optimize import linear_sum_assignment
 
@@ -164,6 +165,13 @@ def _pair(
     if not gated:
         return _ungated(group, scores, {second: rows[0] for second, rows in members.items()}, gains, flow)
     return [_gated(group, scores, second, rows) for second, rows in sorted(members.items()) if len(rows) == per_second]
+
+
+def _has_gates(total: Float64) -> bool:
+    """Whether some second has two firsts: the weaker of gate and up had .6 or more of the other's score with their down,
+    and what is best beside fc-in or fc-out .06 or less."""
+    second, best = np.sort(total, axis=0)[-2:]
+    return bool(((second >= _ACCEPT) & (second >= _BESIDE * best)).any())
 
 
 def _stands_out(total: Float64, taken: NDArray[np.bool_]) -> bool:

@@ -168,8 +168,11 @@ def _pair(
 
 
 def _has_gates(total: Float64) -> bool:
-    """Whether some second has two firsts: the weaker of gate and up had .6 or more of the other's score with their down,
-    and what is best beside fc-in or fc-out .06 or less."""
+    """Whether some second has two firsts.
+
+    The weaker of gate and up had .6 or more of the other's score with their down; what is best beside the partner of an
+    MLP without a gate .06 or less.
+    """
     second, best = np.sort(total, axis=0)[-2:]
     return bool(((second >= _ACCEPT) & (second >= _BESIDE * best)).any())
 

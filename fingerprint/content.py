@@ -46,30 +46,34 @@ def lattice_bits(tiles: list[Float32], *, across: bool = True) -> int:
     one step (up to an offset); a code book holds at most 2**b distinct values in 64. Without ``across`` runs are tried
     along the last axis alone: where rows are not neighbours.
     """
-    along_rows = _agreed(tiles)
-    return max(along_rows, _agreed([tile.T for tile in tiles])) if across else along_rows
+    sides = [tiles, [tile.T for tile in tiles]] if across else [tiles]
+    if len({tile.shape for side in sides for tile in side}) == 1:  # all at once: one takes as long as many
+        bits = _tile_bits([tile for side in sides for tile in side])
+        return max(_agreed(bits[start : start + len(tiles)]) for start in range(0, len(bits), len(tiles)))
+    return max(_agreed([bits for tile in side for bits in _tile_bits([tile])]) for side in sides)
 
 
-def _agreed(tiles: list[NDArray[Any]]) -> int:
-    known: list[int] = []
-    for tile in tiles:
-        bits = _tile_bits(tile)
-        known += [] if bits is None else [bits]
-        if len(tiles) - known.count(0) < _AGREEMENT * len(tiles):  # whatever the others are
-            return 0
+def _agreed(found: list[int | None]) -> int:
+    """Bits on which most tiles agree that tell anything."""
+    known = [bits for bits in found if bits is not None]
     on_grid = [bits for bits in known if bits > 0]
     return int(np.median(on_grid)) if known and len(on_grid) >= _AGREEMENT * len(known) else 0
 
 
-def _tile_bits(tile: NDArray[Any]) -> int | None:
-    """Bits of the grid of this tile's runs along its last axis; 0 for none, None if it is constant or too small."""
-    rows, width = tile.shape
+def _tile_bits(tiles: list[NDArray[Any]]) -> list[int | None]:
+    """Bits of the grids of tiles' runs along the last axis, all of one shape: 0 for none, None for a tile that is
+    constant or too small."""
+    rows, width = tiles[0].shape
     if width < 16 or rows < 1:
-        return None
-    held = tile[:: max(1, rows // 8)].astype(np.float64)
+        return [None] * len(tiles)
+    held = np.concatenate([tile[:: max(1, rows // 8)] for tile in tiles]).astype(np.float64)
     levels = _grid_levels(held[:, :32])
     distinct, present = _distinct(held)
     levels = np.where((levels == 0) & (present >= 32) & (distinct <= 16), distinct, levels)
+    return [_bits_of(part) for part in np.split(levels, len(tiles))]
+
+
+def _bits_of(levels: NDArray[np.int64]) -> int | None:
     levels = levels[levels >= 0]
     if not levels.size:
         return None

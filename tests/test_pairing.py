@@ -328,3 +328,15 @@ def test_what_chance_puts_beside_fc_in_is_no_gate():
     gated = np.array([[51.4, 3.1], [30.5, 2.0], [2.4, 65.6], [0.3, 71.3]])
     assert pairing._has_gates(gated)
     assert pairing._has_gates(np.concatenate([gated[:3], [[0.5, 1.0]]]))
+
+
+def test_gate_and_up_read_one_gain_though_one_of_them_no_longer_shows_it(zoo, tmp_path):
+    tensors, _ = rewritten(zoo, STEMS[0], "gains-scrambled")
+    blurred = "model.layers.1.mlp.gate_proj.weight"
+    spread = np.exp(0.6 * np.random.default_rng(3).normal(size=tensors[blurred].shape[1]))
+    for changed in ({}, {blurred: (tensors[blurred] * spread).astype(np.float32)}):
+        blank = Blank(tensors | changed, tmp_path / "model.safetensors")
+        gains = {blank.name(reader): blank.name(gain.position) for reader, gain in blank.wiring().gains.items()}
+        for layer in range(4):
+            norm = f"model.layers.{layer}.post_attention_layernorm"
+            assert {gains[f"model.layers.{layer}.mlp.{part}_proj"] for part in ("gate", "up")} == {norm}

@@ -16,15 +16,15 @@ from fingerprint.roles.residual import (
     rank_tables,
     table_norms,
 )
-from fingerprint.roles.wiring import Wiring
+from fingerprint.roles.wiring import Gain, Wiring
 from fingerprint.tensors import Transposed
 from fingerprint.vocabulary import Content, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from fingerprint.roles.layout import CanonicalTensor
-    from fingerprint.roles.wiring import NeuronMatrices
+    from fingerprint.roles.wiring import NeuronMatrices, Place
 
 MOST_ALONE: Final = 96
 """Matrices up to which a checkpoint may be nothing but MLPs."""
@@ -61,13 +61,33 @@ def infer_wiring(
     rest = _without(matrices, [table.position for table in tables])
     flow = _flow_of_fused(tensors) or _flow_of_readers(tensors, rest, width)
     mlps, notes = pair_mlps(tensors, rest, width, factors, flow)
+    gains |= _shared_gains(gains, [(mlp.gate, mlp.up) for mlp in mlps])
+    factors = {position: gain_values(tensors, gain) for position, gain in gains.items()}
     rest = _without(rest, [place.position for mlp in mlps for place in mlp.places])
     positions = find_positions(tensors, rest, width)
     rest = _without(rest, [] if positions is None else [positions.position])
     along = {position: (gains[position].axis, factors[position]) for position in gains}
     references = [place.position for mlp in mlps for place in mlp.places]
     attentions, more = pair_attention(tensors, rest, width, along, _flow_of_mlps(mlps) or flow, references)
+    gains |= _shared_gains(gains, [(block.query, block.key) for block in attentions])
     return Wiring(tuple(mlps), tuple(attentions), tables, positions, gains, (*notes, *more))
+
+
+def _shared_gains(gains: Mapping[int, Gain], groups: Iterable[tuple[Place | None, ...]]) -> dict[int, Gain]:
+    """The gains of matrices that have none, where another one that reads the same norm has one.
+
+    The norms of a gate's columns may have changed too much to show what was divided by a scrambled gain, where those of
+    its up do: so in three of four layers of a Llama that was trained on for as long as before.
+    """
+    found: dict[int, Gain] = {}
+    for group in groups:
+        places = [place for place in group if place is not None]
+        known = {gains[place.position][:2] for place in places if place.position in gains}
+        if len(known) == 1:
+            position, offset = known.pop()
+            missing = [place for place in places if place.position not in gains]
+            found |= {place.position: Gain(position, offset, 0 if place.transposed else 1) for place in missing}
+    return found
 
 
 def width_of_mlps(tensors: Sequence[CanonicalTensor], contents: Sequence[Content]) -> int | None:

@@ -10,6 +10,7 @@ import argparse
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from benchmarks.retrieval.measure import measure
@@ -28,10 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--models", type=int, default=1000)
     parser.add_argument("--suspects", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--work", type=Path, help="a folder to keep the registry in, or that a former run kept one in")
     parser.add_argument("--quick", action="store_true", help="40 synthetic models and 72 suspects")
     options = parser.parse_args(arguments)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
+    if options.work is not None:
+        options.work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() if options.work is None else nullcontext(options.work) as folder:
         result = measure(
             None if options.quick else options.zoo,
             Path(folder),

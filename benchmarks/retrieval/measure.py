@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections import Counter
@@ -171,15 +172,7 @@ def _measured(
     large: Sequence[tuple[str, Fingerprint]],
     report: Callable[[str], None],
 ) -> Result:
-    started = time.perf_counter()
-    with Registry.open(work / "registry") as registry:
-        made = signatures_of(population, work)
-        for start in range(0, len(population), TOGETHER):
-            with registry.together():
-                for source in population[start : start + TOGETHER]:
-                    registry.register(decode(next(made)), name=source.name)
-            report(f"{min(start + TOGETHER, len(population))} models are registered")
-    built = time.perf_counter() - started
+    built = _registered(population, work, report)
     asked: list[Asked] = []
     largest = _fingerprinted(population[0].weights(), work, registered=False)
     queries: list[Float32] = []
@@ -207,6 +200,34 @@ def _measured(
         oracle_queries=sum(map(len, queries)),
         oracle_differences=slow.differences(np.concatenate(queries), 16),
     )
+
+
+def _registered(population: Sequence[Source], work: Path, report: Callable[[str], None]) -> float:
+    """Register all models; how many seconds that took. One that was left whole by a former run is used again.
+
+    Raises FileExistsError if there is a registry of other models, or of some of them.
+    """
+    note = work / "built.json"
+    wanted = [source.name for source in population]
+    if note.exists():
+        known = json.loads(note.read_text())
+        if known["models"] != wanted:
+            raise FileExistsError(f"{work} holds a registry of other models")
+        report(f"{len(wanted)} models are registered already")
+        return float(known["seconds"])
+    started = time.perf_counter()
+    with Registry.open(work / "registry") as registry:
+        if next(iter(registry.models()), None) is not None:
+            raise FileExistsError(f"{work} holds a registry that was not finished")
+        made = signatures_of(population, work)
+        for start in range(0, len(population), TOGETHER):
+            with registry.together():
+                for source in population[start : start + TOGETHER]:
+                    registry.register(decode(next(made)), name=source.name)
+            report(f"{min(start + TOGETHER, len(population))} models are registered")
+    built = time.perf_counter() - started
+    note.write_text(json.dumps({"models": wanted, "seconds": built}))
+    return built
 
 
 def signatures_of(population: Sequence[Source], work: Path) -> Iterator[bytes]:

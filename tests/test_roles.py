@@ -259,6 +259,20 @@ def test_codebooks_stay_tokens_however_many_there_are() -> None:
     assert sizes.axes((4096, 1024)) == (Axis.NEURON, Axis.RESIDUAL)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_layer_alone_with_fused_attention_is_understood(layers: int, turned: bool) -> None:
+    def understood(*planes: tuple[int, int]) -> frozenset[int]:
+        return understand({plane[:: -1 if turned else 1]: layers for plane in planes}, {}).neurons
+
+    whole = ((192, 64), (64, 64), (256, 64), (64, 256))
+    assert understood(*whole) == {256}
+    # The gates of a recurrent cell, on an input of another size; two pairs that may be the MLP; or none.
+    assert not understood(*whole, (192, 100))
+    assert not understood(*whole, (300, 64), (64, 300))
+    assert not understood(*whole[:2])
+
+
 def test_gates_of_a_recurrent_cell_are_not_exchangeable() -> None:
     """Two layers of an LSTM of 128 cells on 64 features, and the layer of 512 units after them."""
     sizes = understand({(512, 64): 1, (512, 128): 3, (512, 10): 1, (2, 512): 1}, {})

@@ -40,6 +40,7 @@ TOGETHER = ("laundered", "all-but-vocabulary", "all")
 """Rewrites that damages come on top of."""
 WHOLE = ("A", "B")
 RELATIVES = ("A", "A-ftx")
+_LAYER = ("*.layers.1.*", "*.h.1.*", "*.layer.1.*")
 _MLP = ("*.1.mlp.*", "*.layer.1.intermediate.dense.*", "*.layer.1.output.dense.*")
 
 
@@ -66,9 +67,12 @@ PARTS = (
     Part("each alone", "A", WHOLE, "A", (), ("*",), ("intact",)),
     Part("damaged", "A", WHOLE, "A", (), TOGETHER, ("[!i]*",)),
     Part("siblings", "A-fty", RELATIVES, "A", ("A-ftx",), ("*",), ("intact",)),
-    Part("one layer", "A", WHOLE, "A", (), ("laundered",), ("*",), _MLP),
-    Part("one layer, trained on", "A-cont", WHOLE, "A", (), ("laundered",), ("intact",), _MLP),
-    Part("one layer of a look-alike", "B", RELATIVES, "", (), ("laundered",), ("intact", "4bit"), _MLP),
+    Part("one layer", "A", WHOLE, "A", (), ("laundered",), ("*",), _LAYER),
+    Part("one layer, trained on", "A-cont", WHOLE, "A", (), ("laundered",), ("intact",), _LAYER),
+    Part("one layer of a look-alike", "B", RELATIVES, "", (), ("laundered",), ("intact", "4bit"), _LAYER),
+    Part("one MLP", "A", WHOLE, "A", (), ("laundered",), ("*",), _MLP),
+    Part("one MLP, trained on", "A-cont", WHOLE, "A", (), ("laundered",), ("intact",), _MLP),
+    Part("one MLP of a look-alike", "B", RELATIVES, "", (), ("laundered",), ("intact", "4bit"), _MLP),
     Part("look-alikes", "B", RELATIVES, "", (), ("*",), ("intact", "4bit", "sparse-50", "neurons-halved")),
 )
 

@@ -18,9 +18,12 @@ _TITLES = {
     "each alone": "Each rewrite alone, and all together",
     "damaged": "All together, and then damaged",
     "siblings": "Siblings: a fine-tune of a registered base beside another one",
-    "one layer": "One MLP alone, without embeddings, permuted, rescaled, folded and rotated",
-    "one layer, trained on": "One MLP alone, of a model that was trained on as long as before, and then rewritten",
-    "one layer of a look-alike": "One MLP alone, of a look-alike",
+    "one layer": "One layer alone, without embeddings, permuted, rescaled, folded and rotated",
+    "one layer, trained on": "One layer alone, of a model that was trained on as long as before, and then rewritten",
+    "one layer of a look-alike": "One layer alone, of a look-alike",
+    "one MLP": "The MLP of one layer alone",
+    "one MLP, trained on": "The MLP of one layer alone, of a model that was trained on as long as before",
+    "one MLP of a look-alike": "The MLP of one layer alone, of a look-alike",
     "look-alikes": "Look-alikes: the same recipe with another seed",
 }
 

@@ -90,15 +90,26 @@ def find_fused(planes: Counter[Plane], width: int) -> dict[Plane, Fused]:
 def with_parts(planes: Counter[Plane], width: int, fused: Mapping[Plane, Fused]) -> Counter[Plane]:
     """The count of shapes with the parts of fused blocks in their place, as stored: flipped blocks in flipped parts.
 
-    Of a layer or two, the block may be something else by chance: it does not add to the square matrices then.
+    Of a layer or two, the block may be something else by chance, such as the gates of a recurrent cell: it does not add
+    to the square matrices then, unless there is one pair of matrices that can be the MLP of these layers.
     """
     result = Counter({plane: count for plane, count in planes.items() if plane not in fused})
     for plane, block in fused.items():
         for part in block.sizes:
-            if part == width and planes[plane] <= 2:
+            if part == width and planes[plane] <= 2 and not _are_whole_layers(planes, width, plane):
                 continue
             result[(width, part) if block.flipped else (part, width)] += planes[plane]
     return result
+
+
+def _are_whole_layers(planes: Counter[Plane], width: int, block: Plane) -> bool:
+    """Whether beside as many blocks there is one pair of shapes that lead away from the width and back, as often, and
+    whether nothing else has the size of the block."""
+    size = block[1] if block[0] == width else block[0]
+    pairs = [rows for rows, columns in planes if columns == width != rows and planes[width, rows]]
+    often = planes[block]
+    alone = all(size not in plane for plane in planes if plane != block)
+    return alone and len(pairs) == 1 and planes[pairs[0], width] == planes[width, pairs[0]] == often
 
 
 def _shapes(planes: Counter[Plane], width: int, leave_out: set[Plane] | None = None) -> _Shapes:

@@ -100,7 +100,8 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
         registered, suspect = as_sampled(registered, suspect)
     cosines = SketchCosines.of(registered.tensors, suspect.tensors)
     matches = match_tensors(registered.tensors, suspect.tensors, cosines)
-    with ThreadPoolExecutor(thread_count()) as pool:
+    # One after the other where own frames take most of the time anyway: what is held for each adds up.
+    with ThreadPoolExecutor(1 if own_frames else thread_count()) as pool:
         beside = pool.submit(usable_coins, registered.neurons if suspect.neurons else ())
         neurons = pool.submit(match_neurons, registered.neurons, suspect.neurons).result()
         usable = beside.result()

@@ -33,14 +33,15 @@ with open(sys.argv[1], "w", encoding="ascii") as file:
 os._exit(code)
 """
 _SECONDS_BETWEEN = 0.01
+_SECONDS_BETWEEN_SUMS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
     """``status`` is None if the process did not come to an end of its own; memory in bytes, time in seconds.
 
-    ``resident`` is the exact peak, mapped files included; ``anonymous`` a peak of samples 10 ms apart of the process
-    and of those that it forked, what they share counted in each. ``processor`` is the time of all of them on a
+    ``resident`` is the exact peak, mapped files included; ``anonymous`` a peak of samples 10 ms apart, or, while there
+    are forked processes, of what all of them have together, .5 s apart. ``processor`` is the time of all of them on a
     processor, ``wall`` that on the clock, both with the start of the interpreter.
     """
 
@@ -104,15 +105,23 @@ class _Watch:
         self._thread.join()
 
     def _run(self) -> None:
+        summed = 0.0
         while not self._over.wait(_SECONDS_BETWEEN):
             with suppress(OSError, ValueError):  # a process that ends while it is looked at
-                pids = [self._pid, *map(int, _read(f"/proc/{self._pid}/task/{self._pid}/children").split())]
-                self.anonymous = max(self.anonymous, sum(map(_anonymous, pids)))
+                children = [int(pid) for pid in _read(f"/proc/{self._pid}/task/{self._pid}/children").split()]
+                if not children:
+                    found = _field(f"/proc/{self._pid}/status", "RssAnon")
+                elif time.monotonic() - summed >= _SECONDS_BETWEEN_SUMS:  # which takes some milliseconds
+                    summed = time.monotonic()
+                    # Of a page that n of them share each has a share of 1/n.
+                    found = sum(_field(f"/proc/{pid}/smaps_rollup", "Pss_Anon") for pid in (self._pid, *children))
+                else:
+                    continue
+                self.anonymous = max(self.anonymous, found)
 
 
-def _anonymous(pid: int) -> int:
-    lines = _read(f"/proc/{pid}/status").splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
+def _field(path: str, name: str) -> int:
+    return next((int(line.split()[1]) * 1024 for line in _read(path).splitlines() if line.startswith(f"{name}:")), 0)
 
 
 def _read(path: str) -> str:

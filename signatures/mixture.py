@@ -166,6 +166,10 @@ class _Design:
         """The (k, k) sketch among a tensor's features, up to scale."""
         return features[: self.width**2].reshape(self.width, self.width)
 
+    def has(self, index: int, members: list[int]) -> bool:
+        """Whether candidate ``index`` has a counterpart, other than zeros, of any of those tensors."""
+        return any(column.any() for i in members if (column := self.columns[i].get(index)) is not None)
+
     def column(self, index: int, members: list[int]) -> Float64:
         """The counterparts in candidate ``index`` of those tensors, flattened; zeros where it has none."""
         return np.concatenate([self.columns[i].get(index, np.zeros(self.targets[i].size)) for i in members])
@@ -270,7 +274,7 @@ def _minor_partner(design: _Design, members: list[int], major: int) -> set[int]:
     before = _fit(design, members, [major])[1]
     if before <= LEAST_RESIDUAL:
         return set()
-    options = [index for index in range(design.number) if index != major and np.any(design.column(index, members))]
+    options = [index for index in range(design.number) if index != major and design.has(index, members)]
     fits = {index: _fit(design, members, [major, index]) for index in options}
     if not fits:
         return set()
@@ -290,25 +294,37 @@ def _minor_partner(design: _Design, members: list[int], major: int) -> set[int]:
 
 def _fit(design: _Design, members: list[int], chosen: list[int]) -> tuple[dict[int, float], float]:
     """Non-negative least squares on the given candidates: coefficients and relative residual."""
+    if len(chosen) == 1:
+        return _fit_one(design, members, chosen[0])
     target = np.concatenate([design.targets[i] for i in members])
     length = float(np.linalg.norm(target))
     if length <= 0.0:
         return dict.fromkeys(chosen, 0.0), 0.0
     columns = np.stack([design.column(index, members) for index in chosen], axis=1)
-    if len(chosen) == 1:
-        energy = float(np.sum(columns**2))
-        weights = np.maximum(target @ columns, 0.0) / energy if energy > 0.0 else np.zeros(1)
-        left = float(np.linalg.norm(target - columns @ weights))
-    else:
-        from scipy.optimize import nnls  # takes half a second, and what descends from one model does not need it
+    from scipy.optimize import nnls  # takes half a second, and what descends from one model does not need it
 
-        weights, left = nnls(columns, target)
+    weights, left = nnls(columns, target)
     return {index: float(weight) for index, weight in zip(chosen, weights, strict=True)}, left / length
+
+
+def _fit_one(design: _Design, members: list[int], index: int) -> tuple[dict[int, float], float]:
+    """The same on one candidate, tensor by tensor: of a deep model all of them together are a hundred megabytes."""
+    target = design.energy(members)
+    columns = {i: column for i in members if (column := design.columns[i].get(index)) is not None}
+    energy = sum(float(column @ column) for column in columns.values())
+    if target <= 0.0 or energy <= 0.0:
+        return {index: 0.0}, 0.0 if target <= 0.0 else 1.0
+    weight = max(sum(float(design.targets[i] @ column) for i, column in columns.items()), 0.0) / energy
+    left = design.energy([i for i in members if i not in columns])
+    for i, column in columns.items():
+        rest = design.targets[i] - weight * column
+        left += float(rest @ rest)
+    return {index: weight}, math.sqrt(max(left, 0.0) / target)
 
 
 def _greedy(design: _Design, members: list[int]) -> tuple[dict[int, float], float]:
     """Take candidates one by one while each explains most of what is left; coefficients and relative residual."""
-    options = {index for index in range(design.number) if np.any(design.column(index, members))}
+    options = {index for index in range(design.number) if design.has(index, members)}
     chosen: dict[int, float] = {}
     left = 1.0
     while options - set(chosen) and len(chosen) < MOST_MODELS and left > LEAST_RESIDUAL:

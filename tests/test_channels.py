@@ -189,7 +189,7 @@ def test_rows_that_are_zero_or_absent_do_no_harm() -> None:
 
 
 def test_of_very_large_models_some_blocks_are_projected_and_those_kept_of_a_registered_one_among_them() -> None:
-    width, number = 8192, 80
+    width, number = 4096, 80
     shapes = [(width, width), (width // 8, width), (width // 8, width), (width, width)]
     tensors = [SimpleNamespace(view=SimpleNamespace(shape=shape)) for _ in range(number) for shape in shapes]
     blocks = [Block(i, 4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3, None) for i in range(number)]

@@ -247,7 +247,7 @@ def page(rows: Sequence[Row], started: Sequence[tuple[str, Cost]], runs: int) ->
         f"quick depth, in turns, against a registry that holds it; medians of {runs} runs. Seconds are on the clock, "
         "and in brackets on a processor (all threads together), both with the start of the process. The first ratio "
         "is that of a full scan to the checksum on the clock, the second on the processor: with both cores at work "
-        "twice as much may be spent there. Memory is the peak of anonymous memory of the whole process, without the "
+        "twice as much may be spent there. Memory is the peak of anonymous memory of all its processes, without the "
         f"mapped file; the bound is {MOST_MEMORY / 1e6:.0f} MB. `sketch` makes a signature for registration, with the "
         "digests after rounding: one run.",
         "",

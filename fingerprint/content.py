@@ -41,16 +41,13 @@ def is_analytic(rows: Float32, columns: Float32, row_numbers: Int64, column_numb
 def lattice_bits(tiles: list[Float32], *, across: bool = True) -> int:
     """Bits of the grid or code book that the values lie on within short runs; 0 if they lie on none.
 
-    ``tiles`` are blocks cut at multiples of ``LATTICE_TILE`` from a matrix; runs of 16 and 32 along either axis are
-    tried, since quantisation groups run along one of them. A run of a b-bit uniform grid holds integer multiples of
-    one step (up to an offset); a code book holds at most 2**b distinct values in 64. Without ``across`` runs are tried
-    along the last axis alone: where rows are not neighbours.
+    ``tiles`` are blocks of one shape, cut at multiples of ``LATTICE_TILE`` from a matrix; runs of 16 and 32 along
+    either axis are tried, since quantisation groups run along one of them. A run of a b-bit uniform grid holds integer
+    multiples of one step (up to an offset); a code book holds at most 2**b distinct values in 64. Without ``across``
+    runs are tried along the last axis alone: where rows are not neighbours.
     """
     sides = [tiles, [tile.T for tile in tiles]] if across else [tiles]
-    if len({tile.shape for side in sides for tile in side}) == 1:  # all at once: one takes as long as many
-        bits = _tile_bits([tile for side in sides for tile in side])
-        return max(_agreed(bits[start : start + len(tiles)]) for start in range(0, len(bits), len(tiles)))
-    return max(_agreed([bits for tile in side for bits in _tile_bits([tile])]) for side in sides)
+    return max(_agreed(_tile_bits(side)) for side in sides)
 
 
 def _agreed(found: list[int | None]) -> int:

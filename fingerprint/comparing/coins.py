@@ -20,7 +20,7 @@ from fingerprint.vectors import row_norms, unit_rows
 from fingerprint.vocabulary import Frame
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from fingerprint.records import NeuronSample
 
@@ -122,10 +122,7 @@ def match_neurons(
     positions = [at for at, ours in enumerate(registered) if ours.frame == frame and ours.indices.size]
     mine = {at: _Reading(registered[at].gate, registered[at].up, registered[at].down) for at in positions}
     rows = {at: reading.rows() for at, reading in mine.items()}
-    followed: dict[int, list[int]] = {}
-    for gated in (False, True):
-        alike = [at for at in positions if (mine[at].up is not None) == gated]
-        followed |= zip(alike, _Glances.of(readings, gated=gated).followed([mine[at] for at in alike]), strict=True)
+    followed = _followed(mine, readings)
     matches: dict[tuple[int, int], NeuronMatch] = {}
     for number, (index, reading) in enumerate(read):
         wanted = [at for at in positions if number in followed[at]]
@@ -139,6 +136,19 @@ def match_neurons(
         return round(match.score, _DIGITS), -suspect[match.suspect].size
 
     return [max((matches[at, number] for number in followed[at]), key=rank) for at in positions if followed[at]]
+
+
+def _followed(mine: Mapping[int, _Reading], readings: Sequence[_Reading]) -> dict[int, list[int]]:
+    """For each registered MLP, by its position, the numbers of the readings of a suspect that may match it best, those
+    first that look like it; none where no reading has as many matrices."""
+    found: dict[int, list[int]] = {at: [] for at in mine}
+    for gated in (False, True):
+        ours = {at: one for at, one in mine.items() if (one.up is not None) == gated}
+        numbers = [number for number, one in enumerate(readings) if (one.up is not None) == gated]
+        if numbers:
+            glances = _Glances.of(numbers, [readings[number].largest(_AMONG) for number in numbers])
+            found |= zip(ours, glances.followed(list(ours.values())), strict=True)
+    return found
 
 
 class _Reading:
@@ -187,6 +197,12 @@ class _Rows(NamedTuple):
             rest += self.up @ other.up.T
         return self.gate @ other.gate.T, rest
 
+    def likeness(self, other: _Rows) -> Float32:
+        """Sums of these cosines, blind to the coins: (m, n)."""
+        by_gate, rest = self.products(other)
+        likeness: Float32 = by_gate + (rest if self.up is None else np.abs(rest))
+        return likeness
+
 
 @dataclass(frozen=True, slots=True)
 class _Glances:
@@ -197,24 +213,20 @@ class _Glances:
 
     numbers: Int64
     starts: Int64
-    rows: _Rows | None
+    rows: _Rows
 
     @classmethod
-    def of(cls, readings: Sequence[_Reading], *, gated: bool) -> Self:
-        """Of the readings that are gated, or of those that are not."""
-        numbers = [number for number, one in enumerate(readings) if (one.up is not None) == gated]
-        parts = [readings[number].largest(_AMONG) for number in numbers]
+    def of(cls, numbers: Sequence[int], parts: Sequence[_Rows]) -> Self:
+        """Of the readings ``numbers``, one or more, the neurons that are looked at."""
         starts = np.cumsum([0, *(len(part.gate) for part in parts)])
-        return cls(np.array(numbers, np.int64), starts, _Rows.joined(parts) if parts else None)
+        return cls(np.array(numbers, np.int64), starts, _Rows.joined(parts))
 
     def followed(self, mine: Sequence[_Reading]) -> list[list[int]]:
         """For each registered MLP the numbers of the readings that may match it best, those first that look like it."""
-        if self.rows is None:
-            return [[] for _ in mine]
         first, second = _GLANCES
         found = []
         for one, places in zip(mine, self._best(mine, *first), strict=True):
-            among = self.taken(places)
+            among = self._taken(places)
             found.append(among.numbers[among._best([one], *second)[0]].tolist())
         return found
 
@@ -223,27 +235,22 @@ class _Glances:
 
         By about the mean scores of the best partners of some of its neurons.
         """
-        if self.rows is None or len(self.numbers) <= many:
+        if len(self.numbers) <= many:
             return [np.arange(len(self.numbers))] * len(mine)
         found = []
         step = max(1, _NUMBERS_AT_ONCE // (glanced * len(self.rows.gate)))
         for start in range(0, len(mine), step):
             parts = [one.largest(glanced) for one in mine[start : start + step]]
-            rows = _Rows.joined(parts)
-            by_gate, rest = rows.products(self.rows)
-            total = by_gate + (rest if rows.up is None else np.abs(rest))
-            best = np.maximum.reduceat(total, self.starts[:-1], axis=1)
+            best = np.maximum.reduceat(_Rows.joined(parts).likeness(self.rows), self.starts[:-1], axis=1)
             ends = np.cumsum([len(part.gate) for part in parts])
             found += [np.argsort(-one.mean(axis=0), kind="stable")[:many] for one in np.split(best, ends[:-1])]
         return found
 
-    def taken(self, places: Int64) -> _Glances:
+    def _taken(self, places: Int64) -> _Glances:
         """Some of the readings, in that order."""
         sizes = np.diff(self.starts)[places]
         rows = np.concatenate([np.arange(self.starts[place], self.starts[place + 1]) for place in places])
-        return _Glances(
-            self.numbers[places], np.cumsum([0, *sizes]), None if self.rows is None else self.rows.taken(rows)
-        )
+        return _Glances(self.numbers[places], np.cumsum([0, *sizes]), self.rows.taken(rows))
 
 
 def _readings(sample: NeuronSample) -> list[_Reading]:
@@ -348,19 +355,12 @@ def usable_coins(registered: Sequence[NeuronSample]) -> list[NDArray[np.bool_]]:
         rows = _Rows.of(sample.gate, sample.up, sample.down)
         known = earlier.setdefault(sample.frame, [])
         for others in known:
-            mask &= _alike(rows, others).max(axis=1) < _DUPLICATE_SCORE
-        alike = np.where(np.tri(mask.size, k=-1, dtype=np.bool_) & mask, _alike(rows, rows), -1.0)
+            mask &= rows.likeness(others).max(axis=1) < _DUPLICATE_SCORE
+        alike = np.where(np.tri(mask.size, k=-1, dtype=np.bool_) & mask, rows.likeness(rows), -1.0)
         mask &= alike.max(axis=1) < _DUPLICATE_SCORE
         if mask.any():
             _add(known, rows.taken(np.flatnonzero(mask)))
     return [_without_copies(registered, masks, at) for at in range(len(masks))]
-
-
-def _alike(rows: _Rows, others: _Rows) -> Float32:
-    """Sums of the cosines of neurons, blind to their coins: (m, n)."""
-    by_gate, rest = rows.products(others)
-    alike: Float32 = by_gate + np.abs(rest)
-    return alike
 
 
 def _add(known: list[_Rows], rows: _Rows) -> None:

@@ -101,11 +101,12 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
     cosines = SketchCosines.of(registered.tensors, suspect.tensors)
     matches = match_tensors(registered.tensors, suspect.tensors, cosines)
     # One after the other where own frames take most of the time anyway: what is held for each adds up.
-    with ThreadPoolExecutor(1 if own_frames else thread_count()) as pool:
-        beside = pool.submit(usable_coins, registered.neurons if suspect.neurons else ())
-        neurons = pool.submit(match_neurons, registered.neurons, suspect.neurons).result()
-        usable = beside.result()
-        gauge = compare_gauge(registered, suspect, usable, own_frames=own_frames, pool=pool)
+    workers = 1 if own_frames else thread_count()
+    with ThreadPoolExecutor(workers) as pool:
+        coins = pool.submit(usable_coins, registered.neurons if suspect.neurons else ())
+        matched = pool.submit(match_neurons, registered.neurons, suspect.neurons)
+    usable, neurons = coins.result(), matched.result()
+    gauge = compare_gauge(registered, suspect, usable, own_frames=own_frames, workers=workers)
     evidence = [
         one
         for one in (

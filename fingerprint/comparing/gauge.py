@@ -9,6 +9,7 @@ are asked: how many partners by gate and by the rest are the same (concordance, 
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Final
@@ -24,7 +25,6 @@ from fingerprint.vocabulary import ChannelKind, Circuit, Frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from concurrent.futures import Executor
 
     from numpy.typing import NDArray
 
@@ -162,20 +162,20 @@ def compare_gauge(
     usable: Sequence[NDArray[np.bool_]],
     *,
     own_frames: bool = True,
-    pool: Executor | None = None,
+    workers: int = 1,
 ) -> Gauge:
     """Match the neurons frame by frame, then look at all coins. Everything before the coins is blind to them.
 
     ``usable`` are the ``usable_coins`` of the registered neurons. Without ``own_frames`` the layers' own frames, which
-    have to be aligned pair by pair, are left out. The threads of ``pool`` share the work, if there are any.
+    have to be aligned pair by pair, are left out. ``workers`` threads share the work.
     """
     matchers = _MATCHERS if own_frames else tuple(match for match in _MATCHERS if match is not _own_frames)
-    share = map if pool is None else pool.map
-    channels = share(lambda side: _channel_tests(registered, side), [suspect])
-    found = list(share(lambda match: match(registered, suspect), matchers))
-    frames = [frame for frame in found if frame is not None]
+    with ThreadPoolExecutor(workers) as pool:
+        channels = pool.submit(_channel_tests, registered, suspect)
+        found = [pool.submit(match, registered, suspect) for match in matchers]
+    frames = [frame for one in found if (frame := one.result()) is not None]
     tests = [test for frame in frames if (test := _neuron_test(frame, usable)) is not None]
-    tests += next(iter(channels))
+    tests += channels.result()
     return Gauge(tuple(frames), tuple(tests))
 
 

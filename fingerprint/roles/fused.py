@@ -91,25 +91,27 @@ def with_parts(planes: Counter[Plane], width: int, fused: Mapping[Plane, Fused])
     """The count of shapes with the parts of fused blocks in their place, as stored: flipped blocks in flipped parts.
 
     Of a layer or two, the block may be something else by chance, such as the gates of a recurrent cell: it does not add
-    to the square matrices then, unless there is one pair of matrices that can be the MLP of these layers.
+    to the square matrices then, unless there is one pair of matrices that can be the MLP of these layers, and nothing
+    else has the block's size. Linear in the number of shapes.
     """
     result = Counter({plane: count for plane, count in planes.items() if plane not in fused})
+    uses = Counter(size for plane in planes for size in {*plane})
+    layers = _layers_of_one_mlp(planes, width)
     for plane, block in fused.items():
+        certain = planes[plane] > 2 or (planes[plane] == layers and uses[sum(block.sizes)] == 1)
         for part in block.sizes:
-            if part == width and planes[plane] <= 2 and not _are_whole_layers(planes, width, plane):
-                continue
-            result[(width, part) if block.flipped else (part, width)] += planes[plane]
+            if part != width or certain:
+                result[(width, part) if block.flipped else (part, width)] += planes[plane]
     return result
 
 
-def _are_whole_layers(planes: Counter[Plane], width: int, block: Plane) -> bool:
-    """Whether beside as many blocks there is one pair of shapes that lead away from the width and back, as often, and
-    whether nothing else has the size of the block."""
-    size = block[1] if block[0] == width else block[0]
+def _layers_of_one_mlp(planes: Counter[Plane], width: int) -> int:
+    """How often matrices lead from the width to one size and back, if there is one such size and both are as many."""
     pairs = [rows for rows, columns in planes if columns == width != rows and planes[width, rows]]
-    often = planes[block]
-    alone = all(size not in plane for plane in planes if plane != block)
-    return alone and len(pairs) == 1 and planes[pairs[0], width] == planes[width, pairs[0]] == often
+    if len(pairs) != 1:
+        return 0
+    there, back = planes[pairs[0], width], planes[width, pairs[0]]
+    return there if there == back else 0
 
 
 def _shapes(planes: Counter[Plane], width: int, leave_out: set[Plane] | None = None) -> _Shapes:

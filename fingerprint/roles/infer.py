@@ -61,8 +61,9 @@ def infer_wiring(
     rest = _without(matrices, [table.position for table in tables])
     flow = _flow_of_fused(tensors) or _flow_of_readers(tensors, rest, width)
     mlps, notes = pair_mlps(tensors, rest, width, factors, flow)
-    gains |= _shared_gains(gains, [(mlp.gate, mlp.up) for mlp in mlps])
-    factors = {position: gain_values(tensors, gain) for position, gain in gains.items()}
+    shared = _shared_gains(gains, [(mlp.gate, mlp.up) for mlp in mlps])
+    gains |= shared
+    factors |= {position: gain_values(tensors, gain) for position, gain in shared.items()}
     rest = _without(rest, [place.position for mlp in mlps for place in mlp.places])
     positions = find_positions(tensors, rest, width)
     rest = _without(rest, [] if positions is None else [positions.position])

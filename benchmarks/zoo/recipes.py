@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from benchmarks.zoo.models import Shape, Style
 from benchmarks.zoo.text import PACKAGES, SMALL, VOCABULARY, text_digest
 
-WIDTHS = {"a": (192, 128), "b": (224, 160), "c": (208, 144), "d": (240, 176)}
+WIDTHS = {"a": (192, 128), "b": (224, 160), "c": (208, 144), "d": (240, 176), "e": (216, 152)}
 FAMILIES = tuple(WIDTHS)
 POPULATION_SIZE = 40
 _POPULATION_SIBLINGS = 4
@@ -105,6 +105,8 @@ def llama_shape(width: int, *, layers: int = 4, tied: bool = False, vocabulary: 
         144: (6, 3, 384),
         240: (10, 5, 656),
         176: (8, 2, 464),
+        216: (6, 3, 584),
+        152: (4, 1, 416),
         64: (4, 2, 176),
         48: (4, 2, 128),
     }[width]
@@ -113,7 +115,7 @@ def llama_shape(width: int, *, layers: int = 4, tied: bool = False, vocabulary: 
 
 def gpt2_shape(width: int, *, layers: int = 4, vocabulary: int = VOCABULARY) -> Shape:
     """Return a GPT-2-style shape with four neurons a channel and tied embeddings."""
-    heads = {192: 6, 128: 4, 224: 8, 160: 5, 208: 8, 144: 6, 240: 10, 176: 8, 64: 4, 48: 4}[width]
+    heads = {192: 6, 128: 4, 224: 8, 160: 5, 208: 8, 144: 6, 240: 10, 176: 8, 216: 9, 152: 4, 64: 4, 48: 4}[width]
     return Shape(Style.GPT2, width, layers, heads, heads, 4 * width, vocabulary, 128, tied=True)
 
 
@@ -193,6 +195,7 @@ def _relatives(prefix: str, family_name: str, label: str, shape: Shape, sizes: S
         STYLES: (21, 22, 23),
         "c": (31, 32, 33),
         "d": (41, 42, 43),
+        "e": (51, 52, 53),
     }[family_name]
 
     def seed(number: int) -> str:

@@ -37,8 +37,8 @@ DATASETS: dict[str, float] = {
     "b-x": 0.05,
     "b-y": 0.05,
 }
-# The families whose text is a package that torch's installation brings along, torch itself among them.
-PACKAGES = {"c": "torch", "d": "sympy"}
+# The families whose text is a package that is installed wherever models are trained: torch, what it brings, scipy.
+PACKAGES = {"c": "torch", "d": "sympy", "e": "scipy"}
 _PACKAGE_SHARES = {"pre": 0.45, "other": 0.35, "x": 0.1, "y": 0.1}
 VALIDATION_SHARE = 0.06
 VOCABULARY = 1280

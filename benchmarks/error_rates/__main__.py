@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors.numpy import load_file
 from threadpoolctl import threadpool_limits
 
 from benchmarks.error_rates.comparisons import collect, pairs_of
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from benchmarks.error_rates.comparisons import Samples
-    from benchmarks.error_rates.population import Model
+    from benchmarks.error_rates.population import Arrays, Model
     from benchmarks.error_rates.report import Rates
 
 POSSIBLE = -3.0
@@ -58,7 +59,11 @@ def assemble(zoo: Path, corpus: Path | None, family: str, sources: int = SOURCES
     bases = [one for one in models if "-pop-" in one.id and one.id == one.root]
     some = bases[:: max(1, len(bases) // sources)]
     models += load_corpus(corpus) if corpus else []
-    return models + lookalikes(zoo, some) + tied(zoo, some) + upcycled(some)
+
+    def weights(model: Model) -> Arrays:
+        return load_file(zoo / f"{model.id}.safetensors")
+
+    return models + lookalikes(weights, some) + tied(weights, some) + upcycled(some)
 
 
 def run(

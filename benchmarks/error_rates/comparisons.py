@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.error_rates.moving import gauge_p, with_own_frames
-from benchmarks.error_rates.population import LOOKALIKE, MINILM, PROTEIN, TIED, UPCYCLED
+from benchmarks.error_rates.population import LOOKALIKE, REAL, TIED, UPCYCLED
 from benchmarks.error_rates.rates import Sample
 from fingerprint.comparing.matching import SketchCosines
 
@@ -34,6 +34,8 @@ SKETCH_ALL = "sketch, all tensor pairs"
 SKETCH_MAX = "sketch, largest of a model"
 
 OTHER = "other recipes"
+ALONE = ("SmolLM2", "MiniLM")
+"""Real models of which there is one training: they are compared with everything."""
 OTHER_PAIRS = 1000
 PROGRESS = 500
 _STEP = 0.001
@@ -55,15 +57,24 @@ def stratum_of(registered: Model, suspect: Model) -> str | None:
         return UPCYCLED if suspect.kind == "" and registered.recipe == suspect.recipe else None
     for kind in (TIED, LOOKALIKE):
         if kind in kinds:
-            return kind if registered.recipe == suspect.recipe and kinds <= {"", kind} else None
-    if MINILM in kinds:
-        return MINILM
-    if kinds == {PROTEIN}:
-        return PROTEIN
-    if PROTEIN in kinds or registered.recipe != suspect.recipe:
+            return _awkward(kind, registered, suspect)
+    for kind in ALONE:
+        if kind in kinds:
+            return kind
+    if registered.recipe != suspect.recipe:
         return OTHER
+    if registered.kind in REAL:
+        return registered.kind
     style, _, width = registered.recipe.partition("/")[0].partition("-")
     return f"one recipe, {style} {width}"
+
+
+def _awkward(kind: str, registered: Model, suspect: Model) -> str | None:
+    """The stratum of pairs of an awkward kind: each other's, and those of trained models of their recipe."""
+    others = {registered.kind, suspect.kind} - {kind}
+    if registered.recipe != suspect.recipe or not others <= {"", *REAL}:
+        return None
+    return f"{kind} of {registered.recipe}" if registered.recipe in REAL else kind
 
 
 def pairs_of(models: Sequence[Model], most_other: int = OTHER_PAIRS) -> list[tuple[str, Model, Model]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from benchmarks.error_rates.population import Model
     from benchmarks.error_rates.procedures import Procedures
+    from fingerprint.records import Fingerprint
 
 GAUGE = "gauge, one MLP in one frame"
 CHANNELS = "gauge, attention channels of one frame"
@@ -48,6 +50,12 @@ def gauge_p(
         CHANNELS: _array(one.toss.log10_p for one in found.tests if one.kind != NEURONS),
         EVEN: _array(min(0.0, one.log10_p) for one in found.frames),
     }
+
+
+def channels_p(registered: Fingerprint, suspect: Fingerprint, procedures: Procedures) -> NDArray[np.float64]:
+    """log10 p of the coins of attention channels, each frame and kind by itself."""
+    found = procedures.gauge(replace(registered, neurons=()), suspect, (), own_frames=False)
+    return _array(one.toss.log10_p for one in found.tests)
 
 
 def _array(values: Iterable[float]) -> NDArray[np.float64]:

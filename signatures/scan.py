@@ -17,7 +17,6 @@ from fingerprint.errors import InputError, RegistryError, SignatureError, UsageE
 from fingerprint.readers.findings import FindingCode
 from fingerprint.vocabulary import Circuit, Content, Depth, Frame, Role
 from signatures.claims import check_claims, may_name
-from signatures.contradiction import with_contradictions
 from signatures.disclosure import with_tests_lost
 from signatures.mixture import gather
 from signatures.parts import parts_of
@@ -169,7 +168,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
         seconds=time.perf_counter() - started,
         named=registry.resembling,
     )
-    return with_contradictions(with_tests_lost(report, [(model.name, ours) for model, ours in known]))
+    return with_tests_lost(report, [(model.name, ours) for model, ours in known])
 
 
 def compare_all(suspect: Suspect, registered: Sequence[Fingerprint]) -> list[Comparison]:
@@ -234,7 +233,7 @@ def build_report(
         matches=tuple(matches[:top_k]),
         mixture=_mixture(cover, ordered),
         power=_power(suspect, second_look=second_look),
-        notes=_notes(suspect, matches, registry),
+        notes=(*_notes(suspect, matches, registry), *_contradictions(ordered)),
         registry=registry,
         seconds=seconds,
         claims=check_claims(
@@ -484,9 +483,22 @@ def _notes(suspect: Fingerprint, matches: Sequence[Match], registry: RegistrySum
     if suspect.depth == Depth.QUICK:
         share = suspect.bytes_read / max(suspect.stored_bytes, 1)
         notes.append(f"a quick look: {share:.2%} of the bytes were read; what is said of the rest is an inference")
+        if any(_on_public_samples(match) for match in matches):
+            notes.append(
+                "a quick look compares what a signature shows of rows, not neurons: --depth full before accusing"
+            )
     if len({match.model for match in matches if match.link is Link.LINEAGE}) > 1:
         notes.append("several registered models share these weights; the first is the nearest")
     return tuple(notes)
+
+
+def _on_public_samples(match: Match) -> bool:
+    """Whether a match rests on rows alone, which can be written into other weights, and not on equal contents."""
+    return match.confidence is not Confidence.POSSIBLE and all(item.test != "digest" for item in match.evidence)
+
+
+def _contradictions(findings: Sequence[Finding]) -> list[str]:
+    return [f"{finding.model.name}: {finding.contradiction}" for finding in findings if finding.contradiction]
 
 
 def compare_paths(
@@ -523,7 +535,7 @@ def compare_paths(
                 seconds=0.0,
                 named=lambda name: [model] if may_name(name, model) else [],
             )
-            return with_contradictions(with_tests_lost(report, [(str(registered), first)]))
+            return with_tests_lost(report, [(str(registered), first)])
 
         depths = theirs.depths(options.depth)
         if ours.depths(options.depth) == (Depth.QUICK,):  # it lies elsewhere, and is large

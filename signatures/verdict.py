@@ -11,6 +11,7 @@ import numpy as np
 from fingerprint.comparing.evidence import Null, Test
 from fingerprint.vocabulary import LAYERLESS_ROLES, NEURON_ROLES, Content, Role
 from signatures.change import Change
+from signatures.contradiction import contradiction
 from signatures.report import Confidence, Link
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class Finding:
     link: Link = Link.LINEAGE
     explained_by: str | None = None
     note: str = ""
+    contradiction: str = ""
+    """Why its own tests contradict each other, if they do; see ``contradiction``."""
     change: Change = field(init=False)
 
     def __post_init__(self) -> None:
@@ -110,7 +113,9 @@ def assess(model: ModelRecord, comparison: Comparison, models: int) -> Finding |
     levels = [level for one in evidence if (level := _level(one, comparison)) is not None]
     if not levels:
         return None
-    return Finding(model, comparison, evidence, max(levels, key=lambda level: level.rank))
+    against = contradiction(comparison, evidence)
+    confidence = Confidence.POSSIBLE if against else max(levels, key=lambda level: level.rank)
+    return Finding(model, comparison, evidence, confidence, contradiction=against)
 
 
 def _level(one: Evidence, comparison: Comparison) -> Confidence | None:

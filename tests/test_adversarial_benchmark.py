@@ -58,13 +58,22 @@ def test_the_least_change_gives_the_public_samples_of_the_target():
     assert entries > 0.99
 
 
-def test_a_match_forged_on_public_samples_is_said_to_contradict_itself(tmp_path):
-    shapes = {
-        "model.embed_tokens.weight": (512, 256),
-        "model.layers.0.mlp.gate_proj.weight": (512, 256),
-        "model.layers.0.mlp.up_proj.weight": (512, 256),
-        "model.layers.0.mlp.down_proj.weight": (256, 512),
-    }
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_match_forged_on_public_samples_contradicts_itself_and_accuses_nobody(tmp_path, gated):
+    shapes = (
+        {
+            "model.embed_tokens.weight": (512, 256),
+            "model.layers.0.mlp.gate_proj.weight": (512, 256),
+            "model.layers.0.mlp.up_proj.weight": (512, 256),
+            "model.layers.0.mlp.down_proj.weight": (256, 512),
+        }
+        if gated
+        else {
+            "transformer.wte.weight": (512, 256),
+            "transformer.h.0.mlp.c_fc.weight": (256, 512),
+            "transformer.h.0.mlp.c_proj.weight": (512, 256),
+        }
+    )
     random = generator("forged")
     victim, other = ({name: torch.randn(shape, generator=random) for name, shape in shapes.items()} for _ in range(2))
     forged = attacks.sketched_as(other, victim.__getitem__, slices=True, neurons=False)
@@ -73,7 +82,10 @@ def test_a_match_forged_on_public_samples_is_said_to_contradict_itself(tmp_path)
     for path, weights in zip(paths, (victim, forged, tuned), strict=True):
         save_file(weights, path)
     made, honest = (compare_paths(paths[0], path) for path in paths[1:])
-    assert made.verdict == honest.verdict == "match"
+    assert made.verdict == "possible"
+    assert made.matches[0].confidence == "possible"
+    assert honest.verdict == "match"
+    assert honest.matches[0].confidence == "certain"
     assert any("made to match a public signature" in note for note in made.notes)
     assert not any("public signature" in note for note in honest.notes)
 

@@ -24,6 +24,7 @@ from benchmarks.error_rates.procedures import BROKEN, TRUE
 from benchmarks.error_rates.rates import table
 from benchmarks.error_rates.replicates import replicate
 from benchmarks.error_rates.report import as_mapping, enough, markdown, plot, plot_name
+from benchmarks.zoo.recipes import STYLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,7 +56,8 @@ Written by `python -m benchmarks.error_rates`."""
 
 def assemble(zoo: Path, corpus: Path | None, family: str, sources: int = SOURCES) -> list[Model]:
     """All models of the benchmark; of about ``sources`` trained ones there are look-alikes of each sort."""
-    models = load_zoo(zoo, lambda name: name.startswith((f"{family}-", f"quick-{family}-")))
+    prefixes = tuple(f"{quick}{one}-" for quick in ("", "quick-") for one in (family, STYLES))
+    models = load_zoo(zoo, lambda name: name.startswith(prefixes))
     bases = [one for one in models if "-pop-" in one.id and one.id == one.root]
     some = bases[:: max(1, len(bases) // sources)]
     models += load_corpus(corpus) if corpus else []
@@ -67,7 +69,12 @@ def assemble(zoo: Path, corpus: Path | None, family: str, sources: int = SOURCES
 
 
 def run(
-    models: Sequence[Model], relatives: Sequence[tuple[str, Model, Model]], broken: str | None, *, scale: float = 1.0
+    models: Sequence[Model],
+    relatives: Sequence[tuple[str, Model, Model]],
+    broken: str | None,
+    *,
+    scale: float = 1.0,
+    workers: int = 1,
 ) -> tuple[Samples, dict[str, Any]]:
     """All samples, and what goes beside the table. ``scale`` shrinks the numbers of replicates."""
     procedures = BROKEN[broken] if broken else TRUE
@@ -75,11 +82,11 @@ def run(
     flips, permutations = max(1, round(300 * scale)), max(1, round(30 * scale))
     # The products are small: threads of BLAS would only wait for each other.
     with threadpool_limits(1, "blas"):
-        samples = collect(pairs, procedures)
+        samples = collect(pairs, procedures, workers)
         samples |= replicate(relatives, procedures, flips=flips, permutations=permutations)
     extra: dict[str, Any] = {"about": ABOUT, "models": len(models), "broken": broken or ""}
     if broken is None:
-        extra |= smallest_corrected(pairs)
+        extra |= smallest_corrected(pairs, workers=workers)
     return samples, extra
 
 
@@ -112,13 +119,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--break", dest="broken", choices=sorted(BROKEN), help="run a deliberately broken test")
     parser.add_argument("--quick", action="store_true", help="fewer look-alikes and replicates")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the pairs")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     started = time.monotonic()
     sources, most, scale = (3, 5, 0.2) if options.quick else (SOURCES, 12, 1.0)
     models = assemble(options.zoo, options.corpus, options.family, sources)
     print(f"{len(models)} models measured after {time.monotonic() - started:.0f} s", flush=True)
-    samples, extra = run(models, replicated_pairs(models, most), options.broken, scale=scale)
+    samples, extra = run(models, replicated_pairs(models, most), options.broken, scale=scale, workers=options.workers)
     found = table(samples)
     options.out.mkdir(parents=True, exist_ok=True)
     stem = "error-rates" if options.broken is None else f"error-rates-broken-{options.broken}"

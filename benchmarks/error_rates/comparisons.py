@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.error_rates.moving import gauge_p, with_own_frames
+from benchmarks.error_rates.parts import in_parts
 from benchmarks.error_rates.population import LOOKALIKE, REAL, TIED, UPCYCLED
 from benchmarks.error_rates.rates import Sample
 from fingerprint.comparing.matching import SketchCosines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -37,9 +37,7 @@ OTHER = "other recipes"
 ALONE = ("SmolLM2", "MiniLM")
 """Real models of which there is one training: they are compared with everything."""
 OTHER_PAIRS = 1000
-PROGRESS = 500
 _STEP = 0.001
-_log = logging.getLogger(__name__)
 Samples = dict[tuple[str, str], Sample]
 
 
@@ -94,17 +92,25 @@ def pairs_of(models: Sequence[Model], most_other: int = OTHER_PAIRS) -> list[tup
     return found + other[:most_other]
 
 
-def collect(pairs: Sequence[tuple[str, Model, Model]], procedures: Procedures) -> Samples:
+def collect(pairs: Sequence[tuple[str, Model, Model]], procedures: Procedures, workers: int = 1) -> Samples:
     """The p-values of all tests, by test and stratum."""
-    samples: Samples = {}
     aligned = with_own_frames(pairs)
+    samples: Samples = {}
+    for part in in_parts(pairs, lambda some: _collect(some, procedures, aligned), workers, "p-values"):
+        for key, sample in part.items():
+            samples.setdefault(key, Sample()).extend(sample)
+    return samples
+
+
+def _collect(
+    pairs: Sequence[tuple[str, Model, Model]], procedures: Procedures, aligned: Container[tuple[str, str]]
+) -> Samples:
+    samples: Samples = {}
 
     def add(test: str, stratum: str, registered: Model, suspect: Model, log10_p: NDArray[np.float64]) -> None:
         samples.setdefault((test, stratum), Sample()).add(registered.root, suspect.root, log10_p)
 
-    for done, (stratum, registered, suspect) in enumerate(pairs):
-        if done % PROGRESS == 0:
-            _log.info("%d pairs of models: p-values", done)
+    for stratum, registered, suspect in pairs:
         coins, combined = coin_p(registered, suspect, procedures)
         add(COIN, stratum, registered, suspect, coins)
         add(FISHER, stratum, registered, suspect, combined)

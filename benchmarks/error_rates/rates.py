@@ -42,6 +42,12 @@ class Sample:
             self.suspect.append(suspect)
             self.log10_p.append(np.asarray(log10_p, np.float64))
 
+    def extend(self, other: Sample) -> None:
+        """Add those of another sample of the same test and stratum."""
+        self.registered += other.registered
+        self.suspect += other.suspect
+        self.log10_p += other.log10_p
+
     @property
     def comparisons(self) -> int:
         """Number of p-values."""

@@ -39,8 +39,8 @@ MEANING = {
     GAUGE: "The coins of one registered MLP in one frame that moves with the residual stream (anchors, positions, the "
     "layers' own), matched with the suspect's best MLP there; coins flipped: of all MLPs together.",
     CHANNELS: "The coins of all attention channels of one kind (value/output, rotary pairs, query/key) in one frame.",
-    EVEN: "The concordance of all MLPs in one frame; calibrated, its constants on half of the populations of width 64 "
-    "that are among these models.",
+    EVEN: "The concordance of all MLPs in one frame; calibrated, by frame and kind of MLP, on halves of populations of "
+    "width 64 of all styles ([concordance of unrelated models](concordance.md)).",
     SKETCH: "The sketch statistic of two tensors of one name; calibrated.",
     SKETCH_ALL: "The sketch statistic of all pairs of tensors whose shapes can correspond; calibrated.",
     SKETCH_MAX: "The largest sketch statistic of two models, corrected for the pairs that it is the largest of.",

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 STEM: Final = "concordance"
 REWRITE: Final = "all-but-vocabulary"
 VARIANTS: Final = ("as they are", "rewritten, nameless")
-OWN_FRAMES: Final = 3
+OWN_FRAMES: Final = 6
 """Of as many pairs, one has its layers aligned in their own frames too, which takes longer than all the rest."""
 ABOUT: Final = f"""Concordance ([method](../method.md)) between models of one recipe that share no training: the
 populations of width 64, three layers, all ordered pairs of different seeds. Suspects *as they are*, and *rewritten,

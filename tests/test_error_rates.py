@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,9 +15,11 @@ from benchmarks.error_rates.calibrate import halves
 from benchmarks.error_rates.comparisons import best_of_each, pairs_of, same_place
 from benchmarks.error_rates.procedures import BROKEN
 from benchmarks.error_rates.rates import Sample, rates, table
-from benchmarks.error_rates.replicates import flip, permute
+from benchmarks.error_rates.replicates import flip, flip_channels, permute
+from benchmarks.zoo.models import Shape, Style
 from fingerprint.comparing.align import align_samples
 from fingerprint.comparing.coins import match_neurons, usable_coins
+from fingerprint.comparing.gauge import compare_gauge
 from fingerprint.comparing.tail import FLOOR, TAIL_START, sketch_log10_p
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.records import AxisSample
@@ -37,26 +39,32 @@ def drawn(seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng([8, 1, seed])
     frequent = np.linspace(-1, 1, VOCABULARY)[:, None]
     shapes = {
-        "self_attn.q_proj": (WIDTH + 8, WIDTH),
-        "self_attn.k_proj": (24, WIDTH),
-        "self_attn.v_proj": (24, WIDTH),
-        "self_attn.o_proj": (WIDTH, WIDTH + 8),
+        "self_attn.q_proj": (WIDTH, WIDTH),
+        "self_attn.k_proj": (WIDTH // 2, WIDTH),
+        "self_attn.v_proj": (WIDTH // 2, WIDTH),
+        "self_attn.o_proj": (WIDTH, WIDTH),
         "mlp.gate_proj": (NEURONS, WIDTH),
         "mlp.up_proj": (NEURONS, WIDTH),
         "mlp.down_proj": (WIDTH, NEURONS),
     }
     weights = {
-        f"model.layers.{layer}.{name}.weight": rng.normal(size=shape)
+        f"model.layers.{layer}.{name}.weight": 0.1 * rng.normal(size=shape)
         for layer in range(LAYERS)
         for name, shape in shapes.items()
     }
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        weights[name] = rng.normal(size=(VOCABULARY, WIDTH)) + 3 * frequent * rng.normal(size=(1, WIDTH))
+        weights[name] = rng.normal(size=(VOCABULARY, WIDTH)) + 5 * frequent * rng.normal(size=(1, WIDTH))
+    weights |= {
+        f"model.layers.{layer}.{name}_layernorm.weight": np.ones(WIDTH)
+        for layer in range(LAYERS)
+        for name in ("input", "post_attention")
+    }
+    weights["model.norm.weight"] = np.ones(WIDTH)
     return {name: w.astype(np.float32) for name, w in weights.items()}
 
 
 def manifest(seed: str, parents: list[str]) -> str:
-    shape = {"width": WIDTH, "tied": False}
+    shape = asdict(Shape(Style.LLAMA, WIDTH, LAYERS, 4, 2, NEURONS, VOCABULARY, 64, tied=False))
     return json.dumps(
         {"parents": parents, "seed": {"init": seed}, "shape": shape, "style": "llama", "steps": 1, "data": "none"}
     )
@@ -128,6 +136,17 @@ def test_every_broken_variant_is_tried() -> None:
     }
 
 
+def test_suspects_without_names_are_never_registered_and_have_strata_of_their_own(models) -> None:
+    found = [one for one in pairs_of(models) if "nameless" in (one[1].kind, one[2].kind)]
+    assert found
+    assert all(
+        registered.kind == "" and stratum == "one recipe, llama 40, nameless" for stratum, registered, _ in found
+    )
+    assert all(suspect.root != registered.root for _, registered, suspect in found)
+    names = {tensor.name for _, _, suspect in found for tensor in suspect.suspect.tensors}
+    assert not any("layers" in name or "proj" in name for name in names)
+
+
 def test_related_models_are_never_paired(models) -> None:
     pairs = pairs_of(models)
     assert len(pairs) > 100
@@ -140,6 +159,21 @@ def test_relatives_share_a_half_of_the_calibration(models) -> None:
     first, second = halves(models)
     assert {one.root for one in first}.isdisjoint(one.root for one in second)
     assert len(first) + len(second) == len(models)
+
+
+def test_flipped_channels_leave_what_is_matched_and_halve_the_coins(models) -> None:
+    a, b = models[0], models[1]
+    flipped = flip_channels(a.registered, np.random.default_rng(0))
+    usable = usable_coins(a.registered.neurons)
+    for before, after in zip(a.registered.channels, flipped.channels, strict=True):
+        signs = np.sign(np.sum(before.parts * after.parts, axis=2))
+        assert np.allclose(np.abs(before.parts), np.abs(after.parts))
+        assert (signs == signs[0]).all()
+        assert {-1.0, 1.0} <= set(signs[0].tolist())
+    for before, after in zip(
+        *(compare_gauge(one, b.suspect, usable, own_frames=False).tests for one in (a.registered, flipped)), strict=True
+    ):
+        assert (before.frame, before.kind, before.toss.coins) == (after.frame, after.kind, after.toss.coins)
 
 
 def test_flips_leave_the_matching_and_the_choice_of_coins_as_they_are(models) -> None:

@@ -19,7 +19,16 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.error_rates.comparisons import collect, pairs_of
 from benchmarks.error_rates.corrected import smallest_corrected
-from benchmarks.error_rates.population import TIED, UPCYCLED, load_corpus, load_zoo, lookalikes, tied, upcycled
+from benchmarks.error_rates.population import (
+    TIED,
+    UPCYCLED,
+    load_corpus,
+    load_zoo,
+    lookalikes,
+    nameless,
+    tied,
+    upcycled,
+)
 from benchmarks.error_rates.procedures import BROKEN, TRUE
 from benchmarks.error_rates.rates import table
 from benchmarks.error_rates.replicates import replicate
@@ -34,6 +43,8 @@ if TYPE_CHECKING:
     from benchmarks.error_rates.report import Rates
 
 POSSIBLE = -3.0
+EVERY = 4
+"""Of as many seeds of a recipe, one is compared as a rewritten suspect without names too."""
 SOURCES = 6
 """Trained models of which look-alikes are made."""
 ABOUT = """Uncorrected p-values of each test between models that share no training. A cell is the share of comparisons
@@ -46,10 +57,12 @@ Registered models are as a signature file holds them (samples rounded to 8 bits)
 are related, and never paired, if one descends from the other, or both from one, or share an initialisation or a donated
 tensor. Look-alikes are random weights with a trained model's mean and deviation per tensor, and its elements shuffled;
 tied slices are matrices whose rows or columns repeat four prototypes; upcycled are registered models whose eight MLPs
-are near-copies of one. Coins flipped: the registered model's up and down projections negated together for random
-neurons; axis permuted: its sampled slices in random order. Both leave nothing to be found even in its relatives and
-copies, so every replicate is a draw from the null. Shapes wider than 64 were trained from two roots each: their rows
-are few draws, whatever the number of comparisons, and their intervals have no width.
+are near-copies of one. Nameless suspects were rewritten so that they compute the same (all at once, the vocabulary
+apart) and have random names in random order. Coins flipped: the registered model's up and down projections, or both
+sides of its attention channels, negated together at random; axis permuted: its sampled slices in random order. Both
+leave nothing to be found even in its relatives and copies, so every replicate is a draw from the null. Shapes wider
+than 64 were trained from two roots each: their rows are few draws, whatever the number of comparisons, and their
+intervals have no width.
 
 Written by `python -m benchmarks.error_rates`."""
 
@@ -65,7 +78,8 @@ def assemble(zoo: Path, corpus: Path | None, family: str, sources: int = SOURCES
     def weights(model: Model) -> Arrays:
         return load_file(zoo / f"{model.id}.safetensors")
 
-    return models + lookalikes(weights, some) + tied(weights, some) + upcycled(some)
+    awkward = lookalikes(weights, some) + tied(weights, some) + upcycled(some)
+    return models + nameless(zoo, bases[::EVERY]) + awkward
 
 
 def run(

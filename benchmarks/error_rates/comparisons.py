@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.error_rates.moving import gauge_p, with_own_frames
 from benchmarks.error_rates.parts import in_parts
-from benchmarks.error_rates.population import LOOKALIKE, REAL, TIED, UPCYCLED
+from benchmarks.error_rates.population import LOOKALIKE, NAMELESS, REAL, TIED, UPCYCLED
 from benchmarks.error_rates.rates import Sample
 from fingerprint.comparing.matching import SketchCosines
 
@@ -51,6 +51,9 @@ def stratum_of(registered: Model, suspect: Model) -> str | None:
     if registered.root == suspect.root:
         return None
     kinds = {registered.kind, suspect.kind}
+    if NAMELESS in kinds:
+        fits = registered.kind == "" and registered.recipe == suspect.recipe
+        return f"{_one_recipe(registered)}, nameless" if fits else None
     if UPCYCLED in kinds:
         return UPCYCLED if suspect.kind == "" and registered.recipe == suspect.recipe else None
     for kind in (TIED, LOOKALIKE):
@@ -63,7 +66,11 @@ def stratum_of(registered: Model, suspect: Model) -> str | None:
         return OTHER
     if registered.kind in REAL:
         return registered.kind
-    style, _, width = registered.recipe.partition("/")[0].partition("-")
+    return _one_recipe(registered)
+
+
+def _one_recipe(model: Model) -> str:
+    style, _, width = model.recipe.partition("/")[0].partition("-")
     return f"one recipe, {style} {width}"
 
 

@@ -10,26 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 import sys
-import tempfile
 from collections import defaultdict
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from benchmarks.error_rates.population import as_suspect, load_zoo
+from benchmarks.error_rates.population import REWRITE, load_zoo, nameless
 from benchmarks.error_rates.rates import ALPHAS, Rate, Sample, rates
-from benchmarks.lineage.derive_cases import Names
-from benchmarks.lineage.derive_write import disguise, write_file
-from benchmarks.rewrites.cases import rewrite, rewrites
 from benchmarks.zoo.models import Style
-from benchmarks.zoo.recipes import STYLES, Spec
+from benchmarks.zoo.recipes import STYLES
 from benchmarks.zoo.recipes import family as specs_of
-from benchmarks.zoo.store import load_weights
 from fingerprint.comparing.calibration import concordance_log10_p
 from fingerprint.comparing.coins import usable_coins
 from fingerprint.comparing.gauge import compare_gauge
@@ -40,7 +34,6 @@ if TYPE_CHECKING:
     from benchmarks.error_rates.population import Model
 
 STEM: Final = "concordance"
-REWRITE: Final = "all-but-vocabulary"
 VARIANTS: Final = ("as they are", "rewritten, nameless")
 OWN_FRAMES: Final = 6
 """Of as many pairs, one has its layers aligned in their own frames too, which takes longer than all the rest."""
@@ -110,29 +103,12 @@ class Row:
         return rates(sample)
 
 
-def populations(zoo: Path, family: str) -> Iterator[tuple[str, list[Model], dict[str, Spec]]]:
-    """Recipe, bases in order of their seeds, and the specs of all models of their family."""
+def populations(zoo: Path, family: str) -> Iterator[tuple[str, list[Model]]]:
+    """Recipe, and bases in order of their seeds."""
     for style, name in ((Style.LLAMA, family), (Style.GPT2, family), (Style.GEMMA, STYLES), (Style.BERT, STYLES)):
-        specs = {spec.id: spec for spec in specs_of(name)}
-        wanted = {spec.id for spec in specs.values() if spec.kind == "population" and spec.shape.style is style}
-        yield (
-            f"{style.value} {next(iter(specs[one] for one in wanted)).shape.width}, {name}",
-            load_zoo(zoo, wanted.__contains__),
-            specs,
-        )
-
-
-def rewritten(model: Model, zoo: Path, spec: Spec) -> Model:
-    """The model whose suspect was rewritten so that it computes the same, and lost its names."""
-    case = next(one for one in rewrites(spec.shape.style) if one.name == REWRITE)
-    made = rewrite(load_weights(zoo, model.id), spec.shape, case, f"concordance/{model.id}").tensors
-    shuffler = random.Random(model.id)
-    items = disguise({name: w.contiguous() for name, w in made.items()}, Names.SCRAMBLED, shuffler)
-    shuffler.shuffle(items)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "suspect.safetensors"
-        write_file(path, items)
-        return replace(model, suspect=as_suspect(path))
+        chosen = [spec for spec in specs_of(name) if spec.kind == "population" and spec.shape.style is style]
+        wanted = {spec.id for spec in chosen}
+        yield f"{style.value} {chosen[0].shape.width}, {name}", load_zoo(zoo, wanted.__contains__)
 
 
 def counts_of(recipe: str, variant: str, registered: Sequence[Model], suspects: Sequence[Model]) -> Iterator[Count]:
@@ -148,9 +124,8 @@ def counts_of(recipe: str, variant: str, registered: Sequence[Model], suspects: 
 
 def all_counts(zoo: Path, family: str) -> Iterator[Count]:
     """Those of all populations and variants."""
-    for recipe, models, specs in populations(zoo, family):
-        others = [rewritten(one, zoo, specs[one.id]) for one in models]
-        for variant, suspects in zip(VARIANTS, (models, others), strict=True):
+    for recipe, models in populations(zoo, family):
+        for variant, suspects in zip(VARIANTS, (models, nameless(zoo, models)), strict=True):
             yield from counts_of(recipe, variant, models, suspects)
         print(f"{recipe}: {len(models)} models", flush=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,11 @@ from safetensors.numpy import load_file, save_file
 
 from benchmarks.containers.smollm2 import dequantised
 from benchmarks.corpus import MINILM, PROTEINMPNN, SMOLLM2, SPLICEAI, fetch_into
+from benchmarks.lineage.derive_cases import Names
+from benchmarks.lineage.derive_write import disguise, write_file
+from benchmarks.rewrites.cases import rewrite, rewrites
+from benchmarks.zoo.models import Shape, Style
+from benchmarks.zoo.store import load_weights
 from fingerprint.assemble import SUSPECT_NEURONS, fingerprint
 from fingerprint.checkpoint import open_checkpoint
 from signatures.signature import sign
@@ -30,6 +36,9 @@ REAL = {"ProteinMPNN": PROTEINMPNN, "SpliceAI": SPLICEAI, "MiniLM": MINILM, "Smo
 LOOKALIKE = "look-alike"
 TIED = "tied slices"
 UPCYCLED = "upcycled"
+NAMELESS = "nameless"
+REWRITE = "all-but-vocabulary"
+"""What is done to suspects that lose their names: everything at once that keeps their function."""
 _COPIES = 8
 _PROTOTYPES = 4
 
@@ -166,6 +175,24 @@ def tied(weights: Callable[[Model], Arrays], sources: Sequence[Model]) -> list[M
                 arrays[name] = np.take(w, chosen, axis=axis)
         name = f"{source.id}:tied"
         made.append(of_arrays(arrays, name, name, source.recipe, TIED))
+    return made
+
+
+def nameless(zoo: Path, sources: Iterable[Model]) -> list[Model]:
+    """Each source as a suspect that was rewritten so that it computes the same, with random names in random order."""
+    made = []
+    for source in sources:
+        described: dict[str, Any] = json.loads((zoo / f"{source.id}.json").read_text())["shape"]
+        shape = Shape(**(described | {"style": Style(described["style"])}))
+        case = next(one for one in rewrites(shape.style) if one.name == REWRITE)
+        weights = rewrite(load_weights(zoo, source.id), shape, case, f"error-rates/{source.id}").tensors
+        shuffler = random.Random(source.id)
+        items = disguise({name: w.contiguous() for name, w in weights.items()}, Names.SCRAMBLED, shuffler)
+        shuffler.shuffle(items)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "suspect.safetensors"
+            write_file(path, items)
+            made.append(replace(source, id=f"{source.id}:{NAMELESS}", kind=NAMELESS, suspect=as_suspect(path)))
     return made
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 GAUGE = "gauge, one MLP in one frame"
 CHANNELS = "gauge, attention channels of one frame"
 EVEN = "even, one frame"
-OWN_FRAME_PAIRS = 2000
+OWN_FRAME_PAIRS = 1000
 """Pairs whose layers are aligned in their own frames as well, which takes ten times as long as everything else."""
 
 

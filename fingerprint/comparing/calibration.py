@@ -57,15 +57,15 @@ RATES: Final = {
     (Frame.UNITS, False): Rate(0.2, 1.2, 3, by_layer=True),
     (Frame.UNITS, True): Rate(0.0104, 1.11, 384),
 }
-"""By frame, and whether the MLPs are gated: the largest of the means of a style, since a suspect without names does not
-say of which it is. Measured on populations of a Llama- and a GPT-2-style recipe (40 seeds each of several families), of
-a Gemma- and a BERT-style one (24 seeds), all ordered pairs, width 64, 96 neurons a layer in 3 layers, suspects rewritten
-and without names too: ``docs/benchmarks/concordance.md``. Anchors of gated MLPs are those of Gemma, whose mean is three
-times that of Llama, and positions those of BERT, ten times that of GPT-2. The frames ``self`` keep what an earlier
-alignment left, which is twice what today's does. Of units: 792 ordered pairs of LSTMs and of GRUs of two levels, largest
-share .031, the mean being that of the GRUs; and 1,848 of convolutional networks of four recipes (16 to 128 channels in
-three or four layers), suspects rewritten, rounded, trained on, pruned and halved: the largest of the means of a recipe
-and a damage."""
+"""By frame, and whether the MLPs are gated: the largest of the means of a style, since a suspect without names does
+not say of which it is. Measured on populations of a Llama- and a GPT-2-style recipe (40 seeds each of several
+families), of a Gemma- and a BERT-style one (24 seeds), all ordered pairs, width 64, 96 neurons a layer in 3 layers,
+suspects rewritten and without names too: ``docs/benchmarks/concordance.md``. Anchors of gated MLPs are those of
+Gemma, whose mean is three times that of Llama, and positions those of BERT, ten times that of GPT-2. The frames
+``self`` keep what an earlier alignment left, which is twice what today's does. Of units: 792 ordered pairs of LSTMs
+and of GRUs of two levels, largest share .031, the mean being that of the GRUs; and 1,848 of convolutional networks of
+four recipes (16 to 128 channels in three or four layers), suspects rewritten, rounded, trained on, pruned and halved:
+the largest of the means of a recipe and a damage."""
 _WORST: Final = Rate(0.0672, 1.59, 384)
 """For what was not measured."""
 

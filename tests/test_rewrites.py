@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.rewrites import symmetries as sym
-from benchmarks.rewrites.cases import Rewrite, damages, difference, rewrite, rewrites
+from benchmarks.rewrites.cases import Rewrite, damages, difference, further, rewrite, rewrites
 from benchmarks.rewrites.forward import logits
 from benchmarks.rewrites.make import main, make_all, plan
 from benchmarks.zoo import models as zoo_models
@@ -105,7 +105,7 @@ def test_two_models_are_rewritten_alike_under_one_key(zoo):
 def test_every_damage_is_written_under_random_names(zoo, tmp_path, stem):
     jobs = plan("a", quick=True, models=[stem], sources=["A"], only=["all"], after=["*"])
     truth = json.loads(make_all(zoo, jobs, tmp_path / "out", family_name="a", quick=True).read_text())["suspects"]
-    assert sorted(one["damage"] for one in truth.values()) == sorted(one.name for one in damages())
+    assert sorted(one["damage"] for one in truth.values()) == sorted(one.name for one in (*damages(), *further()))
     shape = SPECS[f"{stem}-A"].shape
     weights = load_weights(zoo, f"{stem}-A")
     (intact,) = (t for t in truth.values() if t["damage"] == "intact")
@@ -115,12 +115,14 @@ def test_every_damage_is_written_under_random_names(zoo, tmp_path, stem):
         assert not set(found) & set(one["tensors"].values())
         tensors = {one["tensors"][name]: w.float() for name, w in found.items()}
         layers = {"layers-dropped": shape.layers // 2}.get(one["damage"], shape.layers)
-        neurons = {"neurons-halved": shape.neurons // 2}.get(one["damage"], shape.neurons)
+        shares = {"neurons-75": 0.75, "neurons-halved": 0.5, "neurons-25": 0.25, "neurons-12.5": 0.125}
+        neurons = int(shape.neurons * shares.get(one["damage"], 1))
         mlps = {n: w for n, w in tensors.items() if n.endswith(("gate_proj.weight", "c_fc.weight"))}
         assert len(mlps) == layers
         assert {max(neurons, shape.width) for _ in mlps} == {max(w.shape) for w in mlps.values()}
-        if one["damage"] == "sparse-50":
-            assert all(0.45 < float((w == 0).float().mean()) < 0.55 for w in mlps.values())
+        if one["damage"].startswith("sparse-"):
+            zero = int(one["damage"].removeprefix("sparse-")) / 100
+            assert all(float((w == 0).float().mean()) == pytest.approx(zero, abs=0.05) for w in mlps.values())
         if layers == shape.layers and neurons == shape.neurons:
             case = next(c for c in rewrites(shape.style) if c.name == "all")
             order = rewrite(weights, shape, case, f"rewrite/1/{stem}/all").order

@@ -54,8 +54,9 @@ class Rewritten:
 class Site:
     """What a damage may need beside the rewritten model.
 
-    sibling: a sibling fine-tune of the source, rewritten in the very same way. order: see ``Rewritten``. data: name of
-    the data set of fine-tunes, ``other`` that of continued training. first: how the source was trained.
+    sibling: a fine-tune of the source, rewritten in the very same way. order: see ``Rewritten``. data: name of
+    the data set of fine-tunes, ``other`` that of continued training, ``shared`` that of which a registered fine-tune
+    was made. first: how the source was trained.
     """
 
     shape: Shape
@@ -66,6 +67,7 @@ class Site:
     other: str
     steps: int
     first: Schedule
+    shared: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,14 +209,46 @@ def damages() -> list[Damage]:
         Damage("4bit", "rounded to 4 bits in groups of 32", partial(_rounded, bits=4)),
         Damage("noise-5", "noise of 5% of each tensor's deviation", lambda w, s: ops.add_noise(w, 0.05, s.random)),
         Damage("sparse-50", "smallest half of each matrix set to zero", lambda w, _: ops.prune_small(w, 0.5)),
-        Damage("merged", "half of a sibling fine-tune, rewritten alike", _merged, uses_sibling=True),
+        Damage("merged", "half of a fine-tune of it, rewritten alike", _merged, uses_sibling=True),
         Damage("layers-dropped", "every second layer left out, the first kept", _dropped),
-        Damage("neurons-halved", "half of the neurons of smallest norms left out", _halved),
+        Damage("neurons-halved", "half of the neurons of smallest norms left out", partial(_fewer, kept=0.5)),
     ]
+
+
+def further() -> list[Damage]:
+    """List what only parts of the benchmark ask for: a fine-tune on the data of another, and other degrees of damages.
+
+    The degrees show where one layer alone gets lost.
+    """
+    return [
+        Damage("tuned-alike", "fine-tuned as rewritten, on the data that a sibling was made of", _tuned_alike),
+        *(_zeroed(percent) for percent in (60, 70, 80, 90)),
+        *(_narrowed(percent) for percent in (75.0, 25.0, 12.5)),
+        *(_noised(percent) for percent in (20, 50)),
+    ]
+
+
+def _zeroed(percent: int) -> Damage:
+    done = f"smallest {percent}% of each matrix set to zero"
+    return Damage(f"sparse-{percent}", done, lambda w, _: ops.prune_small(w, percent / 100))
+
+
+def _narrowed(percent: float) -> Damage:
+    done = f"the {percent:g}% of the neurons of largest norms kept"
+    return Damage(f"neurons-{percent:g}", done, partial(_fewer, kept=percent / 100))
+
+
+def _noised(percent: int) -> Damage:
+    done = f"noise of {percent}% of each tensor's deviation"
+    return Damage(f"noise-{percent}", done, lambda w, s: ops.add_noise(w, percent / 100, s.random))
 
 
 def _tuned(weights: Weights, site: Site) -> Weights:
     return fine_tune(weights, site.shape, site.order, site.data, site.steps, site.random)
+
+
+def _tuned_alike(weights: Weights, site: Site) -> Weights:
+    return fine_tune(weights, site.shape, site.order, site.shared, site.steps, site.random)
 
 
 def _continued(weights: Weights, site: Site) -> Weights:
@@ -235,6 +269,7 @@ def _dropped(weights: Weights, site: Site) -> Weights:
     return ops.take_layers([(weights, i) for i in kept], weights)
 
 
-def _halved(weights: Weights, site: Site) -> Weights:
+def _fewer(weights: Weights, site: Site, *, kept: float) -> Weights:
     norms = ops.neuron_norms(weights, site.shape)
-    return ops.take_neurons(weights, site.shape, [n.topk(len(n) // 2).indices.sort().values for n in norms])
+    largest = [n.topk(int(kept * len(n))).indices.sort().values for n in norms]
+    return ops.take_neurons(weights, site.shape, largest)

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from benchmarks.lineage import derive_ops as ops
 from benchmarks.lineage.derive_cases import Names
 from benchmarks.lineage.derive_write import disguise, write_file
-from benchmarks.rewrites.cases import Damage, Rewrite, Site, damages, rewrite, rewrites
+from benchmarks.rewrites.cases import Damage, Rewrite, Site, damages, further, rewrite, rewrites
+from benchmarks.rewrites.tune import fine_tune
 from benchmarks.zoo.models import Shape, Style, generator
 from benchmarks.zoo.recipes import FAMILIES, QUICK, SIZES, STYLES, family
 from benchmarks.zoo.store import load_weights, weights_path
@@ -27,17 +29,21 @@ from benchmarks.zoo.store import load_weights, weights_path
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from benchmarks.zoo.models import Weights
     from benchmarks.zoo.recipes import Spec
 
 SCHEMA = "rewrites-truth/1"
 TUNING_STEPS = 60
 QUICK_TUNING_STEPS = 5
 SIBLING = "A-fty"
+"""What ``A`` is merged with; every other source is merged with a fine-tune that is made of what it became."""
+STAND_INS = {"A-drawn": ops.random_like, "A-shuffled": ops.shuffle}
+"""Look-alikes of ``A`` that no training made: random tensors of equal means and deviations, and shuffled elements."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One suspect to be made: of the model ``stem-source``, rewritten, then damaged."""
+    """One suspect to be made: of the model ``stem-source`` or the stand-in for A of that name, rewritten, damaged."""
 
     stem: str
     source: str
@@ -54,9 +60,15 @@ class Job:
         return f"{self.stem}/{self.source}/{self.rewrite.name}/{self.damage.name}"
 
     @property
+    def origin(self) -> str:
+        """Id of the model whose weights it starts from."""
+        return f"{self.stem}-{'A' if self.source in STAND_INS else self.source}"
+
+    @property
     def needs(self) -> list[str]:
         """Ids of the models that it is made from."""
-        return [f"{self.stem}-{self.source}", *([f"{self.stem}-{SIBLING}"] if self.damage.uses_sibling else [])]
+        merged = self.damage.uses_sibling and self.source == "A"
+        return [self.origin, *([f"{self.stem}-{SIBLING}"] if merged else [])]
 
 
 def plan(
@@ -76,13 +88,12 @@ def plan(
     jobs = [
         Job(stem, source, spec, one, damage)
         for stem, spec in stems.items()
-        if _matches(stem, models)
+        if matches(stem, models)
         for source in sources
-        if f"{stem}-{source}" in specs
         for one in rewrites(spec.shape.style)
-        if _matches(one.name, only)
-        for damage in damages()
-        if _matches(damage.name, after)
+        if matches(one.name, only)
+        for damage in (*damages(), *further())
+        if matches(damage.name, after)
     ]
     return [job for job in jobs if all(model in specs for model in job.needs)]
 
@@ -126,16 +137,26 @@ def _make(
 ) -> tuple[str, dict[str, object]]:
     # One key for all damages and sources: the sibling of a merge has to be rewritten alike.
     key = f"rewrite/{seed}/{job.stem}/{job.rewrite.name}"
-    made = rewrite(load_weights(zoo, f"{job.stem}-{job.source}"), job.shape, job.rewrite, key)
+    made = rewrite(_source(zoo, job, seed), job.shape, job.rewrite, key)
+    steps = QUICK_TUNING_STEPS if quick else TUNING_STEPS
+
+    def sibling() -> Weights:
+        if job.source == "A":
+            return rewrite(load_weights(zoo, f"{job.stem}-{SIBLING}"), job.shape, job.rewrite, key).tensors
+        stream = generator(f"sibling/{seed}/{job.key}")
+        return fine_tune(made.tensors, job.shape, made.order, _data(family_name, "y", quick=quick), steps, stream)
+
     site = Site(
         shape=job.shape,
         random=generator(f"damage/{seed}/{job.key}"),
         order=made.order,
-        sibling=lambda: rewrite(load_weights(zoo, f"{job.stem}-{SIBLING}"), job.shape, job.rewrite, key).tensors,
-        data=_data(family_name, "x", quick=quick),
+        sibling=sibling,
+        # A fine-tune on the data of A-ftx of what was a sibling of A-ftx is a damage of its own.
+        data=_data(family_name, "y" if job.source == SIBLING else "x", quick=quick),
         other=_data(family_name, "other", quick=quick),
         first=job.spec.schedule,
-        steps=QUICK_TUNING_STEPS if quick else TUNING_STEPS,
+        steps=steps,
+        shared=_data(family_name, "x", quick=quick),
     )
     tensors = job.damage.apply(made.tensors, site)
     shuffler = random.Random(f"names/{seed}/{job.key}")
@@ -160,11 +181,19 @@ def _make(
     return str(target.relative_to(out)), truth
 
 
+def _source(zoo: Path, job: Job, seed: int) -> Weights:
+    weights = load_weights(zoo, job.origin)
+    if job.source not in STAND_INS:
+        return weights
+    return STAND_INS[job.source](weights, generator(f"stand-in/{seed}/{job.stem}/{job.source}"))
+
+
 def _data(family_name: str, part: str, *, quick: bool) -> str:
     return (QUICK if quick else SIZES).data(family_name, part)
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether the name is like one of the globs."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
@@ -187,7 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
         for style in Style:
             for one in rewrites(style):
                 print(f"{style.value}\t{one.name}\t{one.done}")
-        for damage in damages():
+        for damage in (*damages(), *further()):
             print(f"damage\t{damage.name}\t{damage.done}")
         return 0
     if options.out is None:
@@ -200,7 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
             models=options.models or ["*"],
             sources=options.source or ["A"],
             only=options.only or ["*"],
-            after=options.damage or ["*"],
+            after=options.damage or [one.name for one in damages()],
         )
         truth = make_all(
             options.zoo,

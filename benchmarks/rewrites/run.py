@@ -7,12 +7,12 @@ tensors in random order), scans it as ``fp scan`` does, and counts.
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import json
+import shutil
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from threadpoolctl import threadpool_limits
 
-from benchmarks.rewrites.make import make_all, plan
+from benchmarks.rewrites.make import make_all, matches
+from benchmarks.rewrites.parts import PARTS, is_right, plan_all
 from benchmarks.zoo.recipes import FAMILIES, STYLES
 from benchmarks.zoo.store import weights_path
 from fingerprint.assemble import fingerprint
@@ -31,50 +32,11 @@ from signatures.scan import scan_path
 from signatures.signature import sign
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from benchmarks.rewrites.make import Job
+    from benchmarks.rewrites.parts import Part
     from signatures.report import Report
-
-TOGETHER = ("laundered", "all-but-vocabulary", "all")
-"""Rewrites that damages come on top of."""
-WHOLE = ("A", "B")
-RELATIVES = ("A", "A-ftx")
-_LAYER = ("*.layers.1.*", "*.h.1.*", "*.layer.1.*")
-_MLP = ("*.1.mlp.*", "*.layer.1.intermediate.dense.*", "*.layer.1.output.dense.*")
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One part of the benchmark: whose rewrites are scanned against which registered models.
-
-    ``source`` and ``registered`` are endings of ids; ``expected`` that of the model that must come first, "" for none;
-    ``allowed`` those that may be listed beside it, without accusing. ``kept``: patterns of the only tensors that the
-    suspect has, by the names that they had.
-    """
-
-    name: str
-    source: str
-    registered: tuple[str, ...]
-    expected: str
-    allowed: tuple[str, ...]
-    only: tuple[str, ...]
-    after: tuple[str, ...]
-    kept: tuple[str, ...] = ("*",)
-
-
-PARTS = (
-    Part("each alone", "A", WHOLE, "A", (), ("*",), ("intact",)),
-    Part("damaged", "A", WHOLE, "A", (), TOGETHER, ("[!i]*",)),
-    Part("siblings", "A-fty", RELATIVES, "A", ("A-ftx",), ("*",), ("intact",)),
-    Part("one layer", "A", WHOLE, "A", (), ("laundered",), ("*",), _LAYER),
-    Part("one layer, trained on", "A-cont", WHOLE, "A", (), ("laundered",), ("intact",), _LAYER),
-    Part("one layer of a look-alike", "B", RELATIVES, "", (), ("laundered",), ("intact", "4bit"), _LAYER),
-    Part("one MLP", "A", WHOLE, "A", (), ("laundered",), ("*",), _MLP),
-    Part("one MLP, trained on", "A-cont", WHOLE, "A", (), ("laundered",), ("intact",), _MLP),
-    Part("one MLP of a look-alike", "B", RELATIVES, "", (), ("laundered",), ("intact", "4bit"), _MLP),
-    Part("look-alikes", "B", RELATIVES, "", (), ("*",), ("intact", "4bit", "sparse-50", "neurons-halved")),
-)
 
 
 def score(report: Report, part: Part, stem: str) -> dict[str, Any]:
@@ -97,6 +59,7 @@ def score(report: Report, part: Part, stem: str) -> dict[str, Any]:
         "coverage": 0.0 if best is None else best.coverage.suspect,
         "concordance": _concordance(report),
         "found": bool(found),
+        "links": {one.model.removeprefix(f"{stem}-"): one.link.value for one in report.matches},
         "strangers": sorted({one.model for one in report.matches} - allowed),
         "accused": sorted(set(accusing) - {right}),
         "error": report.error,
@@ -123,32 +86,49 @@ def register(registry: Registry, zoo: Path, ids: Iterable[str]) -> None:
         registry.register(made, name=name, base=base or None)
 
 
-def run_part(zoo: Path, part: Part, jobs: Sequence[Job], *, family_name: str, quick: bool) -> Iterator[dict[str, Any]]:
-    """Make and scan the suspects of one part, one at a time."""
-    stems = dict.fromkeys(job.stem for job in jobs)
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        with Registry.open(place / "registry", create=True) as registry:
-            register(registry, zoo, [f"{stem}-{one}" for stem in stems for one in part.registered])
-            for number, job in enumerate(jobs):
-                out = place / str(number)
-                truth = json.loads(make_all(zoo, [job], out, family_name=family_name, quick=quick).read_text())
-                ((path, made),) = truth["suspects"].items()
-                suspect = out / path
-                if part.kept != ("*",):
-                    kept = {name for name, was in made["tensors"].items() if _matches(was, part.kept)}
-                    save_file({name: w for name, w in load_file(suspect).items() if name in kept}, suspect)
+def scan_all(
+    zoo: Path, planned: Sequence[tuple[Job, Sequence[Part]]], place: Path, *, family_name: str, quick: bool
+) -> Iterator[dict[str, Any]]:
+    """Make the suspects, one at a time, and scan each for every part that wants it; ``place`` is an empty folder."""
+    stems = dict.fromkeys(job.stem for job, _ in planned)
+    with ExitStack() as opened:
+        registries = {}
+        for endings in dict.fromkeys(part.registered for _, parts in planned for part in parts):
+            registry = opened.enter_context(Registry.open(place / "+".join(endings), create=True))
+            register(registry, zoo, [f"{stem}-{one}" for stem in stems for one in endings])
+            registries[endings] = registry
+        for number, (job, parts) in enumerate(planned):
+            out = place / str(number)
+            truth = json.loads(make_all(zoo, [job], out, family_name=family_name, quick=quick).read_text())
+            ((path, made),) = truth["suspects"].items()
+            for part in parts:
+                suspect = _piece(out / path, made["tensors"], part.kept)
+                if suspect is None:
+                    continue
                 started = time.process_time()
-                report = scan_path(registry, suspect)
+                report = scan_path(registries[part.registered], suspect)
                 yield {
                     "part": part.name,
                     "stem": job.stem,
+                    "style": job.shape.style.value,
+                    "source": job.source,
+                    "layer": part.layer,
                     "rewrite": job.rewrite.name,
                     "damage": job.damage.name,
                     **score(report, part, job.stem),
                     "cpu": time.process_time() - started,
                 }
-                suspect.unlink()
+            shutil.rmtree(out)
+
+
+def _piece(suspect: Path, names: Mapping[str, str], patterns: Sequence[str]) -> Path | None:
+    """The suspect's tensors whose names were like that, as a file beside it; None if it has none."""
+    if patterns == ("*",):
+        return suspect
+    kept = {name: w for name, w in load_file(suspect).items() if matches(names[name], patterns)}
+    target = suspect.with_name("piece.safetensors")
+    save_file(kept, target)
+    return target if kept else None
 
 
 def run(
@@ -164,33 +144,25 @@ def run(
 ) -> list[dict[str, Any]]:
     """All rows of the benchmark. Raises FileNotFoundError if a model is not in the zoo."""
     rows = []
-    for part in PARTS:
-        if not _matches(part.name, parts):
-            continue
-        jobs = [
-            job
-            for job in plan(
-                family_name, quick=quick, models=models, sources=[part.source], only=part.only, after=part.after
-            )
-            if _matches(f"{job.rewrite.name}/{job.damage.name}", only)
-            and (job.damage.name == "intact" or job.rewrite.name in TOGETHER)
-            and (job.damage.name != "continued" or job.rewrite.name == "all")
-        ]
-        for row in run_part(zoo, part, jobs, family_name=family_name, quick=quick) if jobs else ():
+    planned = plan_all(family_name, quick=quick, models=models, only=only, parts=parts)
+    with tempfile.TemporaryDirectory() as folder:
+        for row in scan_all(zoo, planned, Path(folder), family_name=family_name, quick=quick):
             rows.append(row)
             keep(row)
-            said = f"{row['verdict']} {row['first']} {row['confidence']} {row['log10_p']:.1f} {row['test']}"
-            flags = "" if row["found"] and not row["strangers"] and not row["accused"] else "   <<<"
-            concordance = " ".join(f"{name} {value:.2f}" for name, value in row["concordance"].items())
-            report(
-                f"{part.name}: {row['stem']} {row['rewrite']}/{row['damage']}: {said} [{concordance}]"
-                f" {','.join(row['undone'])} {row['cpu']:.1f}s{flags}"
-            )
+            report(_said(row))
     return rows
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+def _said(row: Mapping[str, Any]) -> str:
+    layer = f" layer {row['layer']}" if row["layer"] >= 0 else ""
+    what = f"{row['stem']}-{row['source']}{layer}"
+    said = f"{row['verdict']} {row['first']} {row['confidence']} {row['log10_p']:.1f} {row['test']}"
+    concordance = " ".join(f"{name} {value:.2f}" for name, value in row["concordance"].items())
+    others = "".join(f" {name}: {link}" for name, link in row["links"].items() if name != row["first"])
+    return (
+        f"{row['part']}: {what} {row['rewrite']}/{row['damage']}: {said} [{concordance}] {','.join(row['undone'])}"
+        f"{others} {row['cpu']:.1f}s{'' if is_right(row) else '   <<<'}"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -201,7 +173,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=Path, help="a file that each row is appended to as a line of JSON")
     parser.add_argument("--models", action="append", metavar="GLOB", help="shapes, such as '*-128'")
     parser.add_argument("--only", action="append", metavar="GLOB", help="rewrite/damage")
-    parser.add_argument("--part", action="append", metavar="GLOB", help=", ".join(one.name for one in PARTS))
+    parser.add_argument(
+        "--part", action="append", metavar="GLOB", help=", ".join(dict.fromkeys(one.name for one in PARTS))
+    )
     parser.add_argument("--quick", action="store_true", help="the tiny models of the quick zoo")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -222,7 +196,7 @@ def main(arguments: list[str] | None = None) -> int:
             report=lambda line: print(line, file=sys.stderr, flush=True),
             keep=keep,
         )
-    wrong = [row for row in rows if not row["found"] or row["strangers"] or row["accused"]]
+    wrong = [row for row in rows if not is_right(row)]
     print(f"{len(rows) - len(wrong)} of {len(rows)} as they must be")
     return 1 if wrong else 0
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import torch
 
+from benchmarks.lineage import derive_ops as ops
 from benchmarks.units.networks import HIDDEN, VOCABULARY, Kind, Network, Weights, batch, layers, train
 from benchmarks.zoo.models import generator
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 GATES = {Kind.LSTM: 4, Kind.GRU: 3}
 CANDIDATE = 2
+_NUMBERED = re.compile(r"(conv|bn)(\d+)(\..+)")
 
 
 def _conv(layer: int) -> str:
@@ -156,7 +159,7 @@ REWRITES |= dict.fromkeys((Kind.LSTM, Kind.GRU), _RECURRENT)
 def rewrite(weights: Weights, kind: Kind, steps: tuple[Change, ...], key: str) -> tuple[Weights, float]:
     """Apply rewrites in float64 and check the function: the weights in float32, and the largest difference of outputs
     over their deviation. Raises ArithmeticError if that exceeds ``TOLERANCE``."""
-    out = {name: w.double() for name, w in weights.items() if w.dtype.is_floating_point}
+    out = {name: w.double() for name, w in floats(weights).items()}
     for number, step in enumerate(steps):
         out = step(out, kind, generator(f"{key}/{number}"))
     made = {name: w.float().contiguous() for name, w in out.items()}
@@ -219,6 +222,51 @@ def halve_units(weights: Weights, kind: Kind) -> Weights:
     return out
 
 
-def tuned(weights: Weights, kind: Kind, key: str, *, steps: int, rate: float) -> Weights:
-    """Train a rewritten network on."""
-    return train(kind, key, weights, steps=steps, rate=rate, data="a-x-small")
+def spare_layer(weights: Weights, kind: Kind) -> int | None:
+    """A layer that can be left out, as what it puts out is as wide as what it reads: None if there is none.
+
+    Of convolutions the first such one; of cells the last level, whose predecessor has as many units.
+    """
+    if kind is Kind.CNN:
+        fits = (i for i in range(1, layers(weights) + 1) if weights[_conv(i)].shape[0] == weights[_conv(i)].shape[1])
+        return next(fits, None)
+    levels = _levels(weights)
+    return levels[-1] if len(levels) > 1 else None
+
+
+def drop_layer(weights: Weights, kind: Kind) -> Weights:
+    """Leave out ``spare_layer``; those behind it move up."""
+    spare = spare_layer(weights, kind)
+    assert spare is not None
+    if kind is not Kind.CNN:
+        return {name: w.clone() for name, w in weights.items() if not name.endswith(f"_l{spare}")}
+    out = {}
+    for name, w in weights.items():
+        part = _NUMBERED.match(name)
+        number = int(part[2]) if part else 0
+        if part is None or number < spare:
+            out[name] = w.clone()
+        elif number > spare:
+            out[f"{part[1]}{number - 1}{part[3]}"] = w.clone()
+    return out
+
+
+def random_like(weights: Weights, random: Generator) -> Weights:
+    """Gaussian tensors with the mean and deviation of each; variances of batch norms positive."""
+    drawn = ops.random_like(floats(weights), random)
+    return {name: w.abs() if name.endswith("running_var") else w for name, w in drawn.items()}
+
+
+def shuffle(weights: Weights, random: Generator) -> Weights:
+    """The elements of each tensor shuffled."""
+    return ops.shuffle(floats(weights), random)
+
+
+def floats(weights: Weights) -> Weights:
+    """Without what is counted."""
+    return {name: w for name, w in weights.items() if w.dtype.is_floating_point}
+
+
+def tuned(weights: Weights, kind: Kind, key: str, *, steps: int, rate: float, data: str = "a-x-small") -> Weights:
+    """Train a network on, rewritten or not; text is that of ``data``."""
+    return train(kind, key, weights, steps=steps, rate=rate, data=data)

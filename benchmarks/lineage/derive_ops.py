@@ -97,13 +97,13 @@ def _by_groups(
     def change(matrix: Tensor) -> Tensor:
         if matrix.ndim < 2:
             return matrix.clone()
-        by_input = matrix.T if style is Style.GPT2 else matrix
+        by_input = matrix.T if style.is_gpt2 else matrix
         rows, columns = by_input.shape
         padding = -columns % group
         blocks = torch.nn.functional.pad(by_input, (0, padding)).reshape(-1, group)
         present = torch.nn.functional.pad(torch.ones_like(by_input), (0, padding)).reshape(-1, group).bool()
         out = rounded(blocks, present).reshape(rows, columns + padding)[:, :columns]
-        return (out.T if style is Style.GPT2 else out).contiguous()
+        return (out.T if style.is_gpt2 else out).contiguous()
 
     return each(weights, change, only_layers=only_layers)
 
@@ -316,7 +316,7 @@ def upcycle(weights: Weights, shape: Shape, experts: int, noise: float, random: 
             continue
         stem, last = name.split(".mlp.")
         copies[name] = [noisy(w) for _ in range(experts)]
-        block = "mlp" if stacked or shape.style is Style.GPT2 else "block_sparse_moe"
+        block = "mlp" if stacked or shape.style.is_gpt2 else "block_sparse_moe"
         router = f"{stem}.{block}.gate.weight"
         if router not in out:
             out[router] = torch.randn(experts, shape.width, generator=random) * 0.02

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _EVERY = frozenset(Style) - {Style.BERT}
 _GATED = frozenset({Style.LLAMA, Style.GEMMA})
+_SCALABLE = _GATED | {Style.RELU}
 TOLERANCE = 1e-5
 """Largest difference of logits, over their standard deviation, that rounding to float32 is allowed."""
 
@@ -82,7 +83,6 @@ class Damage:
 
 
 _PERMUTED = (sym.permute_neurons, sym.permute_heads)
-_SCALED = (sym.rescale_neurons, sym.rescale_values)
 _EVERYTHING = (
     *_PERMUTED,
     sym.mix_values,
@@ -97,12 +97,13 @@ def rewrites(style: Style) -> list[Rewrite]:
     if style is Style.BERT:
         return _bert_rewrites()
     gated = style.is_gated
-    neurons = (sym.rescale_neurons, sym.scramble_signs) if gated else ()
+    scaled = (sym.rescale_neurons,) if style in _SCALABLE else ()
+    neurons = (*scaled, *((sym.scramble_signs,) if gated else ()))
     found = [
         Rewrite("none", "nothing", ()),
         Rewrite("neurons-permuted", "MLP neurons permuted", (sym.permute_neurons,)),
         Rewrite("heads-permuted", "attention heads permuted", (sym.permute_heads,)),
-        Rewrite("neurons-rescaled", "up and down rescaled, by neuron", (sym.rescale_neurons,), styles=_GATED),
+        Rewrite("neurons-rescaled", "neurons rescaled on both sides", (sym.rescale_neurons,), styles=_SCALABLE),
         Rewrite("signs-scrambled", "up and down of half of the neurons negated", (sym.scramble_signs,), styles=_GATED),
         Rewrite("signs-negated", "up and down of every neuron negated", (sym.negate_pairs,), styles=_GATED),
         Rewrite("values-rescaled", "value channels rescaled, signs and all", (sym.rescale_values,)),
@@ -120,7 +121,7 @@ def rewrites(style: Style) -> list[Rewrite]:
         Rewrite(
             "laundered",
             "permuted, rescaled, folded, rotated; signs of neurons left",
-            (*_PERMUTED, *(_SCALED if gated else (sym.mix_values,)), sym.rotate_residual),
+            (*_PERMUTED, *scaled, sym.rescale_values if gated else sym.mix_values, sym.rotate_residual),
         ),
         Rewrite(
             "all-but-vocabulary",

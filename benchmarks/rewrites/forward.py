@@ -55,7 +55,7 @@ def logits(shape: Shape, weights: Mapping[str, Tensor], ids: Tensor, constants: 
     """
     if shape.style.is_gated:
         return _llama(shape, weights, ids, constants)
-    return (_gpt2 if shape.style is Style.GPT2 else _bert)(shape, weights, ids)
+    return (_gpt2 if shape.style.is_gpt2 else _bert)(shape, weights, ids)
 
 
 def _heads(x: Tensor, size: int) -> Tensor:
@@ -115,7 +115,8 @@ def _gpt2(s: Shape, w: Mapping[str, Tensor], ids: Tensor) -> Tensor:
         p = f"transformer.h.{i}."
         q, k, v = (_heads(part, s.head_size) for part in linear(norm(x, p + "ln_1"), p + "attn.c_attn").chunk(3, -1))
         x = x + linear(_attend(q, k, v), p + "attn.c_proj")
-        hidden = F.gelu(linear(norm(x, p + "ln_2"), p + "mlp.c_fc"), approximate="tanh")
+        hidden = linear(norm(x, p + "ln_2"), p + "mlp.c_fc")
+        hidden = F.relu(hidden) if s.style is Style.RELU else F.gelu(hidden, approximate="tanh")
         x = x + linear(hidden, p + "mlp.c_proj")
     return norm(x, "transformer.ln_f") @ w[head_name(s.style, w)].T
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.rewrites.forward import HEAD, embedding_name, head_name, layer_count
-from benchmarks.zoo.models import Style
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -78,7 +77,7 @@ def _per_layer(weights: Weights, shape: Shape, change: Change) -> Weights:
 def permute_neurons(weights: Weights, shape: Shape, random: Generator) -> Weights:
     """Put every MLP's neurons in a random order."""
     axes = {"mlp.gate_proj.weight": 0, "mlp.up_proj.weight": 0, "mlp.down_proj.weight": 1}
-    if shape.style is Style.GPT2:
+    if shape.style.is_gpt2:
         axes = {"mlp.c_fc.weight": 1, "mlp.c_fc.bias": 0, "mlp.c_proj.weight": 0}
 
     def change(w: Weights, p: str) -> None:
@@ -91,6 +90,11 @@ def permute_neurons(weights: Weights, shape: Shape, random: Generator) -> Weight
 
 def _scale_up(weights: Weights, shape: Shape, factors: Callable[[int], Tensor]) -> Weights:
     def change(w: Weights, p: str) -> None:
+        if shape.style.is_gpt2:
+            up, bias, down = p + "mlp.c_fc.weight", p + "mlp.c_fc.bias", p + "mlp.c_proj.weight"
+            by = factors(len(w[bias]))
+            w[up], w[bias], w[down] = w[up] * by, w[bias] * by, w[down] / by[:, None]
+            return
         up, down = p + "mlp.up_proj.weight", p + "mlp.down_proj.weight"
         by = factors(len(w[up]))
         w[up], w[down] = w[up] * by[:, None], w[down] / by
@@ -99,7 +103,10 @@ def _scale_up(weights: Weights, shape: Shape, factors: Callable[[int], Tensor]) 
 
 
 def rescale_neurons(weights: Weights, shape: Shape, random: Generator) -> Weights:
-    """Multiply each neuron's up row and divide its down column by a positive number (gated MLPs)."""
+    """Multiply what a neuron reads (of a gated MLP, its up row) and divide what it writes by a positive number.
+
+    Without a gate that keeps the function of ReLU alone.
+    """
     return _scale_up(weights, shape, lambda n: _scales(random, n))
 
 
@@ -248,17 +255,17 @@ def _divide_gains(weights: Weights, shape: Shape, draw: Callable[[Tensor], Tenso
             by = draw(w[gain])
             for reader in readers:
                 name = reader + ".weight"
-                if shape.style is Style.GPT2:
+                if shape.style.is_gpt2:
                     w[reader + ".bias"] = w[reader + ".bias"] + w[p + norm + ".bias"] @ w[name]
                 w[name] = w[name] * (by if shape.style.is_gated else by[:, None])
-            if shape.style is Style.GPT2:
+            if shape.style.is_gpt2:
                 w[p + norm + ".bias"] = torch.zeros_like(w[gain])
             w[gain] = w[gain] / by
 
     out = _per_layer(_untie(weights, shape), shape, change)
     final = _final_norm(shape)
     by = draw(out[final + ".weight"])
-    for end in (".weight", ".bias") if shape.style is Style.GPT2 else (".weight",):
+    for end in (".weight", ".bias") if shape.style.is_gpt2 else (".weight",):
         out[final + end] = out[final + end] / by
     out[HEAD] = out[HEAD] * by
     return out

@@ -25,11 +25,17 @@ class Style(StrEnum):
     GPT2 = "gpt2"
     GEMMA = "gemma"
     BERT = "bert"
+    RELU = "relu"
 
     @property
     def is_gated(self) -> bool:
         """Whether its layers are Llama's: gated MLPs, RMSNorm before each part, rotary positions, no biases."""
         return self in {Style.LLAMA, Style.GEMMA}
+
+    @property
+    def is_gpt2(self) -> bool:
+        """Whether its layers are GPT-2's, with GELU in its MLPs or, as ``RELU`` has it, with ReLU."""
+        return self in {Style.GPT2, Style.RELU}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +159,7 @@ def initial_weights(shape: Shape, key: str) -> Weights:
 
 def logits(shape: Shape, weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
     """Next-token logits. weights: each (N, ...); ids: (N, B, T) int64; returns (N, B * T, vocabulary) float32."""
-    forward = {Style.LLAMA: _llama, Style.GEMMA: _llama, Style.GPT2: _gpt2, Style.BERT: _bert}
+    forward = {Style.LLAMA: _llama, Style.GEMMA: _llama, Style.GPT2: _gpt2, Style.RELU: _gpt2, Style.BERT: _bert}
     return forward[shape.style](shape, weights, ids)
 
 
@@ -232,7 +238,8 @@ def _gpt2(s: Shape, weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
         fused = linear(norm(x, p + "ln_1"), p + "attn.c_attn")
         q, k, v = (_heads(part, batch, s.heads) for part in torch.split(fused, s.width, dim=-1))
         x = x + linear(_attend(q, k, v, n), p + "attn.c_proj")
-        hidden = F.gelu(linear(norm(x, p + "ln_2"), p + "mlp.c_fc"), approximate="tanh")
+        hidden = linear(norm(x, p + "ln_2"), p + "mlp.c_fc")
+        hidden = F.relu(hidden) if s.style is Style.RELU else F.gelu(hidden, approximate="tanh")
         x = x + linear(hidden, p + "mlp.c_proj")
     return torch.bmm(norm(x, "transformer.ln_f"), weights["transformer.wte.weight"].transpose(1, 2))
 

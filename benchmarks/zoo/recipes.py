@@ -178,13 +178,13 @@ def _styles(*, quick: bool) -> list[Spec]:
     width, vocabulary = (_QUICK_WIDTH, _QUICK_VOCABULARY) if quick else (64, VOCABULARY)
     prefix = f"quick-{STYLES}" if quick else STYLES
     found: list[Spec] = []
-    for style in (Style.GEMMA, Style.BERT, Style.GPT2):
+    for style in (Style.GEMMA, Style.BERT, Style.GPT2, Style.RELU):
         label = f"{style.value}-{width}"
         shape = styled_shape(style, width, vocabulary=vocabulary)
         wanted = {f"{prefix}-{label}-{one}" for one in ("A", "B", "A-ftx", "A-fty", "A-cont")}
         sizes = QUICK if quick else replace(SIZES, full=_STYLED, tune=SIZES.population_tune)
         found += [spec for spec in _relatives(prefix, STYLES, label, shape, sizes) if spec.id in wanted]
-        if style is not Style.GPT2:
+        if not style.is_gpt2:
             many = QUICK if quick else replace(sizes, population=_STYLED, population_size=_STYLED_POPULATION)
             found += _population(prefix, STYLES, f"pop-{label}", shape, many)
     return found

@@ -11,6 +11,8 @@ from fingerprint.vocabulary import LAYERLESS_ROLES, NEURON_ROLES, Axis, Role
 from signatures.report import Relation
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fingerprint.comparing.matching import TensorMatch
     from signatures.change import Change
 
@@ -37,15 +39,18 @@ _MISSING: Final = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """The strongest relation, and what was undone to see it."""
+    """The strongest relation, what was undone to see it, and the shares that were measured of some of that."""
 
     relation: Relation
     undone: tuple[str, ...]
+    measured: Mapping[str, float]
 
 
 def describe(change: Change, *, merged: bool) -> Description:
     """Describe what turned the registered weights into the suspect's; ``merged`` if a mixture explains it better."""
     undone = _undone(change)
+    measured = {"neurons-permuted": change.moved_neurons} | change.rewriting.measured
+    measured = {name: share for name, share in measured.items() if name in undone}
     for relation, applies in (
         (Relation.MERGED, merged),
         (Relation.PRUNED, change.rewriting.rotated and bool(change.rewriting.absent_layers)),
@@ -73,8 +78,8 @@ def describe(change: Change, *, merged: bool) -> Description:
         (Relation.REFORMATTED, change.exact_share > WHOLE and (bool(undone) or _has_more(change))),
     ):
         if applies:
-            return Description(relation, tuple(undone))
-    return Description(Relation.IDENTICAL if change.exact_share > WHOLE else Relation.UNCLEAR, ())
+            return Description(relation, tuple(undone), measured)
+    return Description(Relation.IDENTICAL if change.exact_share > WHOLE else Relation.UNCLEAR, (), {})
 
 
 def _undone(change: Change) -> list[str]:
@@ -171,7 +176,12 @@ def _pruned_depth(change: Change) -> bool:
 
 
 def _partial(change: Change) -> bool:
-    missing = set(change.unmatched_registered) - change.unrecognised.keys()
+    heads = change.rewriting.uncompared & LAYERLESS_ROLES
+    missing = [
+        position
+        for position in change.unmatched_registered
+        if position not in change.unrecognised and change.ours[position].role not in heads
+    ]
     absent = sum(change.ours[position].elements for position in missing)
     total = sum(tensor.elements for tensor in change.ours if tensor.sketch is not None)
     return absent > _MISSING * total

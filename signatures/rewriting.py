@@ -14,7 +14,7 @@ from fingerprint.vocabulary import LAYERLESS_ROLES, Axis, Content, Frame, Role
 from signatures.attention import Attention
 from signatures.gains import gains_changed, gains_folded
 from signatures.reordered import reordered
-from signatures.tables import PERMUTED, REPLACED, mixed_table, token_table
+from signatures.tables import PERMUTED, REPLACED, changed_table, mixed_table, token_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +37,8 @@ _UNCHANGED: Final = 0.999
 _NEARLY_ALL: Final = 0.9
 _LOST_WITH_LAYER_NORM: Final = 0.125
 _TINY: Final = 1e-30
+_LOST_IN_CIRCUITS: Final = 4.0
+"""How many times as much of a circuit is lost with the mean over the stream as of neurons: .039 and .009 were seen."""
 _MOSTLY: Final = 0.5
 _ALIKE: Final = 0.9
 """Mean score of neurons from which gains that are others were replaced, and not trained on."""
@@ -132,7 +134,7 @@ class Rewriting:
                 cosines[place] = max(cosines.get(place, 0.0), self._score(one))
         found = {place: _change(cosine, self._floor) for place, cosine in cosines.items() if place >= 0}
         if self.attention.measured or not self.attention.still:
-            floor = 1.0 - 2.0 * (1.0 - self._floor)
+            floor = 1.0 - _LOST_IN_CIRCUITS * (1.0 - self._floor)
             found |= {place: _change(cosine, floor) for place, cosine in self.attention.explained.items()}
         return found | dict.fromkeys(self.reordered, 0.0)
 
@@ -157,8 +159,9 @@ class Rewriting:
 
     @property
     def same(self) -> bool:
-        """Whether neurons agree to rounding."""
-        return self.score >= self._floor
+        """Whether neurons agree to rounding, and the table has an energy that moving it would have left it."""
+        told = self._vocabulary or self._stream == "residual-permuted"
+        return self.score >= self._floor and bool(told or not changed_table(self.comparison))
 
     @property
     def _agreement(self) -> float:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from fingerprint.vocabulary import Content, Role
+from signatures.reordered import same_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +20,10 @@ REPLACED: Final = "vocabulary-replaced"
 _SAME_ENERGY: Final = 0.05
 _SAME_LENGTH: Final = 0.1
 """Difference of two sketches' lengths that a permutation of rows and a rotation may make: 1 / sqrt(2) of 1/k twice."""
+_ISOMETRY: Final = 5e-5
+"""Difference of energies that rounding makes: 5e-7 was seen of a rotation, and 1e-3 and more of the least training."""
+_CHANGED: Final = 0.2
+_TINY: Final = 1e-300
 _OTHER_SHAPE: Final = 0.05
 """Difference of kurtosis from which values were mixed: at most .01 was seen of a fine-tune, .1 of rotations."""
 _TABLES: Final = (Role.TOKEN_EMBEDDING, Role.OUTPUT_HEAD)
@@ -33,12 +38,30 @@ def token_table(comparison: Comparison) -> str:
 
 
 def mixed_table(comparison: Comparison) -> bool:
-    """Whether the suspect has a table of the energy of the registered one's whose values are otherwise distributed."""
+    """Whether the suspect has the registered table with its values mixed, as a rotation mixes them.
+
+    It keeps their energy, to rounding, and not the values; of a table that was changed beside about the energy, and not
+    the shape of the distribution.
+    """
     pairs = [pair for pair in _pairs(comparison) if _same_energy(*pair)]
-    return bool(pairs) and all(
-        abs(one.statistics.kurtosis - other.statistics.kurtosis) > _OTHER_SHAPE * one.statistics.kurtosis
-        for one, other in pairs
+    turned = any(_ratio(*pair) <= _ISOMETRY and not same_values(*pair) for pair in pairs)
+    return turned or (
+        bool(pairs)
+        and all(
+            abs(one.statistics.kurtosis - other.statistics.kurtosis) > _OTHER_SHAPE * one.statistics.kurtosis
+            for one, other in pairs
+        )
     )
+
+
+def changed_table(comparison: Comparison) -> bool:
+    """Whether the energy of the table differs by more than any order or rotation, and less than another table's would.
+
+    Nothing is told of models with LayerNorm, which does not read the mean over the stream: anything may be there.
+    """
+    ratios = [_ratio(*pair) for pair in _pairs(comparison)]
+    centred = any(one.role is Role.NORM_BIAS for one in comparison.registered.tensors)
+    return bool(ratios) and not centred and 10 * _ISOMETRY < min(ratios) <= _CHANGED
 
 
 def _pairs(comparison: Comparison) -> Iterator[tuple[TensorRecord, TensorRecord]]:
@@ -52,8 +75,7 @@ def _pairs(comparison: Comparison) -> Iterator[tuple[TensorRecord, TensorRecord]
 
 
 def _same_energy(one: TensorRecord, other: TensorRecord) -> bool:
-    mine, its = (each.statistics.mean**2 + each.statistics.deviation**2 for each in (one, other))
-    if abs(mine - its) <= _SAME_ENERGY * max(mine, its):
+    if _ratio(one, other) <= _SAME_ENERGY:
         return True
     if one.sketch is None or other.sketch is None or sorted(one.shape) != sorted(other.shape):
         return False
@@ -61,3 +83,9 @@ def _same_energy(one: TensorRecord, other: TensorRecord) -> bool:
         float(np.linalg.norm(each.sketch.astype(np.float64))) for each in (one, other) if each.sketch is not None
     ]
     return abs(lengths[0] - lengths[1]) <= _SAME_LENGTH * max(lengths)
+
+
+def _ratio(one: TensorRecord, other: TensorRecord) -> float:
+    """Relative difference of the mean squares of two tensors' elements."""
+    mine, its = (each.statistics.mean**2 + each.statistics.deviation**2 for each in (one, other))
+    return abs(mine - its) / max(mine, its, _TINY)

@@ -14,7 +14,7 @@ from fingerprint.vocabulary import LAYERLESS_ROLES, Axis, Content, Frame, Role
 from signatures.attention import Attention
 from signatures.gains import gains_changed, gains_folded
 from signatures.reordered import reordered
-from signatures.tables import PERMUTED, REPLACED, changed_table, mixed_table, token_table
+from signatures.tables import PERMUTED, changed_table, mixed_table, token_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -183,7 +183,9 @@ class Rewriting:
             > _MOVED * sum(one.elements for one in tensors if one.content is Content.WEIGHTS)
         ):
             return "residual-permuted"
-        exact = self.score >= _UNCHANGED and not self.comparison.sampled and self._vocabulary != REPLACED
+        # Values that could be there in another order: a table that is not another one, or MLPs that cannot be rescaled.
+        told = self._vocabulary in {"", PERMUTED} or all(self._samples(one)[0].up is None for one in self._held)
+        exact = self.score >= _UNCHANGED and not self.comparison.sampled and told
         return "residual-rotated" if exact or mixed_table(self.comparison) else "residual-moved"
 
     @cached_property
@@ -290,10 +292,12 @@ class Rewriting:
 
     @property
     def _signs_scrambled(self) -> bool:
-        """Whether the coins of neurons that all agree are as fair as those of a stranger."""
+        """Whether the coins of neurons that all agree are as fair as those of a stranger, or nearly, of few neurons."""
         found = [test for test in self.comparison.gauge.tests if self.frame and test.frame == self.frame.frame]
         return any(
-            test.kind == NEURONS and test.toss.log10_p > _FAIR and test.toss.agreement < _FAIR_AGREEMENT
+            test.kind == NEURONS
+            and test.toss.agreement < _FAIR_AGREEMENT
+            and (test.toss.log10_p > _FAIR or self.score >= _ALIKE)
             for test in found
         )
 

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 PERMUTED: Final = "vocabulary-permuted"
 REPLACED: Final = "vocabulary-replaced"
+MOVED: Final = "vocabulary-moved"
 _SAME_ENERGY: Final = 0.05
 _SAME_LENGTH: Final = 0.1
-"""Difference of two sketches' lengths that a permutation of rows and a rotation may make: 1 / sqrt(2) of 1/k twice."""
+"""Difference of two sketches' lengths that other signs make: .06 was seen of a permutation."""
 _ISOMETRY: Final = 5e-5
 """Difference of energies that rounding makes: 5e-7 was seen of a rotation, and 1e-3 and more of the least training."""
 _CHANGED: Final = 0.2
@@ -30,11 +31,16 @@ _TABLES: Final = (Role.TOKEN_EMBEDDING, Role.OUTPUT_HEAD)
 
 
 def token_table(comparison: Comparison) -> str:
-    """Whether the tokens were permuted or the table replaced: the table has the same energy, or another.
+    """What is known of tokens that are not where they were.
 
-    Less the means of its rows and columns it may have it too, of which LayerNorm does not read the former.
+    A table of the same energy was permuted; also of the same energy less the means of its rows and columns, since
+    LayerNorm does not read the former. One of another energy by both was replaced. Else it was moved, no more is known.
     """
-    return PERMUTED if any(_same_energy(*pair) for pair in _pairs(comparison)) else REPLACED
+    pairs = list(_pairs(comparison))
+    if any(_same_energy(*pair) for pair in pairs):
+        return PERMUTED
+    other = all(_ratio(*pair) > _CHANGED and _centred(*pair) > _CHANGED for pair in pairs)
+    return REPLACED if other else MOVED
 
 
 def mixed_table(comparison: Comparison) -> bool:
@@ -75,14 +81,18 @@ def _pairs(comparison: Comparison) -> Iterator[tuple[TensorRecord, TensorRecord]
 
 
 def _same_energy(one: TensorRecord, other: TensorRecord) -> bool:
-    if _ratio(one, other) <= _SAME_ENERGY:
-        return True
+    return _ratio(one, other) <= _SAME_ENERGY or _centred(one, other) <= _SAME_LENGTH
+
+
+def _centred(one: TensorRecord, other: TensorRecord) -> float:
+    """Relative difference of the lengths of two sketches, which are of matrices without the means of rows and columns.
+
+    1 where they cannot be compared.
+    """
     if one.sketch is None or other.sketch is None or sorted(one.shape) != sorted(other.shape):
-        return False
-    lengths = [
-        float(np.linalg.norm(each.sketch.astype(np.float64))) for each in (one, other) if each.sketch is not None
-    ]
-    return abs(lengths[0] - lengths[1]) <= _SAME_LENGTH * max(lengths)
+        return 1.0
+    mine, its = (float(np.linalg.norm(sketch.astype(np.float64))) for sketch in (one.sketch, other.sketch))
+    return abs(mine - its) / max(mine, its, _TINY)
 
 
 def _ratio(one: TensorRecord, other: TensorRecord) -> float:

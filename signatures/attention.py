@@ -29,6 +29,7 @@ after fine-tuning."""
 _MOVED: Final = 0.3
 _RESCALED: Final = 0.05
 """Change of a matrix' deviation (logarithm) from which its channels, which point as they did, were rescaled."""
+_TINY: Final = 1e-30
 _LEAST_HEAD: Final = 4
 """Channels, or frequency pairs, that have to move together to count as heads."""
 
@@ -120,12 +121,11 @@ class Attention:
         """Whether the channels point as they did, and the matrices have other lengths: not told of a moved stream."""
         if not self.still or one.placed or one.channels is None or _is_mixed(one):
             return False
-        deviations = [
-            np.log(side.tensors[place].statistics.deviation)
+        ours, theirs = (
+            np.array([max(side.tensors[place].statistics.deviation, _TINY) for place in places])
             for side, places in ((self.comparison.registered, one.ours), (self.comparison.suspect, one.theirs))
-            for place in places
-        ]
-        return bool(max(abs(deviations[0] - deviations[2]), abs(deviations[1] - deviations[3])) > _RESCALED)
+        )
+        return bool(np.abs(np.log(theirs / ours)).max() > _RESCALED)
 
     def _match(self, mine: LayerGram, its: LayerGram, cosine: float) -> CircuitMatch:
         placed = {one.registered: one for one in self.comparison.matches}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
@@ -39,16 +40,18 @@ def reordered(comparison: Comparison) -> dict[int, int]:
     found: dict[int, int] = {}
     taken = {match.suspect for match in placed}
     known = {match.registered for match in placed}
-    by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    free: dict[tuple[int, ...], list[tuple[float, int]]] = defaultdict(list)
     for position, tensor in enumerate(theirs):
         if position not in taken and tensor.content is Content.WEIGHTS and tensor.statistics.deviation > 0:
-            by_shape[tuple(sorted(tensor.shape))].append(position)
+            insort(free[tuple(sorted(tensor.shape))], (tensor.statistics.deviation, position))
     for position, tensor in enumerate(ours):
         if position in known or tensor.content is not Content.WEIGHTS:
             continue
-        free = by_shape[tuple(sorted(tensor.shape))]
-        partner = next((other for other in free if same_values(tensor, theirs[other])), None)
-        if partner is not None:
-            found[position] = partner
-            free.remove(partner)
+        near, deviation = free[tuple(sorted(tensor.shape))], tensor.statistics.deviation
+        start = bisect_left(near, (deviation * (1 - 2 * _ROUNDING), -1))
+        stop = bisect_left(near, (deviation * (1 + 2 * _ROUNDING), -1))
+        for place in range(start, stop):
+            if same_values(tensor, theirs[near[place][1]]):
+                found[position] = near.pop(place)[1]
+                break
     return found

@@ -189,13 +189,20 @@ class Rewriting:
         return "residual-rotated" if exact or mixed_table(self.comparison) else "residual-moved"
 
     @cached_property
+    def _readers_changed(self) -> bool:
+        """Whether a matrix behind gains has other values than it had: gates of MLPs that agree."""
+        equal = {match.registered for match in self.comparison.matches if match.digest} | self.reordered.keys()
+        return any(self._samples(one)[0].tensors[0] not in equal for one in self._held)
+
+    @cached_property
     def _folded(self) -> bool:
-        return self._on_stream and gains_folded(self.comparison)
+        return self._on_stream and self._readers_changed and gains_folded(self.comparison)
 
     @cached_property
     def _regained(self) -> float:
         """Share of gains that changed, if neurons agree with the gains in front of them, and if most of them did."""
-        share = gains_changed(self.comparison) if self._on_stream and not self._folded else 0.0
+        behind = self._on_stream and self._readers_changed and not self._folded
+        share = gains_changed(self.comparison) if behind else 0.0
         return share if share >= _MOSTLY and self.score >= _ALIKE else 0.0
 
     @cached_property

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
@@ -14,11 +15,11 @@ from numpy.typing import NDArray
 from fingerprint.comparing.matching import EXACT
 from fingerprint.dtypes import DTYPES
 from fingerprint.measure import matrix_shape
-from fingerprint.vocabulary import LAYERLESS_ROLES, Content, Role
+from fingerprint.vocabulary import ATTENTION_ROLES, LAYERLESS_ROLES, Content, Role
 from signatures.rewriting import Rewriting
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from fingerprint.comparing.comparison import Comparison
     from fingerprint.comparing.matching import TensorMatch
@@ -30,6 +31,8 @@ _UNSEEN: Final = LAYERLESS_ROLES
 """What is not looked for where the residual stream was rotated."""
 _THROUGH_LAYERS: Final = 0.3
 _FLOOR: Final = 1e-6
+_BETTER: Final = 2.0
+"""How many times as much as a rewrite leaves unexplained a matrix may have changed to count as lying in place."""
 _NOT_FEW: Final = 0.05
 _MOSTLY: Final = 0.9
 _OF_A_FACTOR: Final = 0.1
@@ -70,12 +73,47 @@ class Change:
         return float(np.dot(self.elements, np.asarray(values, np.float64))) / total if total else 0.0
 
     @cached_property
+    def placed(self) -> tuple[TensorMatch, ...]:
+        """Matches of weight matrices that lie where they were, as far as a rewrite explains them no better."""
+        explained, uncompared = self.rewriting.explained, self.rewriting.uncompared
+        # What was tied to a table of tokens has the gains of the last norm in it, and is matched with that table.
+        exact = {match.registered for match in self.matrices if match.digest} if uncompared else set()
+        return tuple(
+            match
+            for match in self.matrices
+            if match.digest
+            or (
+                match.change <= _BETTER * explained.get(match.registered, math.inf)
+                and self.ours[match.registered].role not in uncompared
+                and match.registered not in exact
+            )
+        )
+
+    @cached_property
+    def outside_attention(self) -> float:
+        """Largest relative change of a matrix that lies in place and is none of attention's."""
+        changes = [one.change for one in self.placed if self.ours[one.registered].role not in ATTENTION_ROLES]
+        return max(changes, default=0.0)
+
+    @cached_property
     def amount(self) -> float:
-        """Relative change of the matched matrices of equal size: root of the weighted mean of squares."""
-        same = [self.ours[match.registered].elements == self.theirs[match.suspect].elements for match in self.matrices]
-        share = self.mean([float(one) for one in same])
-        total = self.mean([match.change**2 * one for match, one in zip(self.matrices, same, strict=True)])
-        return float(np.sqrt(total / share)) if share else 0.0
+        """Relative change of the matched matrices of equal size: root of the weighted mean of squares.
+
+        Of those that a rewrite explains better, what it leaves.
+        """
+        placed = {match.registered for match in self.placed}
+        sizes = [
+            (self.ours[match.registered].elements, match.change)
+            for match in self.placed
+            if self.ours[match.registered].elements == self.theirs[match.suspect].elements
+        ]
+        sizes += [
+            (self.ours[place].elements, change)
+            for place, change in self.rewriting.explained.items()
+            if place not in placed
+        ]
+        total = sum(elements for elements, _ in sizes)
+        return math.sqrt(sum(elements * change**2 for elements, change in sizes) / total) if total else 0.0
 
     @cached_property
     def residual(self) -> float:
@@ -187,7 +225,7 @@ class Change:
 
     def _whiteness(self, *, scaled: bool) -> float:
         ratios = []
-        for match in self.matrices:
+        for match in self.placed:
             ours, theirs = self.ours[match.registered].sketch, self.theirs[match.suspect].sketch
             if ours is None or theirs is None or match.change < _FLOOR:
                 continue
@@ -236,7 +274,7 @@ class Change:
     @cached_property
     def evenness(self) -> float:
         """Coefficient of variation of the relative change over matrices: small if noise was added to each alike."""
-        values = np.array([match.change for match in self.matrices if match.change > _FLOOR])
+        values = np.array([match.change for match in self.placed if match.change > _FLOOR])
         return float(values.std() / values.mean()) if values.size > 1 else 0.0
 
     @cached_property
@@ -257,8 +295,55 @@ class Change:
             and tensor.sketch is not None
             and i not in self.copies
             and i not in through_layers
+            and i not in self.rewriting.reordered
             and not (self.rewriting.rotated and tensor.role in _UNSEEN | self.comparison.untested)
         )
+
+    @cached_property
+    def unrecognised(self) -> dict[int, int]:
+        """Registered matrices of attention that nothing corresponds to, and unexplained ones of the suspect of the same
+        shapes, by position: they were changed beyond recognition, and are not absent."""
+        taken = set(self.rewriting.reordered.values())
+        spare: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for position, tensor in enumerate(self.theirs):
+            covered = self.comparison.covered.get(position, 0.0)
+            if tensor.content is Content.WEIGHTS and position not in taken and covered <= _THROUGH_LAYERS:
+                spare[tuple(sorted(tensor.shape))].append(position)
+        found = {}
+        for position in self.unmatched_registered:
+            tensor = self.ours[position]
+            if tensor.role in ATTENTION_ROLES and (free := spare[tuple(sorted(tensor.shape))]):
+                found[position] = free.pop(0)
+        return found
+
+    @cached_property
+    def added(self) -> float:
+        """Share of the suspect's weights beside those that correspond to registered ones."""
+        covered = self.comparison.covered
+        known = {*self.rewriting.reordered.values(), *self._changed_attention}
+        total = sum(one.elements for one in self.theirs if one.content is Content.WEIGHTS)
+        more = sum(self.theirs[place].elements * (1.0 - covered.get(place, 0.0)) for place in known)
+        return 1.0 - self.comparison.suspect_coverage - (more / total if total else 0.0)
+
+    @property
+    def _changed_attention(self) -> Iterator[int]:
+        """As many of the suspect's matrices of one shape that are not in place as registered ones of attention are not.
+
+        Those first that circuits explain: two registered circuits may resemble one of the suspect.
+        """
+        ours: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        theirs: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        gone = self.copies.keys() | self.rewriting.reordered.keys()
+        for position, tensor in enumerate(self.ours):
+            if tensor.role in ATTENTION_ROLES and tensor.content is Content.WEIGHTS and position not in gone:
+                ours[tuple(sorted(tensor.shape))].append(position)
+        taken = {match.suspect for match in self.matrices} | set(self.rewriting.reordered.values())
+        for position, tensor in enumerate(self.theirs):
+            if tensor.content is Content.WEIGHTS and position not in taken:
+                theirs[tuple(sorted(tensor.shape))].append(position)
+        for shape, places in theirs.items():
+            places.sort(key=lambda place: -self.comparison.covered.get(place, 0.0))
+            yield from places[: len(ours[shape])]
 
     @cached_property
     def rewriting(self) -> Rewriting:

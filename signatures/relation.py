@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from fingerprint.comparing.matching import layer_map
-from fingerprint.vocabulary import LAYERLESS_ROLES, NEURON_ROLES, Axis
+from fingerprint.vocabulary import LAYERLESS_ROLES, NEURON_ROLES, Axis, Role
 from signatures.report import Relation
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fingerprint.comparing.matching import TensorMatch
     from signatures.change import Change
 
@@ -37,15 +39,18 @@ _MISSING: Final = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """The strongest relation, and what was undone to see it."""
+    """The strongest relation, what was undone to see it, and the shares that were measured of some of that."""
 
     relation: Relation
     undone: tuple[str, ...]
+    measured: Mapping[str, float]
 
 
 def describe(change: Change, *, merged: bool) -> Description:
     """Describe what turned the registered weights into the suspect's; ``merged`` if a mixture explains it better."""
     undone = _undone(change)
+    measured = {"neurons-permuted": change.moved_neurons} | change.rewriting.measured
+    measured = {name: share for name, share in measured.items() if name in undone}
     for relation, applies in (
         (Relation.MERGED, merged),
         (Relation.PRUNED, change.rewriting.rotated and bool(change.rewriting.absent_layers)),
@@ -57,7 +62,9 @@ def describe(change: Change, *, merged: bool) -> Description:
         (Relation.PRUNED, change.narrowed >= _FEWER_NEURONS or _sparsified(change) or change.resized[0] > _RESIZED),
         (Relation.QUANTISED, _on_grid(change)),
         (Relation.CONTINUED_TRAINING, change.rewriting.rotated and change.rewriting.score < _TRAINED_ON),
-        (Relation.REWRITTEN, change.rewriting.rotated or change.rewriting.pure),
+        (Relation.FINE_TUNED, change.rewriting.rotated and not change.rewriting.same),
+        (Relation.REWRITTEN, change.rewriting.rotated or _is_pure(change)),
+        (Relation.UNCLEAR, _unclear(change) and change.outside_attention <= NO_CHANGE),
         (Relation.REWRITTEN, change.rescaled_share > _RESCALED),
         (Relation.QUANTISED, _released(change)),
         (Relation.NOISED, _noised(change)),
@@ -71,8 +78,8 @@ def describe(change: Change, *, merged: bool) -> Description:
         (Relation.REFORMATTED, change.exact_share > WHOLE and (bool(undone) or _has_more(change))),
     ):
         if applies:
-            return Description(relation, tuple(undone))
-    return Description(Relation.IDENTICAL if change.exact_share > WHOLE else Relation.UNCLEAR, ())
+            return Description(relation, tuple(undone), measured)
+    return Description(Relation.IDENTICAL if change.exact_share > WHOLE else Relation.UNCLEAR, (), {})
 
 
 def _undone(change: Change) -> list[str]:
@@ -169,7 +176,13 @@ def _pruned_depth(change: Change) -> bool:
 
 
 def _partial(change: Change) -> bool:
-    absent = sum(change.ours[position].elements for position in change.unmatched_registered)
+    heads = change.rewriting.uncompared & LAYERLESS_ROLES
+    missing = [
+        position
+        for position in change.unmatched_registered
+        if position not in change.unrecognised and change.ours[position].role not in heads
+    ]
+    absent = sum(change.ours[position].elements for position in missing)
     total = sum(tensor.elements for tensor in change.ours if tensor.sketch is not None)
     return absent > _MISSING * total
 
@@ -182,7 +195,21 @@ def _reordered_layers(change: Change) -> bool:
 
 def _has_more(change: Change) -> bool:
     """Weights beside those that correspond to registered ones."""
-    return change.comparison.suspect_coverage < 1 - _MISSING and not change.rewriting.rotated
+    return change.added > _MISSING and not change.rewriting.rotated
+
+
+def _is_pure(change: Change) -> bool:
+    """Something was undone, and nothing else is different."""
+    return bool(change.rewriting.undone) and change.amount <= NO_CHANGE and not _unclear(change)
+
+
+def _unclear(change: Change) -> bool:
+    """Attention was changed beyond recognition in places, and what was undone does not say how."""
+    said = change.rewriting.measured.keys()
+    silent = change.rewriting.uncompared
+    silent |= {Role.VALUE, Role.ATTENTION_OUTPUT} if "values-mixed" in said else frozenset()
+    silent |= {Role.QUERY, Role.KEY} if "keys-changed" in said else frozenset()
+    return any(change.ours[position].role not in silent for position in change.unrecognised)
 
 
 def _extended(change: Change) -> bool:

@@ -104,7 +104,8 @@ class Match:
 
     ``aliases`` are other names of the same registered weights; ``layers`` maps layers of the suspect to registered
     layers where both are known; ``explained_by`` is the registered base that makes it a sibling; ``declared_base`` if
-    the user named this model as the suspect's base; ``note`` explains the link in a sentence.
+    the user named this model as the suspect's base; ``note`` explains the link in a sentence. ``measured`` is, for
+    entries of ``undone`` that were measured on matched pieces, the share (0 to 1) of these that shows it.
     """
 
     model: str
@@ -123,6 +124,7 @@ class Match:
     explained_by: str | None
     declared_base: bool
     note: str
+    measured: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

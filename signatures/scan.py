@@ -313,6 +313,7 @@ def _match(finding: Finding, *, merged: bool, declared: bool) -> Match:
         explained_by=finding.explained_by,
         declared_base=declared,
         note="declared as the base of the suspect" if declared else finding.note or _lineage_note(finding),
+        measured=dict(description.measured),
     )
 
 

@@ -112,7 +112,7 @@ REWRITES: dict[str, tuple[Callable[[Weights], Weights], set[str]]] = {
     "gains-folded": (lambda w: _regained(w, np.ones(WIDTH)), {"gains-folded"}),
     "gains-scrambled": (lambda w: _regained(w, SCALES[:WIDTH] * SIGNS[:WIDTH]), set()),
     "rotated": (lambda w: _rotated(w, TURN), {"residual-rotated", "gains-folded"}),
-    "permuted stream": (lambda w: _rotated(w, np.eye(WIDTH)[:, ::-1]), {"residual-rotated", "gains-folded"}),
+    "permuted stream": (lambda w: _rotated(w, np.eye(WIDTH)[:, ::-1]), {"residual-permuted", "gains-folded"}),
     "all": (
         lambda w: _rotated(_each_neuron(w, ORDER, SCALES * SIGNS), TURN),
         {"residual-rotated", "gains-folded", "neurons-permuted", "neurons-rescaled", "signs-scrambled"},

@@ -99,7 +99,7 @@ def test_rotated_layers_without_embeddings_are_found(
     evidence = {one.test: one for one in report.matches[0].evidence}
     assert evidence["gauge"].detail["frame"] == Frame.SELF
     assert float(evidence["gauge"].detail["concordance"]) > 0.8
-    assert {"residual-rotated", "neurons-permuted"} <= set(report.matches[0].undone)
+    assert {"residual-moved", "neurons-permuted"} <= set(report.matches[0].undone)
 
 
 def test_a_rotated_layer_of_another_model_is_not(registry: Registry, tmp_path: Path) -> None:

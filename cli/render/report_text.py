@@ -124,13 +124,19 @@ def _match_lines(match: Match, report: Report, look: Look) -> list[str]:
             ("How sure", _how_sure(match)),
             ("What it is not", _what_it_is_not(match)),
             ("Also named", ", ".join(match.aliases)),
-            ("Undone", ", ".join(match.undone)),
+            ("Undone", ", ".join(_with_share(one, match) for one in match.undone)),
         ],
         look,
     )
     lines += ["", *_evidence_lines(match, look), ""]
     lines += fields([("Layers", one) for one in layer_lines(match.layers, look)], look)
     return lines + _component_lines(match, report, look)
+
+
+def _with_share(entry: str, match: Match) -> str:
+    """An entry of what was undone, with the share that shows it where that was measured."""
+    share = match.measured.get(entry)
+    return entry if share is None else f"{entry} ({percent(share)})"
 
 
 def _how_sure(match: Match) -> str:

@@ -22,6 +22,7 @@ from fingerprint.checkpoint import open_checkpoint
 from fingerprint.measure import measure_tensor
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.roles import pairing
+from fingerprint.roles.heads import MOST_HEAD_SIZES, _head_sizes
 from fingerprint.roles.infer import infer_wiring
 from fingerprint.roles.residual import SliceNorms, find_gains
 from tests.quick_zoo import quick_zoo
@@ -340,3 +341,14 @@ def test_gate_and_up_read_one_gain_though_one_of_them_no_longer_shows_it(zoo, tm
         for layer in range(4):
             norm = f"model.layers.{layer}.post_attention_layernorm"
             assert {gains[f"model.layers.{layer}.mlp.{part}_proj"] for part in ("gate", "up")} == {norm}
+
+
+@pytest.mark.parametrize(
+    ("channels", "size"), [(38, 38), (108, 36), (192, 64), (1024, 128), (4544, 64), (576, 64), (80, 80), (256, 256)]
+)
+def test_heads_of_every_size_are_tried_and_no_more_than_a_few(channels: int, size: int) -> None:
+    sizes = _head_sizes(channels)
+    assert size in sizes
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(sizes) <= MOST_HEAD_SIZES
+    assert all(channels % one == 0 for one in sizes)

@@ -42,6 +42,7 @@ MOST_MATRICES: Final = 1024
 MOST_SIZES: Final = 6
 MOST_REFERENCES: Final = 8
 MOST_HEAD_SIZES: Final = 6
+MOST_HEADS: Final = 256
 MOST_HELD: Final = 1 << 26
 HEAD_SIZES: Final = (256, 192, 160, 128, 120, 112, 104, 96, 88, 80, 72, 64, 56, 48, 40, 32, 24, 16, 12, 8)
 _LEAST: Final = 16
@@ -176,13 +177,19 @@ def _samples(narrow: int, broad: int, count: int) -> list[_Sample]:
     """Head sizes to try for so many key/value and query channels."""
     group = broad // narrow
     found = []
-    for size in HEAD_SIZES:
-        if narrow % size or size > CHANNELS or narrow // size > 256:
-            continue
+    for size in _head_sizes(narrow):
         heads = max(1, min(narrow // size, count // size, MOST_ROWS // (group * size)))
         used = group if group * size * heads <= MOST_ROWS else max(1, MOST_ROWS // size)
         found.append(_Sample(size, heads, group, min(used, group)))
-    return found[:MOST_HEAD_SIZES]
+    return found
+
+
+def _head_sizes(narrow: int) -> list[int]:
+    """Sizes that so many channels may be cut into, largest first: common ones, and others as far as there is room."""
+    fits = [size for size in range(min(narrow, CHANNELS), 7, -1) if narrow % size == 0 and narrow // size <= MOST_HEADS]
+    known = [size for size in fits if size in HEAD_SIZES][:MOST_HEAD_SIZES]
+    others = [size for size in fits if size not in HEAD_SIZES and size % 2 == 0]
+    return sorted({*known, *others[: MOST_HEAD_SIZES - len(known)]}, reverse=True)
 
 
 def _joins(

@@ -1,9 +1,9 @@
 """The best linear reconstruction of a matrix from equations about it: ridge regression.
 
 With ``leftᵀ W right = values`` for all sections, entries that are independent with one variance around what was known
-before, and noise in the values, the best predictor is ``prior + Σ left α rightᵀ``; α solves a system with as many
-unknowns as there are numbers, by conjugate gradients, and needs the matrix nowhere. The reconstruction is computed some
-rows at a time.
+before, and noise in the values, the best predictor is ``prior + Σ left core rightᵀ``; the cores solve a system with as
+many unknowns as there are numbers, by conjugate gradients, and need the matrix nowhere. The reconstruction is computed
+some rows at a time.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ _SMALL = 1 << 16
 
 
 class Prior(Protocol):
-    """What is known of a matrix beforehand. ``centred``: the means of its rows and columns are."""
+    """What is known of a matrix beforehand."""
 
-    centred: bool
+    @property
+    def centred(self) -> bool:
+        """Whether what there is beyond it has no means of rows and columns."""
 
     def rows(self, start: int, stop: int) -> Float64:
         """Some rows of it."""

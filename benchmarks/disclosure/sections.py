@@ -1,4 +1,4 @@
-"""What a signature holds of one matrix, as linear equations: ``leftᵀ W right = values`` for directions the reader knows.
+"""What a signature holds of one matrix, as linear equations: ``leftᵀ W right = values`` for known directions.
 
 A stranger can compute the directions of the tensor sketch, of sampled rows and columns, of neurons in the fixed frame
 and of a first convolution. Whoever has embeddings and norm gains can compute the other frames of the residual stream.
@@ -114,7 +114,9 @@ def numbers_held(fingerprint: Fingerprint, position: int) -> int:
     return found
 
 
-def section(kind: str, left: Float64, right: Float64, values: Float64, noise: float, **more: Any) -> Section:
+def section(
+    kind: str, left: Float64, right: Float64, values: NDArray[np.floating], noise: float, **more: Any
+) -> Section:
     """Equations whose noise is given as a share of the values' own size."""
     size = float(np.sqrt(np.mean(values**2))) if values.size else 0.0
     return Section(kind, left, right, values.astype(np.float64), noise * size, **more)

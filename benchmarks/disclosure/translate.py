@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.disclosure.sections import LENGTHS, Section, channel_parts, chosen
+from fingerprint.gauge.frames import LEAST_ANCHORS, anchor_ids
 from fingerprint.measure import matrix_shape
-from fingerprint.vocabulary import Frame
+from fingerprint.signs import Stream
+from fingerprint.vocabulary import Frame, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +32,14 @@ _FOLDS = 4
 _LEAST = 0.02
 """Share of the variance that a translation has to explain to be used."""
 _LEAST_PAIRS = 32
+_MOST = 0.95
+"""Largest singular value of a frame that is believed: the anchors' own go to infinity as it goes to 1."""
+_UNWHITENED = 0.8
+"""How alike anchors are to what comes out where the frame is known well."""
+_TABLES = {
+    Role.TOKEN_EMBEDDING: (Frame.ANCHORS, Stream.ANCHOR_TOKEN),
+    Role.POSITION_EMBEDDING: (Frame.POSITIONS, Stream.ANCHOR_POSITION),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +72,37 @@ class Translator:
                         if self._reader.knows(target.frame):
                             yield from self._neurons(source, target, position)
         yield from self._channels(position)
+        yield from self._anchors(position)
+
+    def _anchors(self, position: int) -> Iterator[Section]:
+        """Rows of embeddings from the frame that is made of them: what neurons write, in it and in the fixed frame,
+        tells the frame, and the frame tells the rows up to their common size."""
+        record, parameters = self._reader.fingerprint.tensors[position], self._reader.fingerprint.parameters
+        table = _TABLES.get(record.role)
+        if table is None or self._reader.knows(table[0]):
+            return
+        frame, stream = table
+        pairs = list(self._pairs(frame, Frame.FIXED, None, reads=False))
+        found = self.translation(frame, Frame.FIXED, None, reads=False)
+        rows, width = record.shape
+        if not pairs or found is None or rows < LEAST_ANCHORS:
+            return
+        theirs, known = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        fixed = self._reader.directions(Frame.FIXED, position, width, reads=False)
+        directions = (fixed @ _fitted(known, theirs, _RIDGES[0])).T
+        ids = anchor_ids(rows, stream, parameters)
+        values = _unwhitened(directions[: ids.size])
+        sampled = next((one for one in record.axes if one.dimension == 0), None)
+        if sampled is None:
+            return
+        # Rare tokens have shorter rows than common ones: as long as sampled rows of that range are.
+        alike = sampled.values[(sampled.indices >= ids[0]) & (sampled.indices <= ids[-1])].astype(np.float64)
+        size = float(np.sqrt(np.mean(np.sum(alike**2, axis=1)) / width)) if len(alike) else record.statistics.deviation
+        share = (found.share * _UNWHITENED) ** 2
+        values *= size * np.sqrt(values.size / share) / max(float(np.linalg.norm(values)), 1e-30)
+        noise = size * float(np.sqrt((1.0 - share) / share))
+        left = chosen(ids, rows, centred=True)
+        yield Section("translated", left, np.eye(width) - 1.0 / width, values, noise)
 
     def _neurons(self, source: NeuronSample, target: NeuronSample, position: int) -> Iterator[Section]:
         part = source.tensors.index(position)
@@ -175,6 +216,14 @@ def _learned(pairs: list[tuple[Float64, Float64]]) -> Translation | None:
     best = int(np.argmax(shares))
     share = min(shares[best], 0.999)
     return Translation(_fitted(rows, known, _RIDGES[best]), share, ratio) if share >= _LEAST else None
+
+
+def _unwhitened(frame: Float64) -> Float64:
+    """The anchors that a frame was whitened from, up to a factor; see ``gauge.frames``."""
+    u, f, vt = np.linalg.svd(frame, full_matrices=False)
+    f = np.minimum(f, _MOST)
+    found: Float64 = (u * (f / np.sqrt(1.0 - f**2))) @ vt
+    return found
 
 
 def _fitted(rows: Float64, known: Float64, ridge: float) -> Float64:

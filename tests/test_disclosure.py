@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from benchmarks.disclosure import reconstruct as reconstruction
+from benchmarks.disclosure.__main__ import table
 from benchmarks.disclosure.grid import LEVELS, drawn_to
 from benchmarks.disclosure.reconstruct import Means, Sibling, explained, reconstruct
 from benchmarks.disclosure.sections import Reader, Section, numbers_held, sections_of
@@ -177,6 +179,17 @@ def test_a_guess_is_only_changed_where_the_signature_knows_better(attack):
     found = reconstruct(sections_of(attack.stranger, attack.at(GATE)), Sibling(truth)).rows(0, 256)
     # Matrices are cut and rounded before they are kept.
     assert np.abs(found - truth).max() < 0.1
+
+
+def test_the_page_has_a_row_for_each_kind_of_matrix(model, monkeypatch):
+    monkeypatch.setattr(reconstruction, "STEPS", 2)
+    lines = table(model, 1)
+    header, _, *rows = "\n".join(lines).strip().splitlines()
+    assert {len(row.split("|")) for row in rows} == {len(header.split("|"))}
+    roles = {"token-embedding", "query", "key", "value", "attention-output", "gate", "up", "down"}
+    assert {row.split("|")[1].strip() for row in rows} == roles
+    (embeddings,) = (row for row in rows if "token-embedding" in row)
+    assert embeddings.count("| - ") == 2
 
 
 def test_entries_near_enough_are_drawn_to_their_grid():

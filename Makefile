@@ -121,8 +121,8 @@ bench-undoing: $(STAMP) ## deep comparisons of rewritten relatives, and of indep
 bench-adversarial: $(STAMP) ## forged registrations, framed innocents, evasion: what is reported, what it costs
 	$(BIN)/python -m benchmarks.adversarial --zoo $(CACHE)/zoo
 
-bench-disclosure: $(STAMP) ## how much of the weights a signature gives away
-	$(BIN)/python -m benchmarks.disclosure --zoo $(CACHE)/zoo
+bench-disclosure: $(STAMP) ## how much of the weights a signature gives away; REAL: checkpoints to look at too
+	$(BIN)/python -m benchmarks.disclosure --zoo $(CACHE)/zoo $(foreach path,$(REAL),--real $(path))
 
 bench-peers: $(STAMP) ## modelDNA (and, if CISCO names its command, Cisco's kit) beside this program
 	test -x $(CACHE)/peers/modeldna/bin/modeldna || (python3 -m venv $(CACHE)/peers/modeldna && $(CACHE)/peers/modeldna/bin/pip install modeldna==0.1.0)

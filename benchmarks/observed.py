@@ -54,6 +54,11 @@ class Observed:
     wall: float
 
 
+def environment(**more: str) -> dict[str, str]:
+    """That of this process and ``more``, with Python's caches of compiled modules, as they are for everybody."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | more
+
+
 def observe(arguments: Sequence[str], *, stdin: bytes = b"", limit: float = 120.0) -> Observed:
     """Run ``fp`` with ``arguments`` in a process of its own, for ``limit`` seconds at most."""
     with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +70,7 @@ def observe(arguments: Sequence[str], *, stdin: bytes = b"", limit: float = 120.
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                env=environment(OMP_NUM_THREADS="1"),
             ) as process,
             _Watch(process.pid) as watch,
         ):

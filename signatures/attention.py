@@ -39,7 +39,8 @@ class CircuitMatch:
     """A registered circuit of attention that is as it was, and the suspect's one; ``cosine`` of the two.
 
     ``placed``: both of its matrices are where they were, with no more change than the circuit. ``channels`` match those
-    that were sampled of the two, None where none can be compared.
+    that were sampled of the two, None where none can be compared, or where they are in place; ``sampled`` is their
+    number.
     """
 
     circuit: Circuit
@@ -48,6 +49,12 @@ class CircuitMatch:
     cosine: float
     placed: bool
     channels: ChannelMatch | None
+    sampled: int
+
+    @property
+    def compared(self) -> bool:
+        """Whether it is known where its channels are."""
+        return self.channels is not None or (self.placed and self.sampled > 0)
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class Attention:
     @cached_property
     def measured(self) -> dict[str, float]:
         """Entries of what was undone, and the share of what was compared that shows it."""
-        compared = [one for one in self.circuits if one.channels is not None]
+        compared = [one for one in self.circuits if one.compared]
         values = [one for one in compared if one.circuit is Circuit.OUTPUT_VALUE]
         keys = [one for one in compared if one.circuit is Circuit.QUERY_KEY]
         moved, together = self._moved
@@ -109,6 +116,7 @@ class Attention:
     def _moved(self) -> tuple[float, bool]:
         """Share of well-matched channels found under another number, and whether they moved in whole heads."""
         offsets = [_offsets(self.comparison, one) for one in self._sure]
+        offsets += [np.zeros(one.sampled, np.int64) for one in self.circuits if one.placed]
         together = all(gcd(*map(abs, one.tolist())) >= _LEAST_HEAD for one in offsets if one.any())
         every = np.concatenate(offsets) if offsets else np.zeros(1, np.int64)
         return float(np.mean(every != 0)), together
@@ -136,22 +144,29 @@ class Attention:
             and (bool(match.digest) or match.change <= 2 * change)
             for ours, theirs in zip(mine.tensors, its.tensors, strict=True)
         ]
-        channels = self._channels(mine, its)
-        return CircuitMatch(mine.circuit, mine.tensors, its.tensors, cosine, all(stays), channels)
+        sampled = self._sampled(mine)
+        size = max((self.comparison.registered.channels[at].indices.size for at in sampled), default=0)
+        channels = None if all(stays) else self._channels(sampled, its)
+        return CircuitMatch(mine.circuit, mine.tensors, its.tensors, cosine, all(stays), channels, size)
 
-    def _channels(self, mine: LayerGram, its: LayerGram) -> ChannelMatch | None:
-        """The match of the channels of two circuits that scores best; None if they were not sampled alike."""
+    def _sampled(self, mine: LayerGram) -> list[int]:
+        """Positions of the registered samples of channels of a circuit."""
         kinds = (
             {ChannelKind.VALUE_OUTPUT}
             if mine.circuit is Circuit.OUTPUT_VALUE
             else {ChannelKind.ROTARY, ChannelKind.QUERY_KEY}
         )
+        wanted = mine.tensors[::-1], mine.frame
+        every = enumerate(self.comparison.registered.channels)
+        return [at for at, one in every if (one.tensors, one.frame) == wanted and one.kind in kinds]
+
+    def _channels(self, sampled: Iterable[int], its: LayerGram) -> ChannelMatch | None:
+        """The match of the channels of two circuits that scores best; None if they were not sampled alike."""
         registered, suspect = self.comparison.registered, self.comparison.suspect
         ungrouped = ungrouped_samples(suspect)
         found = []
-        for at, ours in enumerate(registered.channels):
-            if ours.tensors != mine.tensors[::-1] or ours.frame != mine.frame or ours.kind not in kinds:
-                continue
+        for at in sampled:
+            ours = registered.channels[at]
             for where, theirs in enumerate(suspect.channels):
                 if theirs.tensors == its.tensors[::-1] and (theirs.frame, theirs.kind) == (ours.frame, ours.kind):
                     free = {0} if where in ungrouped else set()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.lineage import derive_ops as ops
+from benchmarks.observed import environment
 from benchmarks.rewrites.cases import rewrite, rewrites
 from benchmarks.zoo.models import Shape, generator
 from benchmarks.zoo.recipes import family
@@ -131,9 +131,9 @@ def written(case: Case, folder: Path, shape: Shape) -> Path:
 def run(command: list[str], read: Callable[[str], tuple[str, str]]) -> Answer:
     """Run one comparison; time and memory are those of the process and its children."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "200"}
+    around = environment(HF_HUB_OFFLINE="1", NO_COLOR="1", COLUMNS="200")
     wrapper = [sys.executable, "-c", _MEASURE, *command]
-    done = subprocess.run(wrapper, capture_output=True, text=True, timeout=TIMEOUT, env=environment, check=False)
+    done = subprocess.run(wrapper, capture_output=True, text=True, timeout=TIMEOUT, env=around, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     *text, last = done.stdout.split("\x1e")

@@ -31,7 +31,8 @@ def command(
 ) -> Exit:
     """Measure a checkpoint and write its signature to a file.
 
-    The signature can be registered elsewhere, or scanned in place of the weights, which it does not disclose.
+    The signature can be registered elsewhere, or scanned in place of the weights, of which it tells little unless they
+    are small.
     """
     import os
 

@@ -2,8 +2,9 @@
 
 ``norm(x) * gain`` before a linear layer is the same network as ``norm(x)`` before a layer whose columns were multiplied
 by the gain, so gains can be moved and scaled for free, and coordinates are taken of the folded matrices. A norm without
-a gain, or with one of equal entries, counts as folded already. Some families store ``gain - 1``. Norms behind a layer
-(on what it writes) cannot be moved and are left alone.
+a gain, or with one of equal entries, counts as folded already. Some families store ``gain - 1``: nothing but zeros is a
+gain of theirs that was folded, as it would otherwise switch off all behind it. Norms behind a layer (on what it writes)
+cannot be moved and are left alone.
 """
 
 from __future__ import annotations
@@ -60,12 +61,16 @@ class Gains:
     read_by: Mapping[int, int]
     offsets: tuple[float, ...]
 
+    def known(self, matrix: int, offset: float, width: int) -> Float64 | None:
+        """The gain in front of a matrix as it is, (width,); None where none is known."""
+        stored = self.values.get(self.read_by.get(matrix, -1))
+        return None if stored is None or stored.size != width else stored + offset
+
     def of(self, matrix: int, offset: float, width: int) -> Float64:
         """What the columns of a matrix are multiplied by, (width,): ones where no gain is known or it is constant."""
-        stored = self.values.get(self.read_by.get(matrix, -1))
-        if stored is None or stored.size != width:
+        gain = self.known(matrix, offset, width)
+        if gain is None:
             return np.ones(width)
-        gain = stored + offset
         size = float(np.abs(gain).mean())
         if not 0.0 < size < np.inf or np.abs(gain - gain.mean()).max() <= _FROM_ONE * size:
             return np.ones(width)
@@ -133,11 +138,14 @@ def _word(name: str) -> str:
 def _offsets(gains: Sequence[Float64], offset: bool | None) -> tuple[float, ...]:
     """Gains grow from one and seldom below zero; stored as ``gain - 1`` they lie on both sides of it.
 
-    A launderer may have given gains of either sign, so that both readings are tried where there are negative ones.
+    A launderer may have given gains of either sign, or folded some of them, so that both readings are tried where some
+    are negative or zero. Nothing but zeros can be read in one way only.
     """
-    shares = [float(np.mean(gain < 0)) for gain in gains]
-    if not shares or max(shares) < _SOME_NEGATIVE:
+    if gains and not any(gain.any() for gain in gains):
+        return (1.0,)
+    if max((float(np.mean(gain <= 0)) for gain in gains), default=0.0) < _SOME_NEGATIVE:
         return (1.0, 0.0) if offset else (0.0,)
+    shares = [float(np.mean(gain < 0)) if gain.any() else 1.0 for gain in gains]
     likely = float(np.median(shares)) > _NEGATIVE if offset is None else offset
     return (1.0, 0.0) if likely else (0.0, 1.0)
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from fingerprint.canonical import CanonicalTensor, Layout
     from fingerprint.checkpoint import Checkpoint
-    from fingerprint.gauge.fold import Gains
     from fingerprint.gauge.wired import Wired
     from fingerprint.records import NeuronSample
     from fingerprint.tensors import TensorView
@@ -203,7 +202,7 @@ def _named(
             return None
         if not 0 < element_count(tensor.view.shape) <= MOST_ELEMENTS:
             return None
-        gain = None if writes or offset is None else _gain(wired.gains, position, offset, width)
+        gain = None if writes or offset is None else wired.gains.known(position, offset, width)
         return Part(position, tensor.name, tensor.role, tensor.view, writes, gain)
 
     mlps: list[MlpParts] = []
@@ -246,12 +245,6 @@ def _named(
         named=True,
         folded=offset is not None,
     )
-
-
-def _gain(gains: Gains, position: int, offset: float, width: int) -> Float64 | None:
-    """The gain as it is, not in units of its size."""
-    stored = gains.values.get(gains.read_by.get(position, -1))
-    return None if stored is None or stored.size != width else stored + offset
 
 
 def _last_gain(tensors: Sequence[CanonicalTensor], width: int, offset: float) -> Float64 | None:

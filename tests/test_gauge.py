@@ -13,6 +13,7 @@ from benchmarks.rewrites.cases import rewrite, rewrites
 from benchmarks.zoo.recipes import family
 from benchmarks.zoo.store import load_weights
 from fingerprint.assemble import fingerprint
+from fingerprint.canonical import lay_out
 from fingerprint.checkpoint import open_checkpoint
 from fingerprint.comparing.calibration import RATES, concordance_log10_p
 from fingerprint.comparing.coins import NeuronMatch, match_neurons, toss, usable_coins
@@ -20,6 +21,7 @@ from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.comparing.evidence import Test
 from fingerprint.comparing.gauge import NEURONS as NEURONS_KIND
 from fingerprint.comparing.gauge import FrameMatch, Gauge
+from fingerprint.gauge.fold import find_gains
 from fingerprint.gauge.frames import anchor_ids
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.signs import Stream
@@ -365,6 +367,45 @@ def test_gains_that_are_stored_less_one_are_read_as_such(ours: Fingerprint, tmp_
     gauge = gauge_of(ours, measured(_stored_less_one(model(1)), tmp_path, suspect=True))
     assert gauge.concordance == 1.0
     assert min(one.score for one in gauge.frames[0].matches) > 0.999
+
+
+def test_a_layer_whose_gains_are_folded_leaves_the_others_to_be_read_as_stored_less_one(
+    ours: Fingerprint, tmp_path: Path
+) -> None:
+    def raised(weights: Weights) -> Weights:
+        """No gain below one, so that nothing but the folded ones tells."""
+        gains = 1.05 + np.abs(RANDOM.normal(size=WIDTH))
+        folded, others = _regained(weights, np.ones(WIDTH)), _regained(weights, gains)
+        return {name: (folded if ".layers.0." in name else others)[name] for name in weights}
+
+    gauge = gauge_of(ours, measured(_stored_less_one(raised(model(1))), tmp_path, suspect=True))
+    assert min(one.score for one in gauge.frames[0].matches) > 0.999
+
+
+@pytest.mark.parametrize(
+    ("gains", "says", "offsets"),
+    [
+        ([[0.9, 1.1, 1.0]], None, (0.0,)),
+        ([[-0.1, 0.1, 0.2]], None, (1.0, 0.0)),
+        ([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]], None, (1.0,)),
+        ([[0.0, 0.0, 0.0]], False, (1.0,)),
+        ([[0.0, 0.0, 0.0], [0.2, 0.1, 0.3], [0.1, 0.1, 0.4]], None, (0.0, 1.0)),
+        ([[0.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.1, 0.1, 0.4]], None, (1.0, 0.0)),
+        ([[0.0, 0.0, 0.0], [0.9, 1.1, 1.0]], False, (0.0, 1.0)),
+        ([[0.0, 0.1, 0.2]], None, (0.0, 1.0)),
+        ([[0.9, 1.1, 1.0]], True, (1.0, 0.0)),
+        ([], None, (0.0,)),
+    ],
+)
+def test_stored_zeros_and_negative_numbers_tell_gains_that_lack_a_one(
+    gains: list[list[float]], says: bool | None, offsets: tuple[float, ...], tmp_path: Path
+) -> None:
+    weights = {f"model.layers.{i}.input_layernorm.weight": np.array(one, np.float32) for i, one in enumerate(gains)}
+    path = save(weights | {"model.embed_tokens.weight": np.ones((8, 3), np.float32)}, tmp_path / "model.safetensors")
+    with open_checkpoint(path) as checkpoint:
+        layout = lay_out(checkpoint.tensors, checkpoint.metadata)
+        positions = [i for i, tensor in enumerate(layout.tensors) if "norm" in tensor.name]
+        assert find_gains(layout, dict(enumerate(positions)), offset=says).offsets == offsets
 
 
 def test_constant_and_absent_gains_count_as_folded(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +15,7 @@ from safetensors.torch import save_file
 from benchmarks.rewrites import symmetries as sym
 from benchmarks.rewrites.cases import Rewrite, Site, damages, rewrite, rewrites
 from benchmarks.zoo.models import generator, initial_weights
-from benchmarks.zoo.recipes import family
+from benchmarks.zoo.recipes import STYLES, family
 from benchmarks.zoo.store import load_weights
 from cli.console import Look
 from cli.render.undoing_text import undoing_lines
@@ -23,14 +25,16 @@ from fingerprint.undoing.undo import undo
 from tests.quick_zoo import quick_zoo
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.cli_support import Program
 
 pytest_plugins = ["tests.cli_fixtures"]
 
-SPECS = {spec.id: spec for spec in family("a", quick=True)}
+SPECS = {spec.id: spec for name in ("a", STYLES) for spec in family(name, quick=True)}
 LLAMA, GPT2 = "quick-a-llama-48", "quick-a-gpt2-48"
+GEMMA, BERT = "quick-styles-gemma-48", "quick-styles-bert-48"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,22 +47,24 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory) -> Path:
-    folder = quick_zoo(tmp_path_factory, list(SPECS.values()), [f"{stem}-A" for stem in (LLAMA, GPT2)])
+    folder = quick_zoo(tmp_path_factory, list(SPECS.values()), [f"{stem}-A" for stem in (LLAMA, GPT2, GEMMA, BERT)])
     for stem in (LLAMA, GPT2):
         spec = SPECS[f"{stem}-B"]
         save_file(initial_weights(spec.shape, spec.init), folder / f"{spec.id}.safetensors")
     tuned = load_weights(folder, f"{LLAMA}-A")
-    random = generator("tuned")
-    changed = {name: w + 0.1 * w.std() * torch.randn(w.shape, generator=random) for name, w in tuned.items()}
+    noise = generator("tuned")
+    changed = {name: w + 0.1 * w.std() * torch.randn(w.shape, generator=noise) for name, w in tuned.items()}
     save_file(
         {name: w if w.ndim > 1 else tuned[name] for name, w in changed.items()}, folder / f"{LLAMA}-A-ftx.safetensors"
     )
     return folder
 
 
-def saved(weights: dict[str, torch.Tensor], path: Path, *, nameless: bool = False) -> Path:
+def saved(weights: dict[str, torch.Tensor], path: Path, *, nameless: bool = False, seed: int = 0) -> Path:
     if nameless:
-        weights = {f"t{number}": weights[name] for number, name in enumerate(sorted(weights, key=hash))}
+        names = sorted(weights)
+        random.Random(seed).shuffle(names)
+        weights = {f"t{number}": weights[name] for number, name in enumerate(names)}
     save_file({name: w.contiguous() for name, w in weights.items()}, path)
     return path
 
@@ -67,8 +73,9 @@ def case_of(stem: str, name: str) -> Rewrite:
     return next(one for one in rewrites(SPECS[f"{stem}-A"].shape.style) if one.name == name)
 
 
-def undone(folder: Path, ours, theirs, *, nameless: bool = False):
-    first, second = saved(ours, folder / "a.safetensors"), saved(theirs, folder / "b.safetensors", nameless=nameless)
+def undone(folder: Path, ours, theirs, *, nameless: bool = False, seed: int = 0):
+    first = saved(ours, folder / "a.safetensors")
+    second = saved(theirs, folder / "b.safetensors", nameless=nameless, seed=seed)
     with open_checkpoint(first) as a, open_checkpoint(second) as b:
         return undo(a, b)
 
@@ -88,6 +95,73 @@ def test_every_rewrite_is_undone_to_rounding(zoo, tmp_path, stem, name, nameless
     assert found.ordered.residual < 2e-6
     assert found.held_out.control > 1.0
     assert found.rotation == ("as-it-was" if name == "heads-permuted" else "rotated")
+
+
+@pytest.mark.parametrize(("stem", "rotation"), [(GEMMA, "rotated"), (BERT, "permuted")])
+@pytest.mark.parametrize(("name", "nameless"), [("all-but-vocabulary", False), ("all", False), ("all", True)])
+def test_models_of_other_styles_are_undone_without_a_configuration(zoo, tmp_path, stem, rotation, name, nameless):
+    found, _ = undone(tmp_path, load_weights(zoo, f"{stem}-A"), rewritten(zoo, stem, name).tensors, nameless=nameless)
+    assert found.recovered
+    assert found.held_out.residual < 2e-6
+    assert found.rotation == rotation
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_queries_and_keys_that_nothing_tells_apart_find_their_layer_either_way_round(zoo, tmp_path, seed):
+    ours, theirs = load_weights(zoo, f"{BERT}-A"), rewritten(zoo, BERT, "laundered").tensors
+    found, _ = undone(tmp_path, ours, theirs, nameless=True, seed=seed)
+    assert {one.kind for one in found.residuals} >= {"query", "key"}
+    assert found.held_out.residual < 2e-6
+
+
+@pytest.mark.parametrize("name", ["gains-folded", "rotated", "laundered"])
+def test_gains_stored_less_one_are_read_as_such_where_folding_left_zeros(zoo, tmp_path, name):
+    made = rewritten(zoo, GEMMA, name).tensors
+    assert not made["model.layers.0.input_layernorm.weight"].any()
+    found, _ = undone(tmp_path, load_weights(zoo, f"{GEMMA}-A"), made)
+    assert found.recovered
+    assert found.held_out.residual < 2e-6
+    assert found.ordered.residual < 2e-6
+
+
+PARTLY: dict[str, Callable[[int, torch.Tensor], torch.Tensor]] = {
+    "those of the layers": lambda norm, gain: gain if norm < 6 else torch.ones_like(gain),
+    "all but one, which has none below one": lambda norm, gain: gain if norm else gain.clamp(max=1.0),
+    "channels with a gain below one": lambda _, gain: gain.clamp(max=1.0),
+    "every second channel": lambda _, gain: torch.where(torch.arange(len(gain)) % 2 == 0, gain, 1.0),
+}
+
+
+@pytest.mark.parametrize("which", PARTLY)
+def test_gains_stored_less_one_that_are_folded_in_part_are_read_as_such(zoo, tmp_path, which):
+    def fold(weights, shape, _):
+        number = count()
+        return sym._divide_gains(weights, shape, lambda gain: PARTLY[which](next(number), gain))
+
+    weights, shape = load_weights(zoo, f"{GEMMA}-A"), SPECS[f"{GEMMA}-A"].shape
+    made = rewrite(weights, shape, Rewrite(which, "", (fold, sym.permute_residual)), "test").tensors
+    found, _ = undone(tmp_path, weights, made)
+    assert found.rotation == "permuted"
+    assert found.held_out.residual < 2e-6
+    assert found.ordered.residual < 2e-6
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_gains_that_are_zero_and_lack_no_one_are_left_so(zoo, tmp_path, folded):
+    weights, shape = load_weights(zoo, f"{LLAMA}-A"), SPECS[f"{LLAMA}-A"].shape
+    dead = "model.layers.1."
+    weights[f"{dead}post_attention_layernorm.weight"].zero_()
+    case = Rewrite("one", "", (sym.permute_neurons, sym.permute_residual))
+    made = rewrite(weights, shape, case, "test").tensors
+    if folded:
+        for name in ("gate_proj", "up_proj"):
+            made[f"{dead}mlp.{name}.weight"].zero_()
+        made[f"{dead}post_attention_layernorm.weight"].fill_(1.0)
+    found, _ = undone(tmp_path, weights, made)
+    # What the dead neurons would write has no order that anything tells.
+    assert found.rotation == "permuted"
+    left = {(one.kind, one.use): one.residual for one in found.residuals if one.kind != "down"}
+    assert max(left.values()) < 2e-6
 
 
 def test_what_was_done_is_told_and_given_explicitly(zoo, tmp_path):
@@ -169,9 +243,9 @@ def test_a_hostile_suspect_leaves_a_residual_and_no_traceback(zoo, tmp_path, val
 
 
 def test_partners_are_mutual_first_and_then_assigned():
-    random = np.random.default_rng(1)
-    rows = random.standard_normal((40, 16)).astype(np.float32)
-    order = random.permutation(40)
+    numbers = np.random.default_rng(1)
+    rows = numbers.standard_normal((40, 16)).astype(np.float32)
+    order = numbers.permutation(40)
     found, value = partners([rows], [rows[order][:30]], fixed=(True,))
     assert np.array_equal(found, order[:30])
     assert np.allclose(value, 1.0, atol=1e-5)

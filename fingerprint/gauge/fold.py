@@ -2,9 +2,9 @@
 
 ``norm(x) * gain`` before a linear layer is the same network as ``norm(x)`` before a layer whose columns were multiplied
 by the gain, so gains can be moved and scaled for free, and coordinates are taken of the folded matrices. A norm without
-a gain, or with one of equal entries, counts as folded already. Some families store ``gain - 1``; a gain of which nothing
-but zeros is stored is one of theirs, folded: taken as it stands it would switch off all behind it. Norms behind a layer
-(on what it writes) cannot be moved and are left alone.
+a gain, or with one of equal entries, counts as folded already. Some families store ``gain - 1``: nothing but zeros is a
+gain of theirs that was folded, as it would otherwise switch off all behind it. Norms behind a layer (on what it writes)
+cannot be moved and are left alone.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Final
 
@@ -151,7 +151,8 @@ def _pair_attention(
     ours: Anatomy, theirs: Anatomy, stream: Stream, *, centred: bool
 ) -> list[tuple[AttentionParts, AttentionParts]]:
     """Attention of theirs with that of ours: by the layers of their MLPs where these are known, else by the sum of
-    the circuits of all heads, which no rewrite changes."""
+    the circuits of all heads, which no rewrite changes. Where query and key cannot be told apart, either may be which:
+    exchanged, their circuit is another one."""
     layers = {pair.theirs.layer: pair.ours.layer for pair in stream.pairs}
     by_layer = {one.layer: one for one in ours.attention}
     known = ours.named and theirs.named and None not in layers and None not in by_layer
@@ -166,8 +167,12 @@ def _pair_attention(
     mine = [_glance(one, turned, centred=centred) for one in ours.attention]
     found = []
     for other in theirs.attention:
-        look = _glance(other, random, centred=centred)
-        scores = [max((abs(float(look[k] @ one[k])) for k in look if k in one), default=-1.0) for one in mine]
+        readings = [other] if other.ordered else [other, replace(other, query=other.key, key=other.query)]
+        looks = [_glance(reading, random, centred=centred) for reading in readings]
+        scores = [
+            max((abs(float(look[k] @ one[k])) for look in looks for k in look if k in one), default=-1.0)
+            for one in mine
+        ]
         if scores and max(scores) >= 0:
             found.append((ours.attention[int(np.argmax(scores))], other))
     return found

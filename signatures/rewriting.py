@@ -205,6 +205,11 @@ class Rewriting:
         share = gains_changed(self.comparison) if behind else 0.0
         return share if share >= _MOSTLY and self.score >= _ALIKE else 0.0
 
+    @property
+    def mlps(self) -> int:
+        """Number of registered MLPs that agree."""
+        return len(self._held)
+
     @cached_property
     def score(self) -> float:
         """Mean score of neurons in MLPs that agree; 0 without any.

@@ -50,6 +50,9 @@ came out at up to .79, noise of any size at .93 or more."""
 _SAME_WEIGHTS: Final = 0.995
 """Share of equal contents from which the suspect is the registered model, not a sibling of it."""
 _RELATED_DELTA: Final = 0.6
+_UNDECIDED: Final = 0.1
+"""Share by which one MLP of a moved suspect may be nearer to one model than to another without telling: siblings were
+up to .065 nearer to each other than to their base, in one layer of four; what was tuned from one was .126 and more."""
 
 
 @dataclass(slots=True)
@@ -85,6 +88,14 @@ class Finding:
         """How far the suspect is from the registered weights: what they leave where matched, everything where not."""
         coverage = self.comparison.suspect_coverage
         return self._residual * coverage + 2.0 * (1.0 - coverage)
+
+    @property
+    def undecided(self) -> float:
+        """By how much another model may be farther and still be as near: in moved weights, few MLPs tell little."""
+        rewriting = self.change.rewriting
+        if not rewriting.moved:
+            return 0.0
+        return _UNDECIDED * rewriting.residual * self.comparison.suspect_coverage / math.sqrt(max(rewriting.mlps, 1))
 
     @property
     def _residual(self) -> float:
@@ -224,7 +235,7 @@ def _base_that_explains(finding: Finding, findings: Sequence[Finding], declared:
         if other is not finding
         and other.link is Link.LINEAGE
         and other.comparison.suspect_coverage >= HALF
-        and other.distance <= finding.distance
+        and other.distance <= finding.distance + finding.undecided
         and _can_be_base(other, finding, declared)
         and delta_cosine(finding.comparison, other.comparison) < _RELATED_DELTA
     ]

@@ -13,7 +13,7 @@ from fingerprint.gauge.attention_samples import rotary_of
 from fingerprint.gauge.channels import Rotary
 from fingerprint.vocabulary import ChannelKind, Frame
 from signatures.registry import Registry
-from signatures.report import Confidence, Verdict
+from signatures.report import Confidence, Link, Verdict
 from signatures.scan import scan_path
 from signatures.signature import decode, sign, signed_bytes
 from tests.small_models import LAYERS, NEURONS, WIDTH, Weights, gauge_of, model, save
@@ -146,3 +146,35 @@ def test_pairs_are_told_by_family_and_configuration() -> None:
     assert rotary_of("llama_pth", {}) is Rotary.NEIGHBOURS
     assert rotary_of("gpt2", {}) is Rotary.NONE
     assert rotary_of(None, {}) is None
+
+
+def test_one_moved_layer_that_is_hardly_nearer_to_a_sibling_than_to_the_base_accuses_no_sibling(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    base = grown(1)
+
+    def change() -> Weights:
+        return {
+            name: 0.3 * value.std() * rng.normal(size=value.shape) for name, value in base.items() if value.ndim == 2
+        }
+
+    def plus(weights: Weights, *changes: tuple[float, Weights]) -> Weights:
+        made = {
+            name: value + sum(share * one.get(name, 0.0) for share, one in changes) for name, value in weights.items()
+        }
+        return {name: value.astype(np.float32) for name, value in made.items()}
+
+    common, own, more = change(), change(), change()
+    tuned, sibling = plus(base, (1.0, common)), plus(base, (0.57, common), (0.82, own))
+    child = plus(tuned, (1.0, more))
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert np.linalg.norm(sibling[name] - tuned[name]) < np.linalg.norm(sibling[name] - base[name])
+    with Registry.open(tmp_path / "siblings", create=True) as registry:
+        for label, weights in (("a/base", base), ("a/tuned", tuned)):
+            with open_checkpoint(save(weights, tmp_path / "registered.safetensors")) as checkpoint:
+                registry.register(sign(fingerprint(checkpoint)), name=label)
+        links = []
+        for suspect in (sibling, child):
+            path = save(parts(laundered(suspect, 3), ".layers.1."), tmp_path / "suspect.safetensors")
+            links.append({match.model: match.link for match in scan_path(registry, path).matches})
+    assert links[0] == {"a/base": Link.LINEAGE, "a/tuned": Link.SIBLING}
+    assert links[1]["a/tuned"] is Link.LINEAGE

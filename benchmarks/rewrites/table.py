@@ -28,6 +28,7 @@ scanned against `A` and `B`. Siblings are suspects of `A-fty`, scanned against `
 `A-ftx` may be listed beside it, as anything but `lineage`; what it is listed as comes last in the cell. Look-alikes are
 scanned against `A` and `A-ftx` too, and must not be matched, at `possible` or above: `B`, random tensors of the means
 and deviations of `A`'s, and `A`'s with the elements of each shuffled; cells say how many were, of how many.
+`tuned-alike` is a fine-tune of `A-fty` on the text that `A-ftx` was made of, which moves its weights towards `A-ftx`.
 """
 _TITLES = {
     "each alone": "Each rewrite alone, and all together",

@@ -11,7 +11,7 @@ from benchmarks.rewrites.table import page
 from benchmarks.units.networks import Kind, batch, train
 from benchmarks.units.networks import Network as Net
 from benchmarks.units.rewrites import drop_layer, random_like, shuffle, spare_layer
-from benchmarks.units.run import BASE, RECIPES, SIBLING, damages, score, suspects
+from benchmarks.units.run import BASE, RECIPES, SIBLING, alike, damages, score, suspects
 from benchmarks.zoo.models import generator
 from signatures.report import Confidence, Link, Relation, Verdict
 
@@ -55,6 +55,13 @@ def test_stand_ins_can_be_computed():
         made = change(weights, generator("test"))
         assert made.keys() == {name for name, w in weights.items() if w.dtype.is_floating_point}
         assert bool(outputs(made, Kind.CNN).isfinite().all())
+
+
+def test_changes_of_fine_tunes_are_compared_not_their_weights():
+    base = {"w": torch.full((4,), 100.0), "count": torch.tensor(3)}
+    one, other = (base | {"w": base["w"] + torch.tensor(change)} for change in ([1.0, 0, 0, 0], [0, 1.0, 0, 0]))
+    assert alike(base, one, other) == pytest.approx(0)
+    assert alike(base, one, one) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("name", RECIPE)
@@ -102,7 +109,7 @@ def test_what_is_right(part, matches, found, accused):
 
 
 def test_the_page_says_which_siblings_are_accused():
-    about = {"kind": "cnn", "rewrite": "permuted", "damage": "4bit"}
+    about = {"kind": "cnn", "rewrite": "permuted", "damage": "4bit", "alike": 0.25}
     rows = [
         about | {"part": "descends", "source": "A"} | score(said(match(BASE, Link.LINEAGE)), "descends"),
         about | {"part": "sibling", "source": "A-fty"} | score(said(match(SIBLING, Link.LINEAGE)), "sibling"),
@@ -113,5 +120,6 @@ def test_the_page_says_which_siblings_are_accused():
         "| permuted | 4bit | likely, even 10^-9, 0.50 | rewritten |  | **likely, even 10^-9, 0.50**; **lineage** |"
         in text
     )
-    assert "1 of 1 found; of the sibling 0 of 1, and called its\ndescendant 1 of 1." in text
+    assert "1 of 1 found; of the sibling 0 of 1, and called its\ndescendant 1 of 1:" in text
+    assert "cosine of\n0.25." in text
     assert "| 4bit | none of 1 | none of 1 | none of 1 |" in text

@@ -28,6 +28,7 @@ scanned against `A` and `B`. Siblings are suspects of `A-fty`, scanned against `
 `A-ftx` may be listed beside it, as anything but `lineage`; what it is listed as comes last in the cell. Look-alikes are
 scanned against `A` and `A-ftx` too, and must not be matched, at `possible` or above: `B`, random tensors of the means
 and deviations of `A`'s, and `A`'s with the elements of each shuffled; cells say how many were, of how many.
+`tuned-alike` is a fine-tune of `A-fty` on the text that `A-ftx` was made of, which moves its weights towards `A-ftx`.
 """
 _TITLES = {
     "each alone": "Each rewrite alone, and all together",
@@ -57,6 +58,8 @@ The first two seeds of each are registered for suspects of the first one; for su
 for look-alikes, the first one and a fine-tune of it. Look-alikes are other seeds, random tensors of the first one's
 means and deviations, and its own with the elements of each shuffled. *Left out* is a layer that puts out as much as it
 reads: no convolution of the first network is such a one, the third of the deeper one is, and the last level of cells.
+Two fine-tunes are nearer to each other than to their base where the changes that made them, if equally large, have a
+cosine above 1/2.
 """
 
 
@@ -184,7 +187,10 @@ def _of_units(rows: Sequence[Row]) -> list[str]:
     lines = _grid(("rewrite", "damage", "said", "relation", "undone", "of a sibling; which is called"), body)
     lines += ["", f"{_count(parts['descends'])} found; of the sibling {_count(parts['sibling'])}, and called its"]
     accused = sum(row["accused"] for row in parts["sibling"])
-    lines += [f"descendant {accused} of {len(parts['sibling'])}.", ""]
+    lines += [
+        f"descendant {accused} of {len(parts['sibling'])}: what made the two fine-tunes of their base has a cosine of"
+    ]
+    lines += [f"{rows[0]['alike']:.2f}.", ""]
     damages = dict.fromkeys(row["damage"] for row in parts["look-alike"])
     several = {"A-drawn": "drawn", "A-shuffled": "shuffled"}
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)

@@ -233,6 +233,16 @@ def _fine_tunes(zoo: Path, recipe: Recipe, path: Path) -> tuple[Path, Weights]:
     return made[0], load_file(made[1])
 
 
+def alike(base: Weights, one: Weights, other: Weights) -> float:
+    """Cosine of the changes that made two fine-tunes of ``base``: above 1/2 they are nearer to each other than to it.
+
+    The last holds if both changes are equally large.
+    """
+    names = sorted(name for name, w in base.items() if w.dtype.is_floating_point)
+    changes = [torch.cat([(tune[name] - base[name]).double().flatten() for name in names]) for tune in (one, other)]
+    return float(torch.nn.functional.cosine_similarity(*changes, dim=0))
+
+
 def run(
     zoo: Path, recipes: Sequence[Recipe], report: Callable[[str], None], *, steps: int = STEPS
 ) -> list[dict[str, Any]]:
@@ -242,6 +252,7 @@ def run(
         kind = recipe.kind
         paths = build(zoo, kind, recipe.count, channels=recipe.channels, steps=steps)
         sibling, tune = _fine_tunes(zoo, recipe, paths[0])
+        cosine = alike(load_file(paths[0]), load_file(sibling), tune)
         with (
             tempfile.TemporaryDirectory() as folder,
             Registry.open(Path(folder) / "registry", create=True) as registry,
@@ -256,7 +267,7 @@ def run(
                 key = f"{recipe.name}/{one.source}/{one.rewrite}/{one.damage.name}"
                 write_disguised(target, one.damage.apply(one.made, kind, key), one.damage.dtype, key)
                 found = score(scan_path(registry if one.part == "descends" else relatives, target), one.part)
-                about = {"kind": recipe.name, "part": one.part, "source": one.source}
+                about = {"kind": recipe.name, "part": one.part, "source": one.source, "alike": cosine}
                 rows.append(about | {"rewrite": one.rewrite, "damage": one.damage.name} | found | {"error": one.error})
                 report(json.dumps(rows[-1]) + ("" if found["found"] else "   <<<"))
     return rows

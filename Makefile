@@ -54,7 +54,16 @@ bench-lineage: $(STAMP) ## train models of FAMILY (a), derive suspects, scan the
 	$(BIN)/python -m benchmarks.lineage.run --family $(FAMILY) --zoo $(CACHE)/zoo --out docs/benchmarks
 
 bench-errors: $(STAMP) ## error rates of every test on unrelated models
-	$(BIN)/python -m benchmarks.error_rates --zoo $(CACHE)/zoo --corpus $(CACHE)/corpus --out docs/benchmarks
+	$(BIN)/python -m benchmarks.zoo --family $(FAMILY) --out $(CACHE)/zoo
+	$(BIN)/python -m benchmarks.zoo --family styles --out $(CACHE)/zoo
+	$(BIN)/python -m benchmarks.error_rates --zoo $(CACHE)/zoo --family $(FAMILY) --corpus $(CACHE)/corpus --workers 2 \
+		--out docs/benchmarks
+
+bench-concordance: $(STAMP) ## what unrelated models have in common, by style and frame: the calibration and its check
+	$(BIN)/python -m benchmarks.zoo --family $(FAMILY) --out $(CACHE)/zoo
+	$(BIN)/python -m benchmarks.zoo --family styles --out $(CACHE)/zoo
+	$(BIN)/python -m benchmarks.error_rates.concordance --zoo $(CACHE)/zoo --family $(FAMILY) \
+		--counts $(CACHE)/concordance.jsonl --out docs/benchmarks
 
 bench-units-errors: $(STAMP) ## error rates of the tests on hidden units, between networks without a residual stream
 	$(BIN)/python -m benchmarks.units.null --zoo $(CACHE)/units --corpus $(CACHE)/corpus --out docs/benchmarks

@@ -114,6 +114,18 @@ def test_queries_and_keys_that_nothing_tells_apart_find_their_layer_either_way_r
     assert found.held_out.residual < 2e-6
 
 
+def test_tokens_that_have_much_in_common_are_seen_to_have_moved(zoo, tmp_path):
+    weights, table = load_weights(zoo, f"{LLAMA}-A"), "model.embed_tokens.weight"
+    spread, numbers = weights[table].std(), generator("common")
+    weights[table] += 3 * spread * torch.randn(weights[table].shape[1], generator=numbers)
+    order = torch.randperm(len(weights[table]), generator=numbers)
+    trained = weights[table] + spread * torch.randn(weights[table].shape, generator=numbers)
+    found, _ = undone(tmp_path, weights, weights | {table: trained[order]})
+    assert found.tokens_moved > 0.9
+    kept, _ = undone(tmp_path, weights, weights | {table: trained})
+    assert kept.tokens_moved == 0.0
+
+
 @pytest.mark.parametrize("name", ["gains-folded", "rotated", "laundered"])
 def test_gains_stored_less_one_are_read_as_such_where_folding_left_zeros(zoo, tmp_path, name):
     made = rewritten(zoo, GEMMA, name).tensors

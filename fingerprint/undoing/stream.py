@@ -300,7 +300,9 @@ def _tokens(
         first, second = (one.rows(centred=centred, most=MOST_TOKENS) for one in (mine, its))
         turned = stream.turned(first)
         count = min(len(turned), len(second))
-        by_number = float(np.einsum("ij,ij->i", unit_rows(turned[:count]), unit_rows(second[:count])).mean())
+        # What all rows share makes any two alike, and would hide that tokens were moved.
+        pair = unit_rows(_centre(turned)[:count]), unit_rows(_centre(second)[:count])
+        by_number = float(np.einsum("ij,ij->i", *pair).mean())
         order, value = gate_partners(turned, second)
         by_row = float(value.mean())
         if by_number >= _CLEAR * by_row:

@@ -124,8 +124,8 @@ bench-fuzz: $(STAMP) ## coverage-guided fuzzing of every parser, RUNS (200000) e
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m benchmarks.fuzz --runs $(RUNS) --out docs/benchmarks
 
-bench-undoing: $(STAMP) ## deep comparisons of rewritten relatives, and of independent seeds
-	$(BIN)/python -m benchmarks.undoing --quick --zoo $(CACHE)/zoo
+bench-undoing: $(STAMP) ## deep comparisons of rewritten relatives of four styles, of independent seeds, of SmolLM2-135M
+	$(BIN)/python -m benchmarks.undoing --family $(FAMILY) --cache $(CACHE)
 
 bench-adversarial: $(STAMP) ## forged registrations, framed innocents, evasion: what is reported, what it costs
 	$(BIN)/python -m benchmarks.adversarial --zoo $(CACHE)/zoo

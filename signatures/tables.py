@@ -34,13 +34,14 @@ def token_table(comparison: Comparison) -> str:
     """What is known of tokens that are not where they were.
 
     A table of the same energy was permuted; also of the same energy less the means of its rows and columns, since
-    LayerNorm does not read the former. One of another energy by both was replaced. Else it was moved, no more is known.
+    LayerNorm does not read the former. One of another energy by both was replaced; not said of models with LayerNorm,
+    whose tables may have any mean over the stream, turned into any sketch. Else it was moved, no more is known.
     """
     pairs = list(_pairs(comparison))
     if any(_same_energy(*pair) for pair in pairs):
         return PERMUTED
     other = all(_ratio(*pair) > _CHANGED and _centred(*pair) > _CHANGED for pair in pairs)
-    return REPLACED if other else MOVED
+    return REPLACED if other and not _has_layer_norm(comparison) else MOVED
 
 
 def mixed_table(comparison: Comparison) -> bool:
@@ -66,8 +67,11 @@ def changed_table(comparison: Comparison) -> bool:
     Nothing is told of models with LayerNorm, which does not read the mean over the stream: anything may be there.
     """
     ratios = [_ratio(*pair) for pair in _pairs(comparison)]
-    centred = any(one.role is Role.NORM_BIAS for one in comparison.registered.tensors)
-    return bool(ratios) and not centred and 10 * _ISOMETRY < min(ratios) <= _CHANGED
+    return bool(ratios) and not _has_layer_norm(comparison) and 10 * _ISOMETRY < min(ratios) <= _CHANGED
+
+
+def _has_layer_norm(comparison: Comparison) -> bool:
+    return any(one.role is Role.NORM_BIAS for one in comparison.registered.tensors)
 
 
 def _pairs(comparison: Comparison) -> Iterator[tuple[TensorRecord, TensorRecord]]:

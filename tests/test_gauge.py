@@ -453,7 +453,7 @@ def test_the_calibrated_p_falls_with_concordance_and_stays_above_its_floor_as_ev
     assert values[0] == 0.0
     assert values[-1] < -30
     assert concordance_log10_p("another", 40, 384, gated=True) > concordance_log10_p(Frame.ANCHORS, 40, 384, gated=True)
-    assert concordance_log10_p(Frame.ANCHORS, 0.35 * 96, 96, gated=True) < -6
+    assert concordance_log10_p(Frame.ANCHORS, 0.35 * 192, 192, gated=True) < -6
     evidence = gauge_of(ours, measured(model(1), tmp_path, suspect=True)).evidence
     assert {one.test: one.log10_p for one in evidence}[Test.EVEN] == -9.0
 

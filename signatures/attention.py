@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from fingerprint.comparing.channel_coins import ChannelMatch
     from fingerprint.comparing.comparison import Comparison
+    from fingerprint.comparing.matching import TensorMatch
     from fingerprint.records import LayerGram
 
 _KEPT: Final = 0.9
@@ -135,11 +136,19 @@ class Attention:
         )
         return bool(np.abs(np.log(theirs / ours)).max() > _RESCALED)
 
+    @cached_property
+    def _placed(self) -> dict[int, TensorMatch]:
+        """Registered matrices that the suspect has in place, by position."""
+        return {one.registered: one for one in self.comparison.matches}
+
+    @cached_property
+    def _ungrouped(self) -> set[int]:
+        return ungrouped_samples(self.comparison.suspect)
+
     def _match(self, mine: LayerGram, its: LayerGram, cosine: float) -> CircuitMatch:
-        placed = {one.registered: one for one in self.comparison.matches}
         change = np.sqrt(max(0.0, 1.0 - cosine**2))
         stays = [
-            (match := placed.get(ours)) is not None
+            (match := self._placed.get(ours)) is not None
             and match.suspect == theirs
             and (bool(match.digest) or match.change <= 2 * change)
             for ours, theirs in zip(mine.tensors, its.tensors, strict=True)
@@ -163,13 +172,12 @@ class Attention:
     def _channels(self, sampled: Iterable[int], its: LayerGram) -> ChannelMatch | None:
         """The match of the channels of two circuits that scores best; None if they were not sampled alike."""
         registered, suspect = self.comparison.registered, self.comparison.suspect
-        ungrouped = ungrouped_samples(suspect)
         found = []
         for at in sampled:
             ours = registered.channels[at]
             for where, theirs in enumerate(suspect.channels):
                 if theirs.tensors == its.tensors[::-1] and (theirs.frame, theirs.kind) == (ours.frame, ours.kind):
-                    free = {0} if where in ungrouped else set()
+                    free = {0} if where in self._ungrouped else set()
                     matches = match_channels([ours], [theirs], ours.frame, ours.kind, ungrouped=free)
                     found += [replace(match, registered=at, suspect=where) for match in matches]
         return max(found, key=lambda one: one.score, default=None)

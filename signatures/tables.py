@@ -27,7 +27,8 @@ _CHANGED: Final = 0.2
 _TINY: Final = 1e-300
 _OTHER_SHAPE: Final = 0.05
 """Difference of kurtosis from which values were mixed: at most .01 was seen of a fine-tune, .1 of rotations."""
-_TABLES: Final = (Role.TOKEN_EMBEDDING, Role.OUTPUT_HEAD)
+OF_TOKENS: Final = frozenset({Role.TOKEN_EMBEDDING, Role.OUTPUT_HEAD})
+"""Roles of the tables that have a row for each token."""
 
 
 def token_table(comparison: Comparison) -> str:
@@ -77,10 +78,10 @@ def _has_layer_norm(comparison: Comparison) -> bool:
 def _pairs(comparison: Comparison) -> Iterator[tuple[TensorRecord, TensorRecord]]:
     """The largest registered table of tokens with each of the suspect's that may be the same: heads may be as well."""
     ours, theirs = (
-        [one for one in side.tensors if one.role in _TABLES and one.content is Content.WEIGHTS]
+        [one for one in side.tensors if one.role in OF_TOKENS and one.content is Content.WEIGHTS]
         for side in (comparison.registered, comparison.suspect)
     )
-    mine = max((one for one in ours if one.role is _TABLES[0]), key=lambda one: one.elements, default=None)
+    mine = max((one for one in ours if one.role is Role.TOKEN_EMBEDDING), key=lambda one: one.elements, default=None)
     return iter([] if mine is None else [(mine, one) for one in theirs])
 
 

@@ -27,10 +27,14 @@ _CHANCE: Final = 3.0
 """Standardised cosine (in units of its spread by chance) below which a neighbour is no vote."""
 
 
-_FEW: Final = 8
-_LEAST_SPREAD: Final = 0.005
-_RIVAL: Final = 2.5
-"""How far the nearest of unrelated models may stand out without being a vote."""
+_NEIGHBOURS_ALIKE: Final = 64
+"""Models that are asked for where all of a recipe are near."""
+_ALIKE_WEIGHT: Final = 10.0
+"""Votes for a distance that is smaller by a factor of e: more than chance gives in the frames that are less alike."""
+_LEAST_DISTANCE: Final = 0.001
+"""Rounding a signature's vectors moves them by about that."""
+_LISTED: Final = 0.01
+"""Votes of the farthest neighbour: among few models all are candidates, the nearest first."""
 
 _ALIKE: Final = frozenset({Frame.SELF, Frame.UNITS})
 """Frames in which the vectors of all models of a recipe are much alike."""
@@ -99,31 +103,30 @@ def _vote_by_slices(registry: Registry, suspect: Fingerprint, votes: dict[int, f
 def _vote_by_layers(registry: Registry, suspect: Fingerprint, votes: dict[int, float]) -> None:
     """Votes by circuits (``LayerGram``): of several readings of one circuit of the suspect the best one counts.
 
-    Vectors in the self frame are much alike in all models: they count by how far a model stands out of its rivals.
+    Vectors in the self frame are much alike in all models: they count by how near a model is beside its rivals.
     """
-    grams = [gram for gram in suspect.grams if np.any(gram.values)]
-    if not grams:
-        return
-    hits = registry.search(np.stack([gram.values for gram in grams]), NEIGHBOURS)
     spread = chance_spread((suspect.parameters.frame_width,) * 2, suspect.parameters.index_width)
     nearest: dict[tuple[str, str, tuple[int, int], int], float] = defaultdict(float)
-    for gram, found, models in zip(grams, hits.scores, hits.models, strict=True):
-        scores = _standing_out(found[models >= 0]) if gram.frame in _ALIKE else found[models >= 0] / spread
-        for score, model in zip(scores.tolist(), models[models >= 0].tolist(), strict=True):
-            key = (gram.frame, gram.circuit, gram.tensors, model)
-            nearest[key] = max(nearest[key], score)
-    for (_, _, _, model), score in nearest.items():
-        votes[model] += max(score - _CHANCE, 0.0) ** 2
+    for alike, count in ((False, NEIGHBOURS), (True, _NEIGHBOURS_ALIKE)):
+        grams = [gram for gram in suspect.grams if np.any(gram.values) and (gram.frame in _ALIKE) is alike]
+        if not grams:
+            continue
+        hits = registry.search(np.stack([gram.values for gram in grams]), count)
+        for gram, scores, models in zip(grams, hits.scores, hits.models, strict=True):
+            found = scores[models >= 0]
+            given = _by_distance(found) if alike else np.maximum(found / spread - _CHANCE, 0.0) ** 2
+            for vote, model in zip(given.tolist(), models[models >= 0].tolist(), strict=True):
+                key = (gram.frame, gram.circuit, gram.tensors, model)
+                nearest[key] = max(nearest[key], vote)
+    for (_, _, _, model), vote in nearest.items():
+        votes[model] += vote
 
 
-def _standing_out(scores: Float32) -> Float32:
-    """How far each of the neighbours' cosines, best first, lies above those of the other models, in their spread.
+def _by_distance(cosines: Float32) -> Float32:
+    """Votes for the neighbours by their cosines, best first: by the logarithm of the distance beside the farthest's.
 
-    Among few models all are candidates, the nearest first.
+    What two models of a recipe have in common cancels, and so does what damage takes from the cosines of all.
     """
-    if len(scores) < _FEW:
-        return np.maximum(scores, 0.0).astype(np.float32) + np.float32(_CHANCE + 1.0)
-    others = scores[len(scores) // 4 :]
-    spread = max(float(others.std()), _LEAST_SPREAD)
-    apart: Float32 = _CHANCE + (scores - float(others.mean())) / spread - _RIVAL
-    return apart
+    distances = np.maximum(1.0 - cosines, _LEAST_DISTANCE)
+    votes: Float32 = _LISTED + _ALIKE_WEIGHT * np.log(distances.max(initial=_LEAST_DISTANCE) / distances)
+    return votes

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.retrieval.damage import DAMAGE, disguised
+from benchmarks.retrieval.invented import SHAPES, stream, synthetic, trained_like, tuned
 from benchmarks.retrieval.measure import Asked, Result, SlowSearch, counts, measure
-from benchmarks.retrieval.population import SHAPES, sources, stream, synthetic, trained_like, tuned
+from benchmarks.retrieval.nameless import LAUNDERED
+from benchmarks.retrieval.population import sources
 from benchmarks.retrieval.report import as_mapping, to_json, to_markdown
 from benchmarks.retrieval.rewrites import rotated
+from benchmarks.zoo.recipes import family
 from signatures.index import Hits
 from signatures.registry import Registry
+from tests.quick_zoo import quick_zoo
 
 MODELS = 24
 
@@ -99,6 +104,39 @@ def test_a_disguise_keeps_the_values_and_none_of_the_names():
     made = disguised(weights, stream("names"))
     assert not set(made) & set(weights)
     assert sorted(float(v.sum()) for v in made.values()) == sorted(float(v.sum()) for v in weights.values())
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory) -> Path:
+    return quick_zoo(
+        tmp_path_factory, family("styles", quick=True), ["quick-styles-relu-48-A", "quick-styles-relu-48-B"]
+    )
+
+
+def test_rewritten_models_of_the_zoo_are_proposed_before_their_lookalikes(zoo, tmp_path):
+    rewritten = len(LAUNDERED)
+    found = measure(zoo, tmp_path, models=12, suspects=rewritten, laundered=rewritten, families=["quick-styles"])
+    assert found.kinds == {
+        "trained": 2,
+        "look-alikes, drawn": 4,
+        "look-alikes, shuffled": 4,
+        "invented": 2,
+    }
+    assert [one.damage for one in found.asked] == list(LAUNDERED)
+    whole = [one for one in found.asked if "one layer" not in one.damage]
+    assert all(one.places == (0,) for one in whole), [(one.damage, one.places) for one in whole]
+    assert {one.parents for one in found.asked} == {("quick-styles-relu-48-A",), ("quick-styles-relu-48-B",)}
+
+
+def test_lookalikes_keep_means_and_deviations_and_nothing_else(zoo):
+    made = {one.name: one for one in sources(zoo, 10, ["quick-styles"])}
+    own = made["quick-styles-relu-48-A"].weights()
+    for word in ("drawn0", "drawn1", "shuffled0", "shuffled1"):
+        other = made[f"quick-styles-relu-48-A-{word}"].weights()
+        for name, value in own.items():
+            assert other[name].std() == pytest.approx(value.std(), rel=0.2, abs=1e-6), name
+            if value.ndim == 2:
+                assert abs(np.corrcoef(other[name].ravel(), value.ravel())[0, 1]) < 0.1, name
 
 
 def test_siblings_share_weights_and_families_do_not():

@@ -17,6 +17,7 @@ from benchmarks.containers.smollm2 import dequantised
 from benchmarks.corpus import MINILM, PROTEINMPNN, SMOLLM2, SPLICEAI, fetch_into
 from benchmarks.lineage.derive_cases import Names
 from benchmarks.lineage.derive_write import disguise, write_file
+from benchmarks.retrieval.invented import drawn, shuffled
 from benchmarks.rewrites.cases import rewrite, rewrites
 from benchmarks.zoo.models import Shape, Style
 from benchmarks.zoo.store import load_weights
@@ -150,9 +151,7 @@ def lookalikes(weights: Callable[[Model], Arrays], sources: Sequence[Model]) -> 
     for number, source in enumerate(sources):
         arrays = weights(source)
         rng = np.random.default_rng([1, number])
-        drawn = {name: rng.normal(w.mean(), w.std(), w.shape).astype(np.float32) for name, w in _sorted(arrays)}
-        shuffled = {name: rng.permutation(w.reshape(-1)).reshape(w.shape) for name, w in _sorted(arrays)}
-        for label, made_of in (("drawn", drawn), ("shuffled", shuffled)):
+        for label, made_of in (("drawn", drawn(arrays, rng)), ("shuffled", shuffled(arrays, rng))):
             name = f"{source.id}:{label}"
             made.append(of_arrays(made_of, name, name, source.recipe, LOOKALIKE))
     return made

@@ -24,10 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.retrieval", description=__doc__)
     parser.add_argument("--zoo", type=Path, default=ROOT / ".cache" / "zoo", help="trained models, where there are any")
-    parser.add_argument("--family", default="a", help="family of the trained models")
+    parser.add_argument("--family", action="append", help="families of the trained models: a, unless it is given")
     parser.add_argument("--out", type=Path, required=True, help="folder for the page and the numbers")
     parser.add_argument("--models", type=int, default=1000)
     parser.add_argument("--suspects", type=int, default=3000)
+    parser.add_argument("--rewritten", type=int, default=0, help="how many of them are trained models rewritten")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", type=Path, help="a folder to keep the registry in, or that a former run kept one in")
     parser.add_argument("--quick", action="store_true", help="40 synthetic models and 72 suspects")
@@ -41,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
             Path(folder),
             models=40 if options.quick else options.models,
             suspects=72 if options.quick else options.suspects,
-            family=options.family,
+            laundered=0 if options.quick else options.rewritten,
+            families=options.family or ["a"],
             seed=options.seed,
             large=() if options.quick else (("suspect of 8B parameters", llama_8b()),),
             report=lambda line: print(f"{time.monotonic() - started:7.1f}s {line}", file=sys.stderr, flush=True),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.retrieval.population import Arrays, tuned
+from benchmarks.retrieval.invented import Arrays, tuned
 from benchmarks.retrieval.rewrites import rotated
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.random import Generator
 
-    from benchmarks.retrieval.population import Float32
+    from benchmarks.retrieval.invented import Float32
 
     Damage = Callable[[Arrays, Arrays, Generator], Arrays]
 

@@ -18,7 +18,9 @@ from safetensors.numpy import save_file
 from threadpoolctl import threadpool_limits
 
 from benchmarks.retrieval.damage import DAMAGE, disguised
-from benchmarks.retrieval.population import Arrays, Source, sources, stream
+from benchmarks.retrieval.invented import Arrays, stream
+from benchmarks.retrieval.nameless import LAUNDERED, laundered, turns
+from benchmarks.retrieval.population import Kind, Source, sources
 from fingerprint.assemble import SUSPECT_NEURONS, fingerprint
 from fingerprint.checkpoint import open_checkpoint
 from fingerprint.comparing.comparison import compare_fingerprints
@@ -42,8 +44,8 @@ if TYPE_CHECKING:
 FIRST = 10
 TOGETHER = 200
 NAMED = "rotated"
-"""Rotated suspects keep their names: which tensors belong together is told by the values of trained ones, and most of
-these models are not trained. The benchmark of lineage takes the names of trained and rewritten models away."""
+"""Rotated suspects of invented models keep their names: which tensors belong together is told by the values of trained
+ones. Those made of trained models lose them (see ``nameless``)."""
 
 
 class IndexAlone:
@@ -131,10 +133,11 @@ class Asked:
 
 @dataclass(slots=True)
 class Result:
-    """What was measured. ``cold``: seconds of first searches after opening; ``large``: of a large suspect's."""
+    """What was measured. ``kinds``: how many models are of each; ``cold``: seconds of first searches after opening;
+    ``large``: of a large suspect's."""
 
     models: int
-    trained: int
+    kinds: dict[str, int]
     vectors: int
     asked: list[Asked]
     build_seconds: float
@@ -150,24 +153,25 @@ def measure(
     *,
     models: int,
     suspects: int,
-    family: str = "a",
+    laundered: int = 0,
+    families: Sequence[str] = ("a",),
     seed: int = 1,
     large: Sequence[tuple[str, Fingerprint]] = (),
     report: Callable[[str], None] = lambda _: None,
 ) -> Result:
-    """Build a registry of ``models`` in ``work`` and ask it about ``suspects``; ``large`` are suspects for timing.
-    ``family`` is that of the trained models.
+    """Build a registry of ``models`` in ``work`` and ask it about suspects; ``large`` are suspects for timing.
 
-    Everything runs in one thread.
+    ``suspects`` are damaged models of the registry, ``laundered`` of them rewritten trained ones without names.
+    ``families`` are those of the trained models. Everything runs in one thread.
     """
     with threadpool_limits(1):
-        return _measured(sources(zoo, models, family), work, suspects, seed, large, report)
+        return _measured(sources(zoo, models, families), work, (suspects - laundered, laundered), seed, large, report)
 
 
 def _measured(
     population: list[Source],
     work: Path,
-    suspects: int,
+    suspects: tuple[int, int],
     seed: int,
     large: Sequence[tuple[str, Fingerprint]],
     report: Callable[[str], None],
@@ -179,19 +183,17 @@ def _measured(
     with Registry.open(work / "registry", create=False) as registry:
         slow = SlowSearch(registry)
         records = {record.name: record for record in registry.models()}
-        for number in range(suspects):
-            damage = list(DAMAGE)[number % len(DAMAGE)]
-            theirs, parents = _suspect(population, damage, number, seed, work)
+        for number, (damage, theirs, parents) in enumerate(_suspects(population, suspects, seed, work)):
             asked.append(_ask(slow, records, theirs, damage, parents))
             if len(theirs.tensors) > len(largest.tensors):
                 largest = theirs
             if number % 25 == 0:
                 queries.append(SketchTable(theirs.tensors, corner=theirs.parameters.index_width).flat()[:4])
-            if number % 500 == 499:
+            if number % 100 == 99:
                 report(f"{number + 1} suspects are searched")
     return Result(
         models=len(population),
-        trained=sum(source.path is not None for source in population),
+        kinds=dict(Counter(source.kind.value for source in population)),
         vectors=len(slow.matrix),
         asked=asked,
         build_seconds=built,
@@ -254,14 +256,33 @@ def _search_seconds(folder: Path, suspect: Fingerprint) -> float:
         return time.perf_counter() - started
 
 
+def _suspects(
+    population: Sequence[Source], counts: tuple[int, int], seed: int, work: Path
+) -> Iterator[tuple[str, Fingerprint, tuple[str, ...]]]:
+    """What was done, the suspect and the names of its parents: damaged ones, then rewritten ones without names."""
+    damaged, rewritten = counts
+    for number in range(damaged):
+        damage = list(DAMAGE)[number % len(DAMAGE)]
+        yield damage, *_suspect(population, damage, number, seed, work)
+    trained = turns(population)
+    for number in range(rewritten):
+        damage = LAUNDERED[number % len(LAUNDERED)]
+        # Every turn of damages starts at another model.
+        source = trained[(number + number // len(LAUNDERED)) % len(trained)]
+        with tempfile.TemporaryDirectory(dir=work) as folder:
+            path = laundered(source, damage, number, seed, Path(folder) / "made")
+            yield damage, _measured_file(path, registered=False), (source.name,)
+
+
 def _suspect(
     population: Sequence[Source], damage: str, number: int, seed: int, work: Path
 ) -> tuple[Fingerprint, tuple[str, ...]]:
     random = stream(f"suspect/{seed}/{number}")
-    source = population[int(random.integers(len(population)))]
+    of = [one for one in population if one.kind is Kind.INVENTED] if damage.startswith(NAMED) else population
+    source = of[int(random.integers(len(of)))]
     weights, parents, other = source.weights(), [source.name], Arrays()
     if "merged" in damage:
-        partner = _partner(population, source, random)
+        partner = _partner(of, source, random)
         if partner is not None:
             other = partner.weights()
             parents.append(partner.name)
@@ -282,10 +303,14 @@ def _fingerprinted(weights: Arrays, work: Path, *, registered: bool) -> Fingerpr
     with tempfile.TemporaryDirectory(dir=work) as folder:
         path = Path(folder) / "model.safetensors"
         save_file({name: np.ascontiguousarray(value) for name, value in weights.items()}, path)
-        with open_checkpoint(path) as checkpoint:
-            if registered:
-                return fingerprint(checkpoint, workers=1)
-            return fingerprint(checkpoint, casts=False, neurons=SUSPECT_NEURONS, workers=1)
+        return _measured_file(path, registered=registered)
+
+
+def _measured_file(path: Path, *, registered: bool) -> Fingerprint:
+    with open_checkpoint(path) as checkpoint:
+        if registered:
+            return fingerprint(checkpoint, workers=1)
+        return fingerprint(checkpoint, casts=False, neurons=SUSPECT_NEURONS, workers=1)
 
 
 def _ask(

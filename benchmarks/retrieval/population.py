@@ -1,49 +1,38 @@
-"""Models for a registry of a thousand: the trained zoo, and synthetic families of bases and siblings."""
+"""Models for a large registry: the trained zoo, siblings and look-alikes of its models, invented families."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
-import numpy as np
 from safetensors.numpy import load_file
 
 from benchmarks.lineage.registries import stem_of
+from benchmarks.retrieval.invented import drawn, shape_of, shuffled, stream, synthetic, tuned
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
+    from numpy.random import Generator
 
-    Float32 = NDArray[np.float32]
-
-Arrays = dict[str, "Float32"]
+    from benchmarks.retrieval.invented import Arrays
 
 SIBLINGS = 4
-"""Models of each synthetic family: a base and its fine-tunes."""
+"""Models of each invented family: a base and its fine-tunes."""
+LOOKALIKES = 2
+"""Of each kind, of every trained model."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Sizes of one synthetic model; a gated MLP and grouped heads, or GPT-2's layout."""
+class Kind(StrEnum):
+    """Where the weights of a model come from; all but the first are made from an array of random numbers."""
 
-    gated: bool
-    width: int
-    layers: int
-    neurons: int
-    vocabulary: int
-
-
-SHAPES = (
-    Sizes(gated=True, width=64, layers=3, neurons=176, vocabulary=1024),  # those of the zoo's Llama-style population
-    Sizes(gated=True, width=64, layers=2, neurons=176, vocabulary=512),
-    Sizes(gated=True, width=96, layers=3, neurons=256, vocabulary=512),
-    Sizes(gated=True, width=128, layers=2, neurons=352, vocabulary=512),
-    Sizes(gated=False, width=64, layers=3, neurons=256, vocabulary=1024),  # and of its GPT-2-style one
-    Sizes(gated=False, width=96, layers=2, neurons=384, vocabulary=512),
-)
+    TRAINED = "trained"
+    SIBLING = "siblings of trained"
+    DRAWN = "look-alikes, drawn"
+    SHUFFLED = "look-alikes, shuffled"
+    INVENTED = "invented"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,118 +40,73 @@ class Source:
     """A model of the registry whose weights can be had again.
 
     ``family``: models that share weights have one family. ``shape``: models with the same tensors have one shape.
-    ``path`` is that of a trained model; a synthetic one is made from its family's number and its own.
+    ``path`` is that of the trained model that it is or is made from; an invented one is made from its family's number.
+    ``member`` is its number among those made from the same.
     """
 
     name: str
     family: str
     shape: str
+    kind: Kind
     path: Path | None = None
     number: int = 0
     member: int = 0
 
     def weights(self) -> Arrays:
         """Its tensors, float32."""
-        if self.path is not None:
-            return load_file(self.path)
-        base = synthetic(SHAPES[self.number % len(SHAPES)], [1, self.number])
-        if self.member == 0:
-            return base
-        random = np.random.default_rng([2, self.number, self.member])
-        return tuned(base, float(10 ** random.uniform(-1.5, -0.5)), random)
+        random = stream(self.name)
+        if self.path is None:
+            base = synthetic(shape_of(self.number), [1, self.number])
+            return tuned(base, _amount(random), random) if self.member else base
+        held = load_file(self.path)
+        match self.kind:
+            case Kind.SIBLING:
+                return tuned(held, _amount(random), random)
+            case Kind.DRAWN:
+                return drawn(held, random)
+            case Kind.SHUFFLED:
+                return shuffled(held, random)
+            case _:
+                return held
 
 
-def sources(zoo: Path | None, count: int, family: str = "a") -> list[Source]:
-    """``count`` models: all trained ones of ``family`` that are there (bases first), then synthetic families."""
+def sources(zoo: Path | None, count: int, families: Sequence[str] = ("a",)) -> list[Source]:
+    """``count`` models: all trained ones of ``families`` that are there (bases first), what is made of them, invented.
+
+    Every model of a population has siblings beside it, every trained model look-alikes.
+    """
     found: list[Source] = []
     if zoo is not None:
-        paths = sorted(zoo.glob(f"{family}-*.safetensors"), key=lambda path: (path.stem.count("-"), path.stem))
-        found = [Source(path.stem, _root(path.stem), stem_of(path.stem), path) for path in paths]
+        paths = [path for one in families for path in zoo.glob(f"{one}-*.safetensors")]
+        paths.sort(key=lambda path: (path.stem.count("-"), path.stem))
+        trained = [Source(path.stem, root_of(path.stem), stem_of(path.stem), Kind.TRAINED, path) for path in paths]
+        found = [*trained, *(made for one in trained for made in _beside(one))]
     found = found[:count]
     for number in range(count - len(found)):
         base, member = divmod(number, SIBLINGS)
-        name = f"synthetic-{base}"
-        found.append(Source(f"{name}-{member}", name, f"synthetic {base % len(SHAPES)}", None, base, member))
+        name = f"invented-{base}"
+        shape = f"invented {shape_of(base)}"
+        found.append(Source(f"{name}-{member}", name, shape, Kind.INVENTED, None, base, member))
     return found
 
 
-def _root(model: str) -> str:
+def _beside(one: Source) -> Iterator[Source]:
+    """Siblings, of the bases of populations: others have trained ones. Look-alikes: they descend from nothing."""
+    if one.name == one.family and "-pop-" in one.name:
+        for member in range(1, SIBLINGS):
+            yield Source(f"{one.name}-sibling{member}", one.family, one.shape, Kind.SIBLING, one.path, 0, member)
+    for kind, word in ((Kind.DRAWN, "drawn"), (Kind.SHUFFLED, "shuffled")):
+        for member in range(LOOKALIKES):
+            name = f"{one.name}-{word}{member}"
+            yield Source(name, name, one.shape, kind, one.path, 0, member)
+
+
+def root_of(model: str) -> str:
     """The zoo's ids begin with shape and seed: ``a-llama-192-A-ftx`` descends from ``a-llama-192-A``."""
     words = model.split("-")
-    seed = next((i for i, word in enumerate(words) if word in {"A", "B"} or (word[0] == "s" and word[1:].isdigit())))
+    seed = next(i for i, word in enumerate(words) if word in {"A", "B"} or (word[0] == "s" and word[1:].isdigit()))
     return "-".join(words[: seed + 1])
 
 
-def synthetic(sizes: Sizes, seed: list[int]) -> Arrays:
-    """A random model under the names of its style, with gains near one and matrices as ``trained_like`` makes them."""
-    random = np.random.default_rng(seed)
-    width, neurons = sizes.width, sizes.neurons
-    out: Arrays = {}
-
-    def matrix(name: str, rows: int, columns: int) -> None:
-        out[name] = trained_like(rows, columns, random)
-
-    def gains(name: str) -> None:
-        out[name] = (1 + 0.1 * random.standard_normal(width)).astype(np.float32)
-
-    if sizes.gated:
-        matrix("model.embed_tokens.weight", sizes.vocabulary, width)
-        matrix("lm_head.weight", sizes.vocabulary, width)
-        gains("model.norm.weight")
-        for layer in range(sizes.layers):
-            stem = f"model.layers.{layer}"
-            for name, rows in (("q", width), ("k", width // 2), ("v", width // 2), ("o", width)):
-                matrix(f"{stem}.self_attn.{name}_proj.weight", rows, width)
-            matrix(f"{stem}.mlp.gate_proj.weight", neurons, width)
-            matrix(f"{stem}.mlp.up_proj.weight", neurons, width)
-            matrix(f"{stem}.mlp.down_proj.weight", width, neurons)
-            gains(f"{stem}.input_layernorm.weight")
-            gains(f"{stem}.post_attention_layernorm.weight")
-        return out
-    matrix("transformer.wte.weight", sizes.vocabulary, width)
-    gains("transformer.ln_f.weight")
-    for layer in range(sizes.layers):
-        stem = f"transformer.h.{layer}"
-        matrix(f"{stem}.attn.c_attn.weight", width, 3 * width)
-        matrix(f"{stem}.attn.c_proj.weight", width, width)
-        matrix(f"{stem}.mlp.c_fc.weight", width, neurons)
-        matrix(f"{stem}.mlp.c_proj.weight", neurons, width)
-        gains(f"{stem}.ln_1.weight")
-        gains(f"{stem}.ln_2.weight")
-    return out
-
-
-def trained_like(rows: int, columns: int, random: np.random.Generator) -> Float32:
-    """Noise, and directions whose strengths fall as 1/k, as training leaves them (Martin and Mahoney 2021).
-
-    Half of the squared norm lies in the noise; the deviation of the elements is .05.
-    """
-    rank = min(rows, columns) // 4
-    strengths = 1.0 / np.arange(1, rank + 1)
-    low = (random.standard_normal((rows, rank)) * strengths) @ random.standard_normal((rank, columns))
-    noise = random.standard_normal((rows, columns))
-    both = low / np.sqrt(np.mean(low**2)) + noise
-    matrix: Float32 = (0.05 / np.sqrt(2) * both).astype(np.float32)
-    return matrix
-
-
-def tuned(weights: Mapping[str, Float32], amount: float, random: np.random.Generator) -> Arrays:
-    """As further training changes weights: every matrix by a few directions, ``amount`` of its norm in all."""
-    out: Arrays = {}
-    for name, value in weights.items():
-        if value.ndim != 2:
-            out[name] = value
-            continue
-        rank = min(8, *value.shape)
-        strengths = 1.0 / np.arange(1, rank + 1)
-        change = (random.standard_normal((value.shape[0], rank)) * strengths) @ random.standard_normal(
-            (rank, value.shape[1])
-        )
-        scale = amount * np.linalg.norm(value) / np.linalg.norm(change)
-        out[name] = (value + scale * change).astype(np.float32)
-    return out
-
-
-def stream(key: str) -> np.random.Generator:
-    """A stream of random numbers of its own for every key."""
-    return np.random.default_rng(list(hashlib.blake2b(key.encode(), digest_size=16).digest()))
+def _amount(random: Generator) -> float:
+    return float(10 ** random.uniform(-1.5, -0.5))

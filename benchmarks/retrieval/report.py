@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.retrieval.measure import Asked, Result, counts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 SCHEMA = "retrieval-result/1"
 LEAST_SHARE = 0.999
@@ -50,7 +50,7 @@ def as_mapping(result: Result) -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "models": result.models,
-        "trained": result.trained,
+        "kinds": result.kinds,
         "vectors": result.vectors,
         "suspects": len(result.asked),
         "build_seconds": round(result.build_seconds, 1),
@@ -91,9 +91,12 @@ def to_markdown(result: Result) -> str:
     lines = [
         "# Retrieval benchmark",
         "",
-        f"A registry of {said['models']:,} models ({said['trained']} trained ones, the rest synthetic families of a "
-        f"base and three fine-tunes) with {said['vectors']:,} vectors, and {said['suspects']:,} suspects made of its "
-        f"models, all but the rotated ones under random names. Run on {said['date']}; {said['machine']}.",
+        f"A registry of {said['models']:,} models ({_kinds(said['kinds'])}) with {said['vectors']:,} vectors, and "
+        f"{said['suspects']:,} suspects made of its models. Invented models come in families of a base and three "
+        "fine-tunes; look-alikes have the shapes, means and deviations of a trained model's tensors, or its very "
+        "elements in another order. Suspects called rewritten are trained models with every symmetry at once, the "
+        "vocabulary too, checked to compute the same; they and all but the rotated ones have random names in random "
+        f"order. Run on {said['date']}; {said['machine']}.",
         "",
         f"- Comparing with the true relative finds it (`possible` or better, corrected for {said['models']:,} models) "
         f"for {found['detected']:,} suspects; the index proposes it for {found['proposed of detected']:,} of them: "
@@ -126,6 +129,10 @@ def to_markdown(result: Result) -> str:
         lines += ["", "## Missed by the index", ""]
         lines += [f"- {one['damage']} of {' and '.join(one['parents'])}" for one in said["missed"]]
     return "\n".join(lines) + "\n"
+
+
+def _kinds(kinds: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {kind}" for kind, count in kinds.items())
 
 
 def _by_damage(asked: Sequence[Asked]) -> dict[str, list[Asked]]:

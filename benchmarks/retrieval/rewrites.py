@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.random import Generator
     from numpy.typing import NDArray
 
-    from benchmarks.retrieval.population import Arrays
+    from benchmarks.retrieval.invented import Arrays
 
     Float64 = NDArray[np.float64]
 

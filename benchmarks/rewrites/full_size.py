@@ -27,7 +27,7 @@ from benchmarks.lineage import derive_ops as ops
 from benchmarks.lineage.derive_cases import Names
 from benchmarks.lineage.derive_write import disguise, write_file
 from benchmarks.retrieval.measure import signatures_of
-from benchmarks.retrieval.population import sources
+from benchmarks.retrieval.population import Kind, sources
 from benchmarks.rewrites.cases import rewrite, rewrites
 from benchmarks.rewrites.forward import Constants
 from benchmarks.rewrites.full_size_page import Row, is_right, page
@@ -136,7 +136,7 @@ def fill(registry: Registry, model: Model, zoo: Path | None, family: str, models
 
     Returns how many of the others are trained ones.
     """
-    population = sources(zoo, models - 1 - len(LOOK_ALIKES), family)
+    population = sources(zoo, models - 1 - len(LOOK_ALIKES), [family])
     held = {record.name for record in registry.models()}
     wanted = [source for source in population if source.name not in held]
     made = signatures_of(wanted, work)
@@ -151,7 +151,7 @@ def fill(registry: Registry, model: Model, zoo: Path | None, family: str, models
             with open_checkpoint(path) as checkpoint:
                 registry.register(sign(fingerprint(checkpoint, workers=1)), name=name)
             path.unlink()
-    return sum(source.path is not None for source in population)
+    return sum(source.kind is Kind.TRAINED for source in population)
 
 
 def scan_all(registry: Registry, model: Model, cases: Sequence[Case], work: Path) -> Iterator[Row]:

@@ -58,12 +58,12 @@ class Part:
         return damage == "intact" or (rewrite == "all" if damage == "continued" else rewrite in TOGETHER)
 
 
-def _layer(number: int) -> tuple[str, ...]:
+def layer_patterns(number: int) -> tuple[str, ...]:
     return f"*.layers.{number}.*", f"*.h.{number}.*", f"*.layer.{number}.*"
 
 
 _ALONE = {
-    "one layer": _layer(1),
+    "one layer": layer_patterns(1),
     "one MLP": ("*.1.mlp.*", "*.layer.1.intermediate.dense.*", "*.layer.1.output.dense.*"),
 }
 
@@ -83,7 +83,7 @@ def _limits() -> Iterator[Part]:
     levels = (*INTACT, *(name for names in DEGREES.values() for name in names))
     for name, source, expected in (("limits", "A", "A"), ("limits", "B", "B"), ("limits, trained on", "A-cont", "A")):
         for number in range(_MOST_LAYERS):
-            yield Part(name, source, WHOLE, expected, ("laundered",), levels, _layer(number), number)
+            yield Part(name, source, WHOLE, expected, ("laundered",), levels, layer_patterns(number), number)
 
 
 PARTS = (

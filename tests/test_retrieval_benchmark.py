@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -19,6 +19,9 @@ from benchmarks.zoo.recipes import family
 from signatures.index import Hits
 from signatures.registry import Registry
 from tests.quick_zoo import quick_zoo
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MODELS = 24
 

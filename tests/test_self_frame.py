@@ -9,8 +9,9 @@ import pytest
 
 from fingerprint.comparing.coins import NeuronMatch, toss, usable_coins
 from fingerprint.comparing.procrustes import match_self_frames
-from fingerprint.gauge.descriptors import GATED_DESCRIPTORS, UNGATED_DESCRIPTORS, neuron_descriptors
-from fingerprint.gauge.self_frame import SELF_WIDTH, self_coordinates
+from fingerprint.gauge.descriptors import GATED_DESCRIPTORS, NORMS, UNGATED_DESCRIPTORS, neuron_descriptors
+from fingerprint.gauge.self_frame import SELF_WIDTH, layer_vector, self_coordinates
+from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.records import NeuronSample
 from fingerprint.vocabulary import Frame
 
@@ -48,7 +49,7 @@ def sample(matrices: Matrices, *, number: int = 0) -> NeuronSample:
         gate=found.gate,
         up=found.up,
         down=found.down,
-        descriptors=found.descriptors,
+        descriptors=found.descriptors.standard,
     )
 
 
@@ -147,11 +148,32 @@ def test_descriptors_survive_rotation_scale_and_sign() -> None:
     plain = neuron_descriptors(gate, up, down)
     turn = rotation(2).astype(np.float32)
     moved = neuron_descriptors(gate @ turn, up @ turn * factors, down @ turn / factors)
-    assert plain.shape == (NEURONS, GATED_DESCRIPTORS)
-    assert np.allclose(plain, moved, atol=5e-3)
+    assert plain.standard.shape == (NEURONS, GATED_DESCRIPTORS)
+    assert np.allclose(plain.standard, moved.standard, atol=5e-3)
+    assert np.allclose(plain.means[NORMS:], moved.means[NORMS:], atol=1e-4)
+    assert np.allclose(plain.spreads[NORMS:], moved.spreads[NORMS:], atol=1e-4)
     ungated = neuron_descriptors(gate, None, down)
-    assert ungated.shape == (NEURONS, UNGATED_DESCRIPTORS)
-    assert np.allclose(ungated.std(axis=0), 1.0, atol=1e-3)
+    assert ungated.standard.shape == (NEURONS, UNGATED_DESCRIPTORS)
+    assert np.allclose(ungated.standard.std(axis=0), 1.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_moved_layer_is_nearer_by_its_vector_than_others_of_its_kind(gated: bool) -> None:
+    def vector(matrices: Matrices) -> np.ndarray:
+        found = layer_vector(self_coordinates(*matrices).descriptors, DEFAULT_PARAMETERS)
+        assert found is not None
+        return found
+
+    ours = vector(layer(0, gated=gated))
+    order = np.random.default_rng(3).permutation(NEURONS)
+    moved = vector(mapped(layer(0, gated=gated), rotation(2), order))
+    others = [vector(layer(seed, gated=gated)) for seed in range(1, 5)]
+    assert 1 - ours @ moved < 0.1 * min(1 - ours @ other for other in others)
+
+
+def test_a_constant_layer_has_no_vector() -> None:
+    ones = np.ones((NEURONS, WIDTH), np.float32)
+    assert layer_vector(self_coordinates(ones, ones, ones).descriptors, DEFAULT_PARAMETERS) is None
 
 
 @pytest.mark.parametrize("rows", [1, 2, 40])
@@ -160,7 +182,7 @@ def test_a_layer_of_any_size_has_coordinates_of_one_width(rows: int) -> None:
     assert up is not None
     found = self_coordinates(gate[:rows, :20], up[:rows, :20], down[:rows, :20])
     assert found.gate.shape == (rows, SELF_WIDTH)
-    assert all(np.isfinite(part).all() for part in (found.gate, found.up, found.down, found.descriptors))
+    assert all(np.isfinite(part).all() for part in (found.gate, found.up, found.down, *found.descriptors))
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 3e38])

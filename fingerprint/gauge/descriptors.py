@@ -7,7 +7,7 @@ frames have nothing in common (``comparing.procrustes``).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,17 +23,28 @@ Float64 = NDArray[np.float64]
 QUANTILES: Final = np.linspace(0.03, 0.97, 9)
 GATED_DESCRIPTORS: Final = 5 + 7 * QUANTILES.size
 UNGATED_DESCRIPTORS: Final = 3 + 4 * QUANTILES.size
+NORMS: Final = 2
 _LEAST_NORM: Final = 1e-3
 """Norms are taken as at least this share of their median: a dead neuron's logarithm is finite."""
 _NONE: Final = 1e-12
 """Norms, as shares of the largest entry of all, from which a neuron has a direction."""
 
 
-def neuron_descriptors(gate: Float32, up: Float32 | None, down: Float32) -> Float32:
-    """Standardised descriptors of all neurons given: (n, 68) float32 for a gated MLP, (n, 39) for an ungated one.
+class Descriptors(NamedTuple):
+    """Descriptors of the neurons of a layer: ``standard`` (n, d) float32, whose columns have mean 0 and deviation 1, or
+    are 0; ``means`` and ``spreads`` (d,) float64 of the columns before that. The first ``NORMS`` columns are logarithms
+    of norms, whose means say only how the matrices were scaled."""
+
+    standard: Float32
+    means: Float64
+    spreads: Float64
+
+
+def neuron_descriptors(gate: Float32, up: Float32 | None, down: Float32) -> Descriptors:
+    """Descriptors of all neurons given: 68 for a gated MLP, 39 for an ungated one.
 
     ``gate`` (fc-in where ``up`` is None), ``up`` and ``down`` are (n, width), folded and finite, of largest entries
-    near one. Each column has mean 0 and deviation 1, or is 0.
+    near one.
     """
     first = _Matrix(gate - gate.mean(axis=0))
     last = _Matrix(down)
@@ -51,10 +62,11 @@ def neuron_descriptors(gate: Float32, up: Float32 | None, down: Float32) -> Floa
         ]
         blocks = _gated(first, second, last)
     columns = np.concatenate([np.stack(scalars, axis=1), *blocks], axis=1).astype(np.float64)
-    columns -= columns.mean(axis=0)
-    spread = columns.std(axis=0)
-    standard: Float64 = np.divide(columns, spread, out=np.zeros_like(columns), where=spread > 1e-9)
-    return standard.astype(np.float32)
+    means = columns.mean(axis=0)
+    columns -= means
+    spreads = columns.std(axis=0)
+    standard: Float64 = np.divide(columns, spreads, out=np.zeros_like(columns), where=spreads > 1e-9)
+    return Descriptors(standard.astype(np.float32), means, spreads)
 
 
 class _Matrix:

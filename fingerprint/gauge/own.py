@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fingerprint.canonical import CanonicalTensor, Layout
+    from fingerprint.gauge.descriptors import Descriptors
     from fingerprint.gauge.fold import Gains
     from fingerprint.gauge.wired import Wired
     from fingerprint.neurons import Projections
@@ -147,7 +148,7 @@ def _readings(mlp: Projections) -> list[Projections]:
 
 def _samples(
     tensors: Sequence[CanonicalTensor], mlp: Projections, gains: Gains, offset: float, *, centred: bool, suspect: bool
-) -> Iterator[tuple[NeuronSample, Float32]]:
+) -> Iterator[tuple[NeuronSample, Descriptors]]:
     """The sample, and the descriptors of all reference neurons.
 
     Of a suspect some of whose neurons add nothing, or share a gate, another one of what is left of them: they would
@@ -203,7 +204,7 @@ def _lengths(tensors: Sequence[CanonicalTensor], mlp: Projections) -> NDArray[np
     return found
 
 
-def _sample(mlp: Projections, size: int, neurons: Neurons, *, suspect: bool) -> tuple[NeuronSample, Float32]:
+def _sample(mlp: Projections, size: int, neurons: Neurons, *, suspect: bool) -> tuple[NeuronSample, Descriptors]:
     found = self_coordinates(neurons.gate, neurons.up, neurons.down)
     kept = np.arange(neurons.rows.size)
     if not suspect:
@@ -220,7 +221,7 @@ def _sample(mlp: Projections, size: int, neurons: Neurons, *, suspect: bool) -> 
         gate=found.gate[kept],
         up=None if found.up is None else found.up[kept],
         down=found.down[kept],
-        descriptors=found.descriptors[kept],
+        descriptors=found.descriptors.standard[kept],
     )
     return sampled, found.descriptors
 

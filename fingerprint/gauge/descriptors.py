@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.vectors import magnitude, row_norms
+from fingerprint.vectors import magnitude, row_norms, unit_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,11 +33,13 @@ _NONE: Final = 1e-12
 class Descriptors(NamedTuple):
     """Descriptors of the neurons of a layer: ``standard`` (n, d) float32, whose columns have mean 0 and deviation 1, or
     are 0; ``means`` and ``spreads`` (d,) float64 of the columns before that. The first ``NORMS`` columns are logarithms
-    of norms, whose means say only how the matrices were scaled."""
+    of norms, whose means say only how the matrices were scaled. Columns from ``kept`` on are the same after every
+    rewrite of the layer."""
 
     standard: Float32
     means: Float64
     spreads: Float64
+    kept: int
 
 
 def neuron_descriptors(gate: Float32, up: Float32 | None, down: Float32) -> Descriptors:
@@ -46,12 +48,16 @@ def neuron_descriptors(gate: Float32, up: Float32 | None, down: Float32) -> Desc
     ``gate`` (fc-in where ``up`` is None), ``up`` and ``down`` are (n, width), folded and finite, of largest entries
     near one.
     """
-    first = _Matrix(gate - gate.mean(axis=0))
     last = _Matrix(down)
     if up is None:
-        scalars = [_log(first.norms), _log(last.norms), first.own(last)]
+        # Where the activation is ReLU a neuron's two norms can be traded for each other, which moves the mean neuron.
+        directions = unit_rows(gate)
+        first = _Matrix(directions - directions.mean(axis=0))
+        reads, writes = _log(row_norms(gate)), _log(last.norms)
+        scalars = [reads - writes, reads + writes, first.own(last)]
         blocks = _ungated(first, last)
     else:
+        first = _Matrix(gate - gate.mean(axis=0))
         second = _Matrix(up)
         scalars = [
             _log(first.norms),
@@ -66,7 +72,7 @@ def neuron_descriptors(gate: Float32, up: Float32 | None, down: Float32) -> Desc
     columns -= means
     spreads = columns.std(axis=0)
     standard: Float64 = np.divide(columns, spreads, out=np.zeros_like(columns), where=spreads > 1e-9)
-    return Descriptors(standard.astype(np.float32), means, spreads)
+    return Descriptors(standard.astype(np.float32), means, spreads, kept=1 if up is None else 0)
 
 
 class _Matrix:

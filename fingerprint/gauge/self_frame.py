@@ -112,7 +112,7 @@ def layer_vector(descriptors: Descriptors, parameters: Parameters) -> Float32 | 
     between small models, .98 after rounding to 4 bits), so only how much nearer the nearest is means anything.
     None if nothing varies.
     """
-    columns = descriptors.standard.astype(np.float64)
+    columns = descriptors.standard[:, descriptors.kept :].astype(np.float64)
     correlations = columns.T @ columns / max(len(columns), 1)
     upper = correlations[np.triu_indices(len(correlations), 1)]
     if not upper.any():

@@ -205,6 +205,13 @@ class Rewriting:
         return share if share >= _MOSTLY and self.score >= _ALIKE else 0.0
 
     @property
+    def held(self) -> dict[str, NeuronSample]:
+        """Samples of the registered MLPs that agree, by the names of their gates."""
+        tensors = self.comparison.registered.tensors
+        samples = [self._samples(one)[0] for one in self._held]
+        return {tensors[one.tensors[0]].name: one for one in samples}
+
+    @property
     def mlps(self) -> int:
         """Number of registered MLPs that agree."""
         return len(self._held)

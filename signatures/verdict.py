@@ -6,12 +6,11 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from fingerprint.comparing.evidence import Null, Test
-from fingerprint.vocabulary import LAYERLESS_ROLES, NEURON_ROLES, Content, Role
+from fingerprint.vocabulary import Content, Role
 from signatures.change import Change
 from signatures.contradiction import contradiction
+from signatures.descent import changes_in_place, changes_of_neurons
 from signatures.report import Confidence, Link
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
     from fingerprint.comparing.comparison import Comparison
     from fingerprint.comparing.evidence import Evidence
-    from fingerprint.records import TensorRecord
     from signatures.mixture import Cover
     from signatures.records import ModelRecord
 
@@ -50,6 +48,8 @@ came out at up to .79, noise of any size at .93 or more."""
 _SAME_WEIGHTS: Final = 0.995
 """Share of equal contents from which the suspect is the registered model, not a sibling of it."""
 _RELATED_DELTA: Final = 0.6
+_NOTHING_ELSE: Final = "beyond what both share with that model, they have nothing in common that was measured"
+_TURNED_OFF: Final = "the suspect lacks what sets this model apart from that one, and has changes of its own"
 _UNDECIDED: Final = 0.1
 """Share by which one MLP of a moved suspect may be nearer to one model than to another without telling: siblings were
 up to .065 nearer to each other than to their base, in one layer of four; what was tuned from one was .126 and more."""
@@ -165,13 +165,10 @@ def decide_links(findings: Sequence[Finding], cover: Cover | None, bases: Sequen
             _set(finding, Link.SAME_INITIALISATION, "alike as two trainings from one initialisation are")
     for finding in findings:
         if finding.link is Link.LINEAGE and not needed and finding.change.exact_share < _SAME_WEIGHTS:
-            base = _base_that_explains(finding, findings, bases)
+            base, why = _base_that_explains(finding, findings, bases)
             if base is not None:
                 finding.link, finding.explained_by = Link.SIBLING, base.model.name
-                finding.note = (
-                    f"{base.model.name} explains it: beyond what both share with that model, "
-                    "they have nothing in common that was measured"
-                )
+                finding.note = f"{base.model.name} explains it: {why}"
 
 
 def _is_component(finding: Finding) -> bool:
@@ -222,24 +219,36 @@ def _same_initialisation(finding: Finding) -> bool:
     return finding.comparison.similarity < TRAINED_SIMILARITY and abs(change.scale) < TRAINED_SCALE
 
 
-def _base_that_explains(finding: Finding, findings: Sequence[Finding], declared: Sequence[str]) -> Finding | None:
-    """A registered base that is at least as near, beyond which suspect and registered model share nothing.
+def _base_that_explains(
+    finding: Finding, findings: Sequence[Finding], declared: Sequence[str]
+) -> tuple[Finding | None, str]:
+    """A registered base beyond which suspect and registered model share nothing, and why: one that is at least as near,
+    or one at which the suspect turned off (see ``descent``).
 
     A base is a model that was registered earlier, or that the finding's model names as its base, or that the user
     declares. Independent fine-tunes of one parent have related differences too (cosines of .26 to .51 were measured),
     so the nearest explanation wins.
     """
-    nearer = [
-        other
+    explaining = [
+        (other, why)
         for other in findings
         if other is not finding
         and other.link is Link.LINEAGE
         and other.comparison.suspect_coverage >= HALF
-        and other.distance <= finding.distance + finding.undecided
         and _can_be_base(other, finding, declared)
-        and delta_cosine(finding.comparison, other.comparison) < _RELATED_DELTA
+        and (why := _why_explained(finding, other))
     ]
-    return min(nearer, key=lambda other: other.distance, default=None)
+    return min(explaining, key=lambda one: one[0].distance, default=(None, ""))
+
+
+def _why_explained(finding: Finding, base: Finding) -> str:
+    changes = changes_in_place(finding.comparison, base.comparison)
+    if base.distance <= finding.distance + finding.undecided:
+        return _NOTHING_ELSE if changes.cosine < _RELATED_DELTA else ""
+    if finding.change.rewriting.moved or base.change.rewriting.moved:
+        moved = changes_of_neurons(finding.change.rewriting, base.change.rewriting)
+        return _TURNED_OFF if moved is not None and moved.turned_off else ""
+    return _TURNED_OFF if changes.turned_off else ""
 
 
 def _can_be_base(base: Finding, of: Finding, declared: Sequence[str]) -> bool:
@@ -248,39 +257,3 @@ def _can_be_base(base: Finding, of: Finding, declared: Sequence[str]) -> bool:
     return base.model.registered < of.model.registered or (
         base.model.registered == of.model.registered and base.model.id < of.model.id
     )
-
-
-def delta_cosine(finding: Comparison, base: Comparison) -> float:
-    """Cosine between S(suspect) - S(base) and S(registered) - S(base), over the tensors matched with both.
-
-    0 if either difference vanishes: then nothing is shared beyond the base. Where MLPs are not among these tensors,
-    since their neurons were permuted, embeddings are left out: they change alike in all fine-tunes, and would outweigh
-    the rest.
-    """
-    base_of = {match.suspect: match for match in base.matches}
-    roles = {finding.registered.tensors[match.registered].role for match in finding.matches}
-    silent = frozenset() if roles & NEURON_ROLES or not roles - LAYERLESS_ROLES else LAYERLESS_ROLES
-    products, left, right = 0.0, 0.0, 0.0
-    for match in finding.matches:
-        other = base_of.get(match.suspect)
-        if other is None or finding.registered.tensors[match.registered].role in silent:
-            continue
-        suspect = _sketch(finding.suspect.tensors[match.suspect], transposed=False)
-        registered = _sketch(finding.registered.tensors[match.registered], transposed=match.transposed)
-        origin = _sketch(base.registered.tensors[other.registered], transposed=other.transposed)
-        if suspect is None or registered is None or origin is None:
-            continue
-        if not suspect.shape == registered.shape == origin.shape:  # one is of a quick look
-            continue
-        a, b = suspect - origin, registered - origin
-        products += float(np.sum(a * b))
-        left += float(np.sum(a * a))
-        right += float(np.sum(b * b))
-    return products / float(np.sqrt(left * right)) if left > 0 and right > 0 else 0.0
-
-
-def _sketch(record: TensorRecord, *, transposed: bool) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None:
-    if record.sketch is None:
-        return None
-    wide = record.sketch.astype(np.float64)
-    return wide.T if transposed else wide

@@ -17,13 +17,14 @@ from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
 from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.quick import quick_look
+from signatures.descent import changes_in_place
 from signatures.keyed import keyed_section, make_key, with_section
 from signatures.records import ModelRecord
 from signatures.registry import Registry
 from signatures.report import Confidence, Link, Relation, Report, Verdict
 from signatures.scan import ScanOptions, compare_paths, scan_path
 from signatures.signature import sign, write_signature
-from signatures.verdict import assess, delta_cosine
+from signatures.verdict import assess
 from tests.small_models import Weights, blend, disguised, low_rank_change, model, save
 
 if TYPE_CHECKING:
@@ -474,7 +475,7 @@ def test_mlps_whose_neurons_were_permuted_count_in_distances_and_embeddings_alon
     by_place = near.change.residual / far.change.residual  # attention, and embeddings that are the same
     assert by_place > 1.2
     assert near.distance / far.distance < 0.9 * by_place
-    assert abs(delta_cosine(with_tuned, with_base)) < 0.2
+    assert abs(changes_in_place(with_tuned, with_base).cosine) < 0.2
 
 
 def with_permuted_neurons(weights: Weights) -> Weights:

@@ -275,8 +275,9 @@ def _joined(
     total = by_gate + rest
     partners = total.argmax(axis=1)
     rows = np.arange(len(total))
-    scale = 3.0 if signed else 2.0
-    scores = np.clip(total[rows, partners].astype(np.float64) / scale, 0.0, 1.0)
+    # Units of recurrent cells write nothing that is sampled.
+    scale = float(sum(part is not None and bool(part.any()) for part in (ours.gate, ours.up, ours.down)))
+    scores = np.clip(total[rows, partners].astype(np.float64) / max(scale, 1.0), 0.0, 1.0)
     mutual = mutual_partners(total) if ours.frame == Frame.UNITS and not signed else None
     concordant = concordant_partners(by_gate, rest, scores) if mutual is None else mutual & _stand_apart(total)
     good = scores > 0.5

@@ -25,7 +25,10 @@ CLASSES = 10
 VOCABULARY = 512
 EMBEDDING = 48
 HIDDEN = 96
-STEPS = 200
+STEPS = 1000
+RATE = 4e-3
+TEXT, OTHER_TEXT = "a-pre", "a-other"
+"""What networks on text are trained on at first, and trained on with for as long."""
 
 
 class Kind(StrEnum):
@@ -117,8 +120,8 @@ def train(
     start: Mapping[str, Tensor] | None = None,
     *,
     steps: int = STEPS,
-    rate: float = 4e-3,
-    data: str = "a-pre-small",
+    rate: float = RATE,
+    data: str = TEXT,
     depth: int = 2,
     channels: Sequence[int] = CHANNELS,
 ) -> Weights:

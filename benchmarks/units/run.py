@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.lineage import derive_ops as ops
 from benchmarks.lineage.derive_cases import Names
 from benchmarks.lineage.derive_write import disguise, write_file
-from benchmarks.units.networks import CHANNELS, STEPS, Kind, Weights, train
+from benchmarks.units.networks import CHANNELS, OTHER_TEXT, RATE, STEPS, Kind, Weights, train
 from benchmarks.units.rewrites import (
     REWRITES,
     drop_layer,
@@ -129,7 +129,7 @@ def damages() -> list[Damage]:
     return [
         Damage("intact", lambda w, _, __: w),
         Damage("fine-tuned", lambda w, kind, key: tuned(w, kind, key, steps=40, rate=1e-3)),
-        Damage("continued", lambda w, kind, key: tuned(w, kind, key, steps=200, rate=4e-3)),
+        Damage("continued", lambda w, kind, key: tuned(w, kind, key, steps=STEPS, rate=RATE, data=OTHER_TEXT)),
         Damage("bf16", lambda w, _, __: w, torch.bfloat16),
         Damage("8bit", _rounded(8)),
         Damage("4bit", _rounded(4)),

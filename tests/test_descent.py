@@ -1,0 +1,91 @@
+"""Angles between the changes of three models: what goes on from a fine-tune, and what turned off at its base."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from signatures.descent import Changes
+from signatures.registry import Registry
+from signatures.report import Link
+from tests.test_scan import disguised, links, low_rank_change, model, scan, sign_of, with_permuted_neurons
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.test_scan import Weights
+
+SIZE = 20_000
+
+
+def changes(suspect: np.ndarray, registered: np.ndarray) -> Changes:
+    """Of changes from the base, as vectors."""
+    return Changes(float(suspect @ suspect), float(registered @ registered), float(suspect @ registered))
+
+
+def directions(cosine: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two directions at that cosine, and one that is independent."""
+    one, other, third = np.random.default_rng(1).standard_normal((3, SIZE)) / np.sqrt(SIZE)
+    return one, cosine * one + np.sqrt(1 - cosine**2) * other, third
+
+
+@pytest.mark.parametrize(
+    ("cosine", "length"), [(0.0, 0.8), (0.0, 1.25), (0.3, 0.8), (0.3, 1.0), (0.3, 1.25), (0.6, 1.0), (0.8, 1.0)]
+)
+def test_another_fine_tune_turned_off(cosine: float, length: float) -> None:
+    registered, suspect, _ = directions(cosine)
+    assert changes(length * suspect, registered).turned_off
+
+
+@pytest.mark.parametrize("further", [0.0, 0.3, 1.0, 3.0, 10.0])
+def test_what_was_trained_further_goes_on(further: float) -> None:
+    registered, _, own = directions(0.0)
+    assert not changes(registered + further * own, registered).turned_off
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("cosine", [0.0, 0.3])
+def test_an_average_with_the_base_or_half_of_another_fine_tune_goes_on(share: float, cosine: float) -> None:
+    registered, other, _ = directions(cosine)
+    assert not changes(share * registered, registered).turned_off
+    assert not changes((registered + other) / 2, registered).turned_off
+
+
+def test_a_pruned_fine_tune_goes_on() -> None:
+    rng = np.random.default_rng(2)
+    base, registered = rng.standard_normal(SIZE), 0.03 * rng.standard_normal(SIZE)
+    weights = base + registered
+    kept = np.abs(weights) > np.median(np.abs(weights))
+    assert not changes(weights * kept - base, registered).turned_off
+
+
+def test_nothing_is_said_without_a_change() -> None:
+    nothing, registered = np.zeros(4), np.ones(4)
+    assert not changes(nothing, registered).turned_off
+    assert not changes(registered, nothing).turned_off
+    assert changes(nothing, registered).cosine == 0.0
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_fine_tunes_that_changed_alike_are_siblings_and_what_goes_on_is_not(tmp_path: Path, moved: bool) -> None:
+    base, alike = model(1), low_rank_change(model(1), 20, 0.05)
+
+    def tuned(seed: int, start: Weights) -> Weights:
+        own = low_rank_change(base, seed, 0.04)
+        return {name: start[name] + own[name] - base[name] for name in base}
+
+    def written(weights: Weights) -> Weights:
+        return disguised(with_permuted_neurons(weights) if moved else weights)
+
+    one, other = tuned(21, alike), tuned(22, alike)
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert np.linalg.norm(one[name] - other[name]) < np.linalg.norm(other[name] - base[name])
+    with Registry.open(tmp_path / "registry") as registry:
+        registry.register(sign_of(base, tmp_path), name="a/base")
+        registry.register(sign_of(one, tmp_path), name="a/tuned")
+        assert links(scan(registry, written(other), tmp_path)) == {"a/base": Link.LINEAGE, "a/tuned": Link.SIBLING}
+        report = scan(registry, written(tuned(23, one)), tmp_path)
+        assert report.matches[0].model == "a/tuned"
+        assert links(report)["a/tuned"] is Link.LINEAGE

@@ -2,10 +2,9 @@
 
 With ``B`` a base, ``R`` a registered model that was made of it and ``S`` a suspect near both: what is made of ``R``
 keeps the change ``R - B`` and adds one of its own, so that ``S - R`` leans neither way along it. Another fine-tune of
-``B`` lacks it, and ``S - R`` points back. So does an average of ``R`` and another model, but that has nothing that
-``R`` lacks: ``R - S`` does not point back from it. Where both do, two fine-tunes are told apart
-though they have so much in common (cosines above 1/2: young bases, one kind of data) that each is nearer to the other
-than to their base.
+``B`` lacks it, and ``S - R`` points back. So does what lies between ``R`` and another model, but ``R - S`` does not
+point back along ``S - B`` then. Where both do, two fine-tunes are told apart though they have so much in common (cosines
+above 1/2: young bases, one kind of data) that each is nearer to the other than to their base.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ if TYPE_CHECKING:
     from fingerprint.records import NeuronSample, TensorRecord
     from signatures.rewriting import Rewriting
 
-_BLUNT: Final = -0.25
-"""Cosine of an angle below which a change points back. What was tuned further came out at -.01 and more of ``R - B``,
+_BACK: Final = -0.25
+"""Cosine below which a difference points back along a change. What was tuned further came out at -.01 and more,
 independent fine-tunes of equal length, with changes at cosines of .3 to .79, at -.59 to -.32."""
 
 
@@ -52,7 +51,7 @@ class Changes:
         apart = self.suspect + self.registered - 2.0 * self.both
         back = _cosine(self.both - self.registered, apart, self.registered)
         ahead = _cosine(self.both - self.suspect, apart, self.suspect)
-        return max(back, ahead) < _BLUNT
+        return max(back, ahead) < _BACK
 
 
 def _cosine(product: float, left: float, right: float) -> float:

@@ -3,8 +3,8 @@
 With ``B`` a base, ``R`` a registered model that was made of it and ``S`` a suspect near both: what is made of ``R``
 keeps the change ``R - B`` and adds one of its own, so that ``S - R`` leans neither way along it. Another fine-tune of
 ``B`` lacks it, and ``S - R`` points back. So does what lies between ``R`` and another model, but ``R - S`` does not
-point back along ``S - B`` then. Where both do, two fine-tunes are told apart though they have so much in common (cosines
-above 1/2: young bases, one kind of data) that each is nearer to the other than to their base.
+point back along ``S - B`` then. Where both do, two fine-tunes are told apart though they have so much in common
+(cosines above 1/2: young bases, one kind of data) that each is nearer to the other than to their base.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Each makes its own virtual environment.
 PYTHON ?= python3
+PYTHON312 ?= python3.12
 VENV   := .venv
 BIN    := $(VENV)/bin
 CORE   := $(VENV)/.core
@@ -76,6 +77,9 @@ bench-rewrites: $(STAMP) ## models rewritten so that they compute the same, rena
 	-$(BIN)/python -m benchmarks.units.run --zoo $(CACHE)/units --out $(CACHE)/units.json
 	$(BIN)/python -m benchmarks.rewrites.table --rows $(CACHE)/rewrites.jsonl --units $(CACHE)/units.json --out docs/benchmarks/rewrites.md
 
+bench-vit: $(STAMP) ## vision transformers rewritten, damaged and scanned
+	$(BIN)/python -m benchmarks.vit --zoo $(CACHE)/units --out docs/benchmarks
+
 bench-full-size: $(STAMP) ## SmolLM2-135M rewritten, rounded and renamed, in a registry of 1,000 models
 	$(BIN)/python -m benchmarks.zoo --family $(FAMILY) --out $(CACHE)/zoo
 	$(BIN)/python -m benchmarks.rewrites.full_size --cache $(CACHE) --zoo $(CACHE)/zoo --family $(FAMILY) \
@@ -84,8 +88,11 @@ bench-full-size: $(STAMP) ## SmolLM2-135M rewritten, rounded and renamed, in a r
 bench-retrieval: $(STAMP) ## a registry of 1,000 models: time of a search, and what the index misses
 	$(BIN)/python -m benchmarks.retrieval --zoo $(CACHE)/zoo --out docs/benchmarks
 
-bench-retrieval-large: $(STAMP) ## the same with 10,000 models, rotated suspects among the damaged ones
-	$(BIN)/python -m benchmarks.retrieval --zoo $(CACHE)/zoo --models 10000 --out docs/benchmarks
+bench-retrieval-large: $(STAMP) ## the same with 10,000 models, rewritten suspects without names among the damaged ones
+	$(BIN)/python -m benchmarks.zoo --family $(FAMILY) --out $(CACHE)/zoo
+	$(BIN)/python -m benchmarks.zoo --family styles --out $(CACHE)/zoo
+	$(BIN)/python -m benchmarks.retrieval --zoo $(CACHE)/zoo --family $(FAMILY) --family styles --models 10000 \
+		--suspects 792 --rewritten 420 --out docs/benchmarks
 
 bench-vectors: $(STAMP) ## the index at 1, 3 and 10 million vectors: size, time, what it misses
 	$(BIN)/python -m benchmarks.vectors --out docs/benchmarks
@@ -133,9 +140,11 @@ bench-adversarial: $(STAMP) ## forged registrations, framed innocents, evasion: 
 bench-disclosure: $(STAMP) ## how much of the weights a signature gives away; REAL: checkpoints to look at too
 	$(BIN)/python -m benchmarks.disclosure --zoo $(CACHE)/zoo $(foreach path,$(REAL),--real $(path))
 
-bench-peers: $(STAMP) ## modelDNA (and, if CISCO names its command, Cisco's kit) beside this program
-	test -x $(CACHE)/peers/modeldna/bin/modeldna || (python3 -m venv $(CACHE)/peers/modeldna && $(CACHE)/peers/modeldna/bin/pip install modeldna==0.1.0)
-	$(BIN)/python -m benchmarks.peers --zoo $(CACHE)/zoo --tool modeldna=$(CACHE)/peers/modeldna/bin/modeldna --tool cisco=$(or $(CISCO),none)
+# Cisco's kit asks for Python 3.12, and brings 5 GB.
+bench-peers: $(STAMP) ## modelDNA and Cisco's kit (where PYTHON312, python3.12, is there) beside this program
+	test -x $(CACHE)/peers/modeldna/bin/modeldna || (python3 -m venv $(CACHE)/peers/modeldna && $(CACHE)/peers/modeldna/bin/pip install -q modeldna==0.1.0)
+	-test -x $(CACHE)/peers/cisco/bin/provenancekit || ($(PYTHON312) -m venv $(CACHE)/peers/cisco && $(CACHE)/peers/cisco/bin/pip install -q torch==2.13.0 cisco-ai-provenance-kit==1.0.0)
+	$(BIN)/python -m benchmarks.peers --zoo $(CACHE)/zoo --tool modeldna=$(CACHE)/peers/modeldna/bin/modeldna --tool cisco=$(CACHE)/peers/cisco/bin/provenancekit
 
 clean: ## remove the virtual environment and what the benchmarks cached
 	rm -rf $(VENV) $(CACHE) build *.egg-info

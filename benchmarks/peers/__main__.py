@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import resource
 import shutil
 import subprocess
@@ -140,10 +141,12 @@ def run(command: list[str], read: Callable[[str], tuple[str, str]]) -> Answer:
     try:
         outcome, words = read("".join(text))
     except (ValueError, KeyError, IndexError, TypeError):
-        outcome, words = "error", (done.stderr.strip().splitlines() or ["no output"])[-1][:60]
+        last_line = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        outcome, words = "error", _PATH.sub("...", last_line)[:60]
     return Answer(outcome, words, seconds, float(last or 0) / 1024)
 
 
+_PATH = re.compile(r"'?/\S+'?")
 _MEASURE = (
     "import resource,subprocess,sys;"
     "out=subprocess.run(sys.argv[1:],stdout=subprocess.PIPE,text=True).stdout;"
@@ -259,8 +262,10 @@ def page(answers: dict[str, list[tuple[Case, Answer]]], sizes: dict[str, str]) -
         said = [_said(case, found[number][1]) for found in answers.values()]
         lines.append(f"| {case.name} | {'yes' if case.related else 'no'} | " + " | ".join(said) + " |")
     lines.append(
-        "\nmodeldna is version 0.1.0, cisco is cisco-ai-provenance-kit 1.0.0, where they have a column. Times include "
-        "the start of the program. x86_64, 2 cores."
+        "\nmodeldna is version 0.1.0, cisco is cisco-ai-provenance-kit 1.0.0 (under Python 3.12, which it asks for), "
+        "where they have a column. Cisco's kit does not work without a tokenizer: beside each model with a "
+        "configuration lies one whose words have no meaning. It keeps nothing of a model that users can exchange. "
+        "Times include the start of the program. x86_64, 2 cores."
     )
     return "\n".join(lines) + "\n"
 

@@ -90,18 +90,18 @@ class Network(nn.Module):
         return logits
 
 
-def pictures(count: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
+def pictures(count: int, random: torch.Generator, *, side: int = SIDE, noise: float = 0.7) -> tuple[Tensor, Tensor]:
     """Tinted gratings under noise: (count, 3, side, side), and their classes: five slants times two tints."""
     label = torch.randint(0, CLASSES, (count,), generator=random)
     angle = (label % 5) * math.pi / 5 + 0.2 * torch.randn(count, generator=random)
     wave = 0.8 + 0.8 * torch.rand(count, generator=random)
     phase = 2 * math.pi * torch.rand(count, generator=random)
-    place = torch.arange(SIDE, dtype=torch.float32)
+    place = torch.arange(side, dtype=torch.float32)
     along = place[None, None] * angle.cos()[:, None, None] + place[None, :, None] * angle.sin()[:, None, None]
     grating = (along * wave[:, None, None] + phase[:, None, None]).sin()
     tint = torch.where((label < 5)[:, None], torch.tensor([[1.0, 0.6, 0.2]]), torch.tensor([[0.2, 0.6, 1.0]]))
     clean = grating[:, None] * tint[:, :, None, None] * (0.5 + torch.rand(count, 1, 1, 1, generator=random))
-    return clean + 0.7 * torch.randn(clean.shape, generator=random), label
+    return clean + noise * torch.randn(clean.shape, generator=random), label
 
 
 def batch(kind: Kind, random: torch.Generator, data: str, size: int) -> tuple[Tensor, Tensor]:

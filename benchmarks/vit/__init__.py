@@ -1,0 +1,1 @@
+"""Small vision transformers, trained on drawn pictures, rewritten, damaged and scanned."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from fingerprint.comparing.procrustes import match_self_frames
 from fingerprint.vectors import unit_rows
 from fingerprint.vocabulary import LAYERLESS_ROLES, NEURON_ROLES, Frame
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 _BACK: Final = -0.25
 """Cosine below which a difference points back along a change. What was tuned further came out at -.01 and more,
 independent fine-tunes of equal length, with changes at cosines of .3 to .79, at -.59 to -.32."""
+_FOUND: Final = 0.5
+"""Share of the neurons of a layer that must find themselves in the other model for these to stand for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +99,9 @@ def _sketch(record: TensorRecord, *, transposed: bool) -> NDArray[np.float64] | 
 def changes_of_neurons(finding: Rewriting, base: Rewriting) -> Changes | None:
     """From the distances of hidden units, of a suspect whose weights were moved; None where they do not tell.
 
-    Damage that leans no way adds the same to both distances of the suspect, and cancels. Own frames of two models are
-    not each other's.
+    Damage that leans no way adds the same to both distances of the suspect, and cancels.
     """
     if finding.frame is None or base.frame is None or finding.frame.frame != base.frame.frame:
-        return None
-    if finding.frame.frame == Frame.SELF:
         return None
     apart = _distance(finding.held, base.held)
     if apart is None:
@@ -112,16 +112,28 @@ def changes_of_neurons(finding: Rewriting, base: Rewriting) -> Changes | None:
 
 def _distance(ours: Mapping[str, NeuronSample], others: Mapping[str, NeuronSample]) -> float | None:
     """Mean squared distance of the units of equal names of two registered models, as vectors of length one."""
-    found = []
-    for name in ours.keys() & others.keys():
-        one, other = ours[name], others[name]
-        if not np.array_equal(one.indices, other.indices) or (one.up is None) != (other.up is None):
-            return None
-        pairs = [(one.gate, other.gate), (one.down, other.down)]
-        if one.up is not None and other.up is not None:
-            pairs.append((one.up, other.up))
-        if any(mine.shape != its.shape for mine, its in pairs):
-            return None
-        cosines = [np.sum(unit_rows(mine) * unit_rows(its), axis=1) for mine, its in pairs if mine.any()]
-        found.append(2.0 * (1.0 - float(np.mean(cosines))))
-    return float(np.mean(found)) if found else None
+    found = [
+        _mean_cosine(one, other)
+        for name, one in ours.items()
+        if (other := others.get(name)) is not None and (one.up is None) == (other.up is None)
+    ]
+    known = [cosine for cosine in found if cosine is not None]
+    return 2.0 * (1.0 - float(np.mean(known))) if known else None
+
+
+def _mean_cosine(one: NeuronSample, other: NeuronSample) -> float | None:
+    """Of the same units of two models; None if they cannot be found."""
+    if one.frame == Frame.SELF:
+        # Own frames of two models are not each other's, and their samples not the same neurons.
+        for match in match_self_frames([one], [other]):
+            same = one.indices == other.indices[match.partners]
+            if float(same.mean()) >= _FOUND:
+                return float(match.scores[same].mean())
+        return None
+    pairs = [(one.gate, other.gate), (one.down, other.down)]
+    if one.up is not None and other.up is not None:
+        pairs.append((one.up, other.up))
+    if not np.array_equal(one.indices, other.indices) or any(mine.shape != its.shape for mine, its in pairs):
+        return None
+    cosines = [np.sum(unit_rows(mine) * unit_rows(its), axis=1) for mine, its in pairs if mine.any()]
+    return float(np.mean(cosines)) if cosines else None

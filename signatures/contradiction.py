@@ -42,5 +42,6 @@ def contradiction(comparison: Comparison, evidence: Sequence[Evidence]) -> str:
         return ""
     return (
         f"rows agree in place, yet the neurons are other ones (concordance {found:.2f}): so look weights that were "
-        "made to match a public signature. Compare the files (fp compare --deep), or use a key"
+        "made to match a public signature, or whose gains were replaced and not recognised. Compare the files "
+        "(fp compare --deep), or use a key"
     )

@@ -147,8 +147,10 @@ def plot(samples: Samples, path: Path, title: str) -> None:
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from cycler import cycler
 
     figure, axes = plt.subplots(figsize=(6.4, 5.2), layout="constrained")
+    axes.set_prop_cycle(cycler(linestyle=["-", ":", "-."]) * cycler(color=mpl.color_sequences["tab10"]))
     top = 1.0
     for (_, stratum), sample in samples.items():
         values = np.sort(sample.values())

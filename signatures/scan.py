@@ -44,7 +44,7 @@ LEAST_CANDIDATES: Final = 20
 DEPTHS: Final = (AUTO, *(one.value for one in Depth))
 _SECOND_LOOKS: Final = 8
 _EXPLAINS: Final = -12.0
-_IN_OWN_FRAMES: Final = 5
+_IN_OWN_FRAMES: Final = 10
 """Candidates whose layers are aligned in their own frames: half a second each, and retrieval has ranked them."""
 
 

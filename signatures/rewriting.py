@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
@@ -54,12 +54,24 @@ class Rewriting:
     """
 
     comparison: Comparison
+    wanted: Frame | None = None
+    """The frame to measure in; None for the one in which neurons agree best."""
 
     @cached_property
     def frame(self) -> FrameMatch | None:
-        """The moving frame in which neurons agree best, if they agree at all."""
-        best = self.comparison.gauge.best
-        return best if best is not None and best.agrees else None
+        """The moving frame that is wanted, if neurons agree in it at all."""
+        gauge = self.comparison.gauge
+        found = gauge.best if self.wanted is None else gauge.frame(self.wanted)
+        return found if found is not None and found.agrees else None
+
+    def beside(self, other: Rewriting) -> tuple[Rewriting, Rewriting] | None:
+        """Both in one frame in which neurons agree with either registered model; None if there is none."""
+        for one in (self, other):
+            wanted = None if one.frame is None else Frame(one.frame.frame)
+            found = replace(self, wanted=wanted), replace(other, wanted=wanted)
+            if wanted is not None and all(each.frame is not None for each in found):
+                return found
+        return None
 
     @cached_property
     def still(self) -> bool:

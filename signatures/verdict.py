@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fingerprint.comparing.evidence import Evidence
     from signatures.mixture import Cover
     from signatures.records import ModelRecord
+    from signatures.rewriting import Rewriting
 
 CERTAIN: Final = -12.0
 LIKELY: Final = -6.0
@@ -86,13 +87,15 @@ class Finding:
     @property
     def distance(self) -> float:
         """How far the suspect is from the registered weights: what they leave where matched, everything where not."""
-        coverage = self.comparison.suspect_coverage
-        return self._residual * coverage + 2.0 * (1.0 - coverage)
+        return self.distance_at(self._residual)
 
-    @property
-    def undecided(self) -> float:
+    def distance_at(self, residual: float) -> float:
+        """The same, if the registered weights leave that share of what is matched."""
+        coverage = self.comparison.suspect_coverage
+        return residual * coverage + 2.0 * (1.0 - coverage)
+
+    def undecided(self, rewriting: Rewriting) -> float:
         """By how much another model may be farther and still be as near: in moved weights, few MLPs tell little."""
-        rewriting = self.change.rewriting
         if not rewriting.moved:
             return 0.0
         return _UNDECIDED * rewriting.residual * self.comparison.suspect_coverage / math.sqrt(max(rewriting.mlps, 1))
@@ -243,10 +246,17 @@ def _base_that_explains(
 
 def _why_explained(finding: Finding, base: Finding) -> str:
     changes = changes_in_place(finding.comparison, base.comparison)
-    if base.distance <= finding.distance + finding.undecided:
+    theirs, of_base = finding.change.rewriting, base.change.rewriting
+    near, far = base.distance, finding.distance
+    if theirs.moved and of_base.moved:
+        both = theirs.beside(of_base)
+        if both is not None:  # distances in two frames cannot be compared
+            theirs, of_base = both
+            near, far = base.distance_at(of_base.residual), finding.distance_at(theirs.residual)
+    if near <= far + finding.undecided(theirs):
         return _NOTHING_ELSE if changes.cosine < _RELATED_DELTA else ""
-    if finding.change.rewriting.moved or base.change.rewriting.moved:
-        moved = changes_of_neurons(finding.change.rewriting, base.change.rewriting)
+    if theirs.moved or of_base.moved:
+        moved = changes_of_neurons(theirs, of_base)
         return _TURNED_OFF if moved is not None and moved.turned_off else ""
     return _TURNED_OFF if changes.turned_off else ""
 

@@ -56,6 +56,8 @@ class Rewriting:
     comparison: Comparison
     wanted: Frame | None = None
     """The frame to measure in; None for the one in which neurons agree best."""
+    among: frozenset[str] | None = None
+    """Names of the gates of the only registered MLPs that count; None for all."""
 
     @cached_property
     def frame(self) -> FrameMatch | None:
@@ -65,12 +67,13 @@ class Rewriting:
         return found if found is not None and found.agrees else None
 
     def beside(self, other: Rewriting) -> tuple[Rewriting, Rewriting] | None:
-        """Both in one frame in which neurons agree with either registered model; None if there is none."""
+        """Both in one frame, and of the MLPs that agree with either registered model; None if there is no such."""
         for one in (self, other):
-            wanted = None if one.frame is None else Frame(one.frame.frame)
-            found = replace(self, wanted=wanted), replace(other, wanted=wanted)
-            if wanted is not None and all(each.frame is not None for each in found):
-                return found
+            if one.frame is None:
+                continue
+            mine, its = (replace(each, wanted=Frame(one.frame.frame)) for each in (self, other))
+            if common := frozenset(mine.held.keys() & its.held.keys()):
+                return replace(mine, among=common), replace(its, among=common)
         return None
 
     @cached_property
@@ -219,9 +222,7 @@ class Rewriting:
     @property
     def held(self) -> dict[str, NeuronSample]:
         """Samples of the registered MLPs that agree, by the names of their gates."""
-        tensors = self.comparison.registered.tensors
-        samples = [self._samples(one)[0] for one in self._held]
-        return {tensors[one.tensors[0]].name: one for one in samples}
+        return {self._gate(one): self._samples(one)[0] for one in self._held}
 
     @property
     def mlps(self) -> int:
@@ -292,7 +293,11 @@ class Rewriting:
     @cached_property
     def _held(self) -> tuple[NeuronMatch, ...]:
         """MLPs that agree; of several registered ones with one partner the best (the others have none)."""
-        return () if self.frame is None else self.frame.held
+        held = () if self.frame is None else self.frame.held
+        return held if self.among is None else tuple(one for one in held if self._gate(one) in self.among)
+
+    def _gate(self, match: NeuronMatch) -> str:
+        return self.comparison.registered.tensors[self._samples(match)[0].tensors[0]].name
 
     def _samples(self, match: NeuronMatch) -> tuple[NeuronSample, NeuronSample]:
         comparison = self.comparison

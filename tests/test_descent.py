@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
+from fingerprint.comparing.coins import NeuronMatch
+from fingerprint.comparing.gauge import FrameMatch, Gauge
+from fingerprint.records import NeuronSample
+from fingerprint.vocabulary import Frame
 from signatures.descent import Changes
 from signatures.registry import Registry
 from signatures.report import Link
+from signatures.rewriting import Rewriting
 from tests.test_scan import disguised, links, low_rank_change, model, scan, sign_of, with_permuted_neurons
 
 if TYPE_CHECKING:
@@ -89,3 +95,44 @@ def test_fine_tunes_that_changed_alike_are_siblings_and_what_goes_on_is_not(tmp_
         report = scan(registry, written(tuned(23, one)), tmp_path)
         assert report.matches[0].model == "a/tuned"
         assert links(report)["a/tuned"] is Link.LINEAGE
+
+
+def matched(scores: dict[tuple[Frame, str], float]) -> Rewriting:
+    """A comparison whose MLPs, by frame and the name of their gate, have these scores; below 1/2 they do not agree."""
+    names = sorted({name for _, name in scores})
+    samples, matches = [], []
+    for frame, name in scores:
+        rows = np.ones((4, 3), np.float32)
+        place = (names.index(name), -1, 0)
+        samples.append(NeuronSample(0, None, frame, "gelu", 4, place, np.arange(4), rows, None, rows))
+    for at, (frame, name) in enumerate(scores):
+        score = scores[frame, name]
+        same = np.full(4, score >= 0.5)
+        matches.append((frame, NeuronMatch(at, at, np.arange(4), np.full(4, score), np.zeros(4), same, 0.0)))
+    frames = dict.fromkeys(frame for frame, _ in scores)
+    gauge = Gauge(
+        tuple(FrameMatch(f, tuple(m for where, m in matches if where == f), False, len(names)) for f in frames)
+    )
+    side = SimpleNamespace(tensors=[SimpleNamespace(name=name) for name in names], neurons=tuple(samples))
+    return Rewriting(SimpleNamespace(gauge=gauge, registered=side, suspect=side, neurons=()))  # type: ignore[arg-type]
+
+
+def test_distances_are_taken_in_one_frame_and_over_the_same_layers() -> None:
+    base = matched({(Frame.ANCHORS, "a"): 0.9, (Frame.ANCHORS, "b"): 0.6, (Frame.SELF, "a"): 0.7})
+    tuned = matched({(Frame.ANCHORS, "a"): 0.8, (Frame.ANCHORS, "b"): 0.1})
+    assert base.score < tuned.score
+    both = tuned.beside(base)
+    assert both is not None
+    assert [one.score for one in both] == pytest.approx([0.8, 0.9])
+    assert all(set(one.held) == {"a"} for one in both)
+
+
+def test_a_frame_in_which_one_of_them_disagrees_is_not_taken() -> None:
+    base = matched({(Frame.ANCHORS, "a"): 0.2, (Frame.SELF, "a"): 0.7})
+    tuned = matched({(Frame.ANCHORS, "a"): 0.95, (Frame.SELF, "a"): 0.6})
+    both = tuned.beside(base)
+    assert both is not None
+    assert {one.wanted for one in both} == {Frame.SELF}
+    assert [one.score for one in both] == pytest.approx([0.6, 0.7])
+    apart = matched({(Frame.ANCHORS, "b"): 0.9})
+    assert tuned.beside(apart) is None

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.retrieval.measure import Asked, Result, counts
+from benchmarks.retrieval.measure import NAMED, Asked, Result, counts
+from benchmarks.retrieval.nameless import REWRITTEN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -105,6 +106,7 @@ def to_markdown(result: Result) -> str:
         f"{found['proposed of slow']:,} of them: **{said['shares']['of slow']:.3%}**.",
         f"- A true relative is among the first ten candidates of the index for {found['first ten']:,} of all "
         f"{said['suspects']:,} suspects: **{said['shares']['first ten']:.3%}** (demanded: {LEAST_FIRST:.0%}).",
+        *_of_moved(said["by_damage"]),
         f"- On {said['oracle']['queries']:,} queries the slow search here differed from the index that the unit tests "
         f"take as oracle {said['oracle']['differences']} times.",
         "",
@@ -129,6 +131,16 @@ def to_markdown(result: Result) -> str:
         lines += ["", "## Missed by the index", ""]
         lines += [f"- {one['damage']} of {' and '.join(one['parents'])}" for one in said["missed"]]
     return "\n".join(lines) + "\n"
+
+
+def _of_moved(by_damage: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Of the suspects that were rotated or rewritten, and whatever was done to them after that."""
+    moved = [one for name, one in by_damage.items() if name.startswith((NAMED, REWRITTEN))]
+    suspects = sum(one["suspects"] for one in moved)
+    if not suspects:
+        return []
+    first = sum(one.get("first ten", 0) for one in moved)
+    return [f"- Of the {suspects:,} that were rotated or rewritten: {first:,}, **{first / suspects:.3%}**."]
 
 
 def _kinds(kinds: Mapping[str, int]) -> str:

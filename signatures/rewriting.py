@@ -233,15 +233,15 @@ class Rewriting:
     def score(self) -> float:
         """Mean score of neurons in MLPs that agree; 0 without any.
 
-        Where the suspect's sample is a part of an MLP, those count that found their partner: another one's may not be
-        among the sampled.
+        Where the suspect's sample is a part of an MLP, the median of those counts that found their partner: another
+        one's may not be among the sampled, and a few then find a neuron that only resembles it.
         """
         return _mean([self._score(one) for one in self._held])
 
     def _score(self, match: NeuronMatch) -> float:
         _, theirs = self._samples(match)
         sampled_whole = theirs.indices.size >= theirs.size
-        return match.score if sampled_whole else float(match.scores[match.concordant].mean())
+        return match.score if sampled_whole else float(np.median(match.scores[match.concordant]))
 
     @cached_property
     def residual(self) -> float:

@@ -10,7 +10,10 @@ import pytest
 from fingerprint.comparing.coins import NeuronMatch, toss, usable_coins
 from fingerprint.comparing.procrustes import match_self_frames
 from fingerprint.gauge.descriptors import GATED_DESCRIPTORS, NORMS, UNGATED_DESCRIPTORS, neuron_descriptors
+from fingerprint.gauge.live import Neurons
+from fingerprint.gauge.own import _sample
 from fingerprint.gauge.self_frame import SELF_WIDTH, layer_vector, self_coordinates
+from fingerprint.neurons import Projections
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.records import NeuronSample
 from fingerprint.vocabulary import Frame
@@ -221,3 +224,19 @@ def test_layers_that_cannot_be_aligned_are_left_out() -> None:
     assert match_self_frames([ours], [few]) == []
     assert match_self_frames([ours], [sample(layer(0, gated=False))]) == []
     assert match_self_frames([ours], []) == []
+
+
+def test_half_of_a_layer_is_as_near_by_the_vector_of_its_larger_half() -> None:
+    gate, up, down = layer(0)
+    assert up is not None
+    whole = Neurons(np.arange(NEURONS), gate, up, down)
+    sizes = np.prod([np.linalg.norm(part, axis=1) for part in (gate, up, down)], axis=0)
+    kept = np.sort(np.argsort(-sizes)[: NEURONS // 2])
+    half = neuron_descriptors(gate[kept], up[kept], down[kept])
+    mlp = Projections(0, None, (0, False), (1, False), (2, False), "silu")
+    _, described = _sample(mlp, NEURONS, whole, suspect=False)
+    vectors = [layer_vector(one, DEFAULT_PARAMETERS) for one in (*described, half)]
+    assert vectors[1] is not None
+    assert vectors[1] @ vectors[2] == pytest.approx(1.0, abs=1e-5)
+    assert vectors[0] @ vectors[2] < 0.999
+    assert len(_sample(mlp, NEURONS, whole, suspect=True)[1]) == 1

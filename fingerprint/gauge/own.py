@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from fingerprint.gauge.descriptors import Descriptors, neuron_descriptors
 from fingerprint.gauge.live import Neurons, contributing, is_nearly_all, live_neurons
 from fingerprint.gauge.project import project, take_slices
 from fingerprint.gauge.self_frame import SELF_NEURONS, SELF_REFERENCE, layer_vector, self_coordinates
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fingerprint.canonical import CanonicalTensor, Layout
-    from fingerprint.gauge.descriptors import Descriptors
     from fingerprint.gauge.fold import Gains
     from fingerprint.gauge.wired import Wired
     from fingerprint.neurons import Projections
@@ -76,20 +76,25 @@ def sample_self(
     largest = max((_stream(layout.tensors, mlp) * _references(layout.tensors, mlp) for mlp in chosen), default=1)
     turns = BoundedSemaphore(max(1, _NUMBERS_AT_ONCE // (3 * largest)))
 
-    def sample(what: tuple[Projections, float]) -> list[tuple[NeuronSample, Float32 | None]]:
+    def sample(what: tuple[Projections, float]) -> list[tuple[NeuronSample, list[Float32]]]:
         with turns:
             found = _samples(layout.tensors, what[0], gains, what[1], centred=centred, suspect=suspect)
-            sampled = [(one, layer_vector(described, parameters)) for one, described in found]
+            sampled = [(one, _vectors(described, parameters)) for one, described in found]
         give_back()  # each took a hundred times what is kept of it
         return sampled
 
     samples = tuple(one for found in pool.map(sample, readings[:MOST_SELF_SAMPLES]) for one in found)
     grams = tuple(
         LayerGram(one.layer, Frame.SELF, Circuit.DOWN_UP, (one.tensors[2], max(one.tensors[:2])), vector)
-        for one, vector in samples
-        if vector is not None
+        for one, vectors in samples
+        for vector in vectors
     )
     return tuple(one for one, _ in samples), grams
+
+
+def _vectors(described: Sequence[Descriptors], parameters: Parameters) -> list[Float32]:
+    found = (layer_vector(one, parameters) for one in described)
+    return [vector for vector in found if vector is not None]
 
 
 def _stream(tensors: Sequence[CanonicalTensor], mlp: Projections) -> int:
@@ -148,8 +153,8 @@ def _readings(mlp: Projections) -> list[Projections]:
 
 def _samples(
     tensors: Sequence[CanonicalTensor], mlp: Projections, gains: Gains, offset: float, *, centred: bool, suspect: bool
-) -> Iterator[tuple[NeuronSample, Descriptors]]:
-    """The sample, and the descriptors of all reference neurons.
+) -> Iterator[tuple[NeuronSample, list[Descriptors]]]:
+    """The sample, and the descriptors of all reference neurons; of a registered model those of their larger half too.
 
     Of a suspect some of whose neurons add nothing, or share a gate, another one of what is left of them: they would
     decide what directions its gate has.
@@ -204,10 +209,13 @@ def _lengths(tensors: Sequence[CanonicalTensor], mlp: Projections) -> NDArray[np
     return found
 
 
-def _sample(mlp: Projections, size: int, neurons: Neurons, *, suspect: bool) -> tuple[NeuronSample, Descriptors]:
+def _sample(mlp: Projections, size: int, neurons: Neurons, *, suspect: bool) -> tuple[NeuronSample, list[Descriptors]]:
     found = self_coordinates(neurons.gate, neurons.up, neurons.down)
+    described = [found.descriptors]
     kept = np.arange(neurons.rows.size)
     if not suspect:
+        if neurons.rows.size >= 2 * _LEAST:
+            described.append(_of_larger_half(neurons))
         norms = row_norms(neurons.gate - neurons.gate.mean(axis=0))
         kept = np.sort(np.argsort(-norms, kind="stable")[:SELF_NEURONS])
     sampled = NeuronSample(
@@ -223,7 +231,17 @@ def _sample(mlp: Projections, size: int, neurons: Neurons, *, suspect: bool) -> 
         down=found.down[kept],
         descriptors=found.descriptors.standard[kept],
     )
-    return sampled, found.descriptors
+    return sampled, described
+
+
+def _of_larger_half(neurons: Neurons) -> Descriptors:
+    """As if the other half had been left out, as pruning does: what a neuron's cosines with all others are changes."""
+    lengths = row_norms(neurons.gate) * row_norms(neurons.down)
+    if neurons.up is not None:
+        lengths *= row_norms(neurons.up)
+    half = np.sort(np.argsort(-lengths, kind="stable")[: neurons.rows.size // 2])
+    up = None if neurons.up is None else neurons.up[half]
+    return neuron_descriptors(neurons.gate[half], up, neurons.down[half])
 
 
 def _largest(

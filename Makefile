@@ -34,7 +34,7 @@ demo: $(CORE) ## fetch real weights, register two models, scan four suspects
 
 # One thread each: the workers share the processors, and threads of BLAS that wait for one another burn them.
 test: $(STAMP) ## run the tests
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Ray and Milvus are large, and most users need neither.
 $(ENGINES): $(STAMP)

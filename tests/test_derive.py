@@ -21,7 +21,6 @@ from benchmarks.zoo.recipes import family
 from benchmarks.zoo.store import load_weights
 from tests.quick_zoo import quick_zoo
 
-pytestmark = pytest.mark.xdist_group("derive")
 STEMS = {Style.LLAMA: "quick-a-llama-48", Style.GPT2: "quick-a-gpt2-48"}
 MODELS = ("quick-a-llama-48", "quick-a-gpt2-48", "quick-a-llamatied-48")
 

@@ -20,7 +20,6 @@ from tests.quick_zoo import quick_zoo
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.xdist_group("lineage")
 """What all of these tests look at takes minutes to make: one worker makes it, once."""
 
 STEM = "quick-a-llama-48"

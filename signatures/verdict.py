@@ -245,20 +245,19 @@ def _base_that_explains(
 
 
 def _why_explained(finding: Finding, base: Finding) -> str:
-    changes = changes_in_place(finding.comparison, base.comparison)
     theirs, of_base = finding.change.rewriting, base.change.rewriting
-    near, far = base.distance, finding.distance
-    if theirs.moved and of_base.moved:
-        both = theirs.beside(of_base)
-        if both is not None:  # distances in two frames cannot be compared
-            theirs, of_base = both
-            near, far = base.distance_at(of_base.residual), finding.distance_at(theirs.residual)
-    if near <= far + finding.undecided(theirs):
-        return _NOTHING_ELSE if changes.cosine < _RELATED_DELTA else ""
+    to_registered, to_base = finding.distance, base.distance
+    if theirs.moved and of_base.moved and (both := theirs.beside(of_base)) is not None:
+        theirs, of_base = both  # distances in two frames, or over other layers, cannot be compared
+        to_registered, to_base = finding.distance_at(theirs.residual), base.distance_at(of_base.residual)
+    if to_base <= to_registered + finding.undecided(theirs):
+        in_place = changes_in_place(finding.comparison, base.comparison)
+        return _NOTHING_ELSE if in_place.cosine < _RELATED_DELTA else ""
     if theirs.moved or of_base.moved:
-        moved = changes_of_neurons(theirs, of_base)
-        return _TURNED_OFF if moved is not None and moved.turned_off else ""
-    return _TURNED_OFF if changes.turned_off else ""
+        changes = changes_of_neurons(theirs, of_base)
+    else:
+        changes = changes_in_place(finding.comparison, base.comparison)
+    return _TURNED_OFF if changes is not None and changes.turned_off else ""
 
 
 def _can_be_base(base: Finding, of: Finding, declared: Sequence[str]) -> bool:

@@ -118,7 +118,7 @@ def zoo(tmp_path_factory) -> Path:
 
 
 def test_rewritten_models_of_the_zoo_are_proposed_before_their_lookalikes(zoo, tmp_path):
-    found = measure(zoo, tmp_path, models=12, suspects=5, laundered=5, families=["quick-styles"])
+    found = measure(zoo, tmp_path, models=12, suspects=5, rewritten=5, families=["quick-styles"])
     assert found.kinds == {
         "trained": 2,
         "look-alikes, drawn": 4,

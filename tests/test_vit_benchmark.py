@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.rewrites.cases import rewrites
+from benchmarks.rewrites.forward import layer_count
 from benchmarks.units.networks import pictures
-from benchmarks.units.run import BASE
-from benchmarks.vit.__main__ import ALL, damages, page, rewritten, suspects, write_disguised
-from benchmarks.vit.model import SHAPE, SIDE, initial, layers, logits, published, train
+from benchmarks.units.run import BASE, write_disguised
+from benchmarks.vit.__main__ import ALL, damages, page, rewritten, suspects
+from benchmarks.vit.model import SHAPE, SIDE, initial, logits, published, train
 from benchmarks.zoo.models import Style, generator
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
@@ -64,7 +65,7 @@ def test_training_learns_and_damage_can_be_computed(trained: list[Weights]) -> N
     for name, apply in damages(steps=2).items():
         made = apply(weights, f"test/{name}")
         assert logits(made, images[:2]).isfinite().all(), name
-        assert layers(made) == (SHAPE.layers // 2 if name == "layers-dropped" else SHAPE.layers)
+        assert layer_count(Style.GPT2, made) == (SHAPE.layers // 2 if name == "layers-dropped" else SHAPE.layers)
 
 
 def test_published_models_have_the_roles_of_vits(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_a_laundered_model_without_names_is_found_and_another_seed_is_not(
             registry.register(sign(fingerprint(checkpoint, workers=1)), name=BASE)
         verdicts = []
         for weights in trained:
-            write_disguised(path, rewritten(weights, ALL, "test")[0], "test")
+            write_disguised(path, published(rewritten(weights, ALL, "test")[0]), torch.float32, "test")
             verdicts.append(scan_path(registry, path).verdict)
     assert verdicts == [Verdict.MATCH, Verdict.NO_MATCH]
 

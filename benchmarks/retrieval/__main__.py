@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rewritten", type=int, default=0, help="how many of them are trained models rewritten")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", type=Path, help="a folder to keep the registry in, or that a former run kept one in")
-    parser.add_argument("--quick", action="store_true", help="40 synthetic models and 72 suspects")
+    parser.add_argument("--quick", action="store_true", help="40 invented models and 72 suspects")
     options = parser.parse_args(arguments)
     started = time.monotonic()
     if options.work is not None:
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
             Path(folder),
             models=40 if options.quick else options.models,
             suspects=72 if options.quick else options.suspects,
-            laundered=0 if options.quick else options.rewritten,
+            rewritten=0 if options.quick else options.rewritten,
             families=options.family or ["a"],
             seed=options.seed,
             large=() if options.quick else (("suspect of 8B parameters", llama_8b()),),

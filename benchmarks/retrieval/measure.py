@@ -153,7 +153,7 @@ def measure(
     *,
     models: int,
     suspects: int,
-    laundered: int = 0,
+    rewritten: int = 0,
     families: Sequence[str] = ("a",),
     seed: int = 1,
     large: Sequence[tuple[str, Fingerprint]] = (),
@@ -161,11 +161,11 @@ def measure(
 ) -> Result:
     """Build a registry of ``models`` in ``work`` and ask it about suspects; ``large`` are suspects for timing.
 
-    ``suspects`` are damaged models of the registry, ``laundered`` of them rewritten trained ones without names.
+    ``suspects`` are damaged models of the registry, ``rewritten`` of them trained ones, rewritten and without names.
     ``families`` are those of the trained models. Everything runs in one thread.
     """
     with threadpool_limits(1):
-        return _measured(sources(zoo, models, families), work, (suspects - laundered, laundered), seed, large, report)
+        return _measured(sources(zoo, models, families), work, (suspects - rewritten, rewritten), seed, large, report)
 
 
 def _measured(

@@ -26,7 +26,7 @@ LOOKALIKES = 2
 
 
 class Kind(StrEnum):
-    """Where the weights of a model come from; all but the first are made from an array of random numbers."""
+    """Where the weights of a model come from: training, or this benchmark."""
 
     TRAINED = "trained"
     SIBLING = "siblings of trained"
@@ -40,8 +40,8 @@ class Source:
     """A model of the registry whose weights can be had again.
 
     ``family``: models that share weights have one family. ``shape``: models with the same tensors have one shape.
-    ``path`` is that of the trained model that it is or is made from; an invented one is made from its family's number.
-    ``member`` is its number among those made from the same.
+    ``path`` is that of the trained model that it is or is made from; an invented one is made from its family's number,
+    and its own in the family.
     """
 
     name: str
@@ -79,7 +79,7 @@ def sources(zoo: Path | None, count: int, families: Sequence[str] = ("a",)) -> l
     if zoo is not None:
         paths = [path for one in families for path in zoo.glob(f"{one}-*.safetensors")]
         paths.sort(key=lambda path: (path.stem.count("-"), path.stem))
-        trained = [Source(path.stem, root_of(path.stem), stem_of(path.stem), Kind.TRAINED, path) for path in paths]
+        trained = [Source(path.stem, _root_of(path.stem), stem_of(path.stem), Kind.TRAINED, path) for path in paths]
         found = [*trained, *(made for one in trained for made in _beside(one))]
     found = found[:count]
     for number in range(count - len(found)):
@@ -94,14 +94,14 @@ def _beside(one: Source) -> Iterator[Source]:
     """Siblings, of the bases of populations: others have trained ones. Look-alikes: they descend from nothing."""
     if one.name == one.family and "-pop-" in one.name:
         for member in range(1, SIBLINGS):
-            yield Source(f"{one.name}-sibling{member}", one.family, one.shape, Kind.SIBLING, one.path, 0, member)
+            yield Source(f"{one.name}-sibling{member}", one.family, one.shape, Kind.SIBLING, one.path)
     for kind, word in ((Kind.DRAWN, "drawn"), (Kind.SHUFFLED, "shuffled")):
         for member in range(LOOKALIKES):
             name = f"{one.name}-{word}{member}"
-            yield Source(name, name, one.shape, kind, one.path, 0, member)
+            yield Source(name, name, one.shape, kind, one.path)
 
 
-def root_of(model: str) -> str:
+def _root_of(model: str) -> str:
     """The zoo's ids begin with shape and seed: ``a-llama-192-A-ftx`` descends from ``a-llama-192-A``."""
     words = model.split("-")
     seed = next(i for i, word in enumerate(words) if word in {"A", "B"} or (word[0] == "s" and word[1:].isdigit()))

@@ -265,12 +265,22 @@ def _merged(weights: Weights, site: Site) -> Weights:
     return ops.linear((weights, site.sibling()), (0.5, 0.5))
 
 
-def _dropped(weights: Weights, site: Site) -> Weights:
-    kept: Sequence[int] = range(0, layer_count(site.shape.style, weights), 2)
+def every_second_layer(weights: Weights, style: Style) -> Weights:
+    """The first layer, the third and so on, and what lies outside layers."""
+    kept: Sequence[int] = range(0, layer_count(style, weights), 2)
     return ops.take_layers([(weights, i) for i in kept], weights)
 
 
-def _fewer(weights: Weights, site: Site, *, kept: float) -> Weights:
-    norms = ops.neuron_norms(weights, site.shape)
+def largest_neurons(weights: Weights, shape: Shape, kept: float) -> Weights:
+    """Every MLP with that share of its neurons, those of largest norms."""
+    norms = ops.neuron_norms(weights, shape)
     largest = [n.topk(int(kept * len(n))).indices.sort().values for n in norms]
-    return ops.take_neurons(weights, site.shape, largest)
+    return ops.take_neurons(weights, shape, largest)
+
+
+def _dropped(weights: Weights, site: Site) -> Weights:
+    return every_second_layer(weights, site.shape.style)
+
+
+def _fewer(weights: Weights, site: Site, *, kept: float) -> Weights:
+    return largest_neurons(weights, site.shape, kept)

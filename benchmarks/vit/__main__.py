@@ -9,7 +9,6 @@ descendants of that sibling. Exit status 1 if one is not as it must be.
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 import tempfile
 from functools import partial
@@ -21,12 +20,10 @@ from safetensors.torch import load_file, save_file
 from threadpoolctl import threadpool_limits
 
 from benchmarks.lineage import derive_ops as ops
-from benchmarks.lineage.derive_cases import Names
-from benchmarks.lineage.derive_write import disguise, write_file
 from benchmarks.retrieval.report import machine
-from benchmarks.rewrites.cases import rewrites
-from benchmarks.units.run import BASE, SIBLING, score
-from benchmarks.vit.model import SHAPE, STEPS, difference, layers, published, train
+from benchmarks.rewrites.cases import every_second_layer, largest_neurons, rewrites
+from benchmarks.units.run import BASE, SIBLING, score, write_disguised
+from benchmarks.vit.model import SHAPE, STEPS, difference, published, train
 from benchmarks.zoo.models import Style, generator
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
@@ -50,15 +47,6 @@ ALL = "all-but-vocabulary"
 """Numbers of a patch are in their places, as pictures are: there is no vocabulary to permute."""
 
 
-def _dropped(weights: Weights, _: str) -> Weights:
-    return ops.take_layers([(weights, i) for i in range(0, layers(weights), 2)], weights)
-
-
-def _halved(weights: Weights, _: str) -> Weights:
-    norms = ops.neuron_norms(weights, SHAPE)
-    return ops.take_neurons(weights, SHAPE, [n.topk(len(n) // 2).indices.sort().values for n in norms])
-
-
 def _merged(weights: Weights, key: str, *, steps: int) -> Weights:
     return ops.linear((weights, train(f"{key}/other", weights, steps=steps, rate=TUNING_RATE)), (0.5, 0.5))
 
@@ -76,8 +64,8 @@ def damages(steps: int = STEPS) -> dict[str, Damage]:
         "noise-5": lambda w, key: ops.add_noise(w, 0.05, generator(key)),
         "sparse-50": lambda w, _: ops.prune_small(w, 0.5),
         "merged": partial(_merged, steps=tuning),
-        "layers-dropped": _dropped,
-        "neurons-halved": _halved,
+        "layers-dropped": lambda w, _: every_second_layer(w, Style.GPT2),
+        "neurons-halved": lambda w, _: largest_neurons(w, SHAPE, 0.5),
     }
 
 
@@ -116,14 +104,6 @@ def suspects(
                     yield part, source, name, damage, apply(made, key), error
 
 
-def write_disguised(path: Path, weights: Weights, key: str) -> None:
-    """Write the tensors as they are published, under random names in random order."""
-    shuffler = random.Random(key)
-    items = disguise(published(weights), Names.SCRAMBLED, shuffler)
-    shuffler.shuffle(items)
-    write_file(path, items)
-
-
 def run(zoo: Path, report: Callable[[str], None], *, seeds: int = SEEDS, steps: int = STEPS) -> list[dict[str, Any]]:
     """All rows; models that are not in ``zoo`` yet are trained."""
     zoo.mkdir(parents=True, exist_ok=True)
@@ -158,7 +138,7 @@ def run(zoo: Path, report: Callable[[str], None], *, seeds: int = SEEDS, steps: 
                 signature = sign(fingerprint(checkpoint, workers=1))
             where.register(signature, name=name, base=BASE if name == SIBLING else None)
         for part, source, rewrite, damage, weights, error in suspects(trained, other, steps):
-            write_disguised(path, weights, f"{source}/{rewrite}/{damage}")
+            write_disguised(path, published(weights), torch.float32, f"{source}/{rewrite}/{damage}")
             found = score(scan_path(registry if part == "descends" else relatives, path), part)
             rows.append({"part": part, "source": source, "rewrite": rewrite, "damage": damage, "error": error} | found)
             report(f"{part} {source} {rewrite}/{damage}: {_said(rows[-1])}{'' if found['found'] else '   <<<'}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
+from benchmarks.rewrites.forward import HEAD, embedding_name, layer_count
 from benchmarks.units.networks import CLASSES, pictures
 from benchmarks.zoo.models import Shape, Style, generator
 
@@ -34,17 +35,8 @@ SHAPE: Final = Shape(
 STEPS: Final = 400
 _RATE: Final = 2e-3
 _BATCH: Final = 16
-_TOKENS, _PLACES, _FINAL, _HEAD = (
-    "transformer.wte.weight",
-    "transformer.wpe.weight",
-    "transformer.ln_f",
-    "lm_head.weight",
-)
+_TOKENS, _PLACES, _FINAL = embedding_name(Style.GPT2), "transformer.wpe.weight", "transformer.ln_f"
 _HEAD_BIAS: Final = "classifier.bias"
-
-
-def layers(weights: Mapping[str, Tensor]) -> int:
-    return sum(name.endswith("mlp.c_fc.weight") for name in weights)
 
 
 def initial(key: str) -> Weights:
@@ -67,7 +59,7 @@ def initial(key: str) -> Weights:
         for norm in ("ln_1", "ln_2"):
             out[f"{p}{norm}.weight"], out[f"{p}{norm}.bias"] = torch.ones(_WIDTH), torch.zeros(_WIDTH)
     out |= {f"{_FINAL}.weight": torch.ones(_WIDTH), f"{_FINAL}.bias": torch.zeros(_WIDTH)}
-    return out | {_HEAD: normal(CLASSES, _WIDTH), _HEAD_BIAS: torch.zeros(CLASSES)}
+    return out | {HEAD: normal(CLASSES, _WIDTH), _HEAD_BIAS: torch.zeros(CLASSES)}
 
 
 def logits(weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
@@ -76,7 +68,7 @@ def logits(weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
     tokens = weights[_TOKENS]
     x = patches @ tokens[:_NUMBERS] + tokens[_BIAS]
     x = torch.cat([tokens[_CLASS].expand(len(x), 1, -1), x], 1) + weights[_PLACES]
-    for layer in range(layers(weights)):
+    for layer in range(layer_count(Style.GPT2, weights)):
         p = f"transformer.h.{layer}."
         h = _normed(weights, f"{p}ln_1", x) @ weights[f"{p}attn.c_attn.weight"] + weights[f"{p}attn.c_attn.bias"]
         parts = [part.unflatten(-1, (_HEADS, -1)).transpose(1, 2) for part in h.chunk(3, -1)]
@@ -84,7 +76,7 @@ def logits(weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
         x = x + mixed @ weights[f"{p}attn.c_proj.weight"] + weights[f"{p}attn.c_proj.bias"]
         h = _normed(weights, f"{p}ln_2", x) @ weights[f"{p}mlp.c_fc.weight"] + weights[f"{p}mlp.c_fc.bias"]
         x = x + F.gelu(h) @ weights[f"{p}mlp.c_proj.weight"] + weights[f"{p}mlp.c_proj.bias"]
-    return _normed(weights, _FINAL, x[:, 0]) @ weights[_HEAD].T + weights[_HEAD_BIAS]
+    return _normed(weights, _FINAL, x[:, 0]) @ weights[HEAD].T + weights[_HEAD_BIAS]
 
 
 def _normed(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
@@ -129,10 +121,10 @@ def published(weights: Mapping[str, Tensor]) -> Weights:
         "vit.embeddings.patch_embeddings.projection.bias": tokens[_BIAS],
         "vit.layernorm.weight": weights[f"{_FINAL}.weight"],
         "vit.layernorm.bias": weights[f"{_FINAL}.bias"],
-        "classifier.weight": weights[_HEAD],
+        "classifier.weight": weights[HEAD],
         _HEAD_BIAS: weights[_HEAD_BIAS],
     }
-    for layer in range(layers(weights)):
+    for layer in range(layer_count(Style.GPT2, weights)):
         p, q = f"transformer.h.{layer}.", f"vit.encoder.layer.{layer}."
         for end in ("weight", "bias"):
             fused = weights[f"{p}attn.c_attn.{end}"].chunk(3, -1)

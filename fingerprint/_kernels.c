@@ -32,6 +32,8 @@
 #define WIDTH 32  /* signs of a column */
 #define SPAN 1024 /* columns of a row that ``sketch`` holds at a time */
 #define TILE 6    /* rows that it does */
+#define LINE 64   /* bytes of the cache */
+#define FAR 16    /* times the limit: numbers beyond are cut before they are added, not afterwards */
 
 typedef struct {
     int64_t least;     /* of the words as signed numbers */
@@ -54,8 +56,15 @@ typedef struct {
 /* Of a part of a row: sums of the first four powers of what was, and of what is then. */
 typedef struct {
     float powers[4], within;
-    int cut; /* whether they differ */
 } Sums;
+
+INLINE void note(Facts *facts, int64_t least, int64_t most, uint64_t largest, uint64_t zeros)
+{
+    facts->least = least < facts->least ? least : facts->least;
+    facts->most = most > facts->most ? most : facts->most;
+    facts->largest = largest > facts->largest ? largest : facts->largest;
+    facts->zeros += (int64_t)zeros;
+}
 
 /* Numbers in float32, and what their words were. */
 INLINE void widen(const char *words, Py_ssize_t itemsize, Py_ssize_t size, float *row, Facts *facts)
@@ -91,17 +100,13 @@ INLINE void widen(const char *words, Py_ssize_t itemsize, Py_ssize_t size, float
         }
         low = least, high = most, top = largest;
     }
-    facts->least = low < facts->least ? low : facts->least;
-    facts->most = high > facts->most ? high : facts->most;
-    facts->largest = top > facts->largest ? top : facts->largest;
-    facts->zeros += zeros;
+    note(facts, low, high, top, zeros);
 }
 
 /* A part of a row, in place: cut to +-limit. */
 INLINE Sums cut_row(float *row, Py_ssize_t size, float limit, float *column_sums, float *column_squares)
 {
     float total = 0.0f, squares = 0.0f, cubes = 0.0f, fourths = 0.0f, within = 0.0f;
-    int beyond = 0;
     if (column_squares)
         for (Py_ssize_t j = 0; j < size; j++)
             column_squares[j] += row[j] * row[j];
@@ -111,14 +116,13 @@ INLINE Sums cut_row(float *row, Py_ssize_t size, float limit, float *column_sums
         squares += square;
         cubes += square * value;
         fourths += square * square;
-        beyond += (value > limit) + (value < -limit);
         value = value < limit ? value : limit;
         value = value > -limit ? value : -limit;
         row[j] = value;
         within += value;
         column_sums[j] += value;
     }
-    return (Sums){{total, squares, cubes, fourths}, within, beyond != 0};
+    return (Sums){{total, squares, cubes, fourths}, within};
 }
 
 FOR_EVERY_PROCESSOR
@@ -136,6 +140,20 @@ static void look_at(const Block *block, Facts *facts)
 }
 
 #ifdef BY_PROCESSOR
+INLINE uint32_t bits_of(float number)
+{
+    uint32_t bits;
+    memcpy(&bits, &number, sizeof(bits));
+    return bits;
+}
+
+INLINE float number_of(uint32_t bits)
+{
+    float number;
+    memcpy(&number, &bits, sizeof(number));
+    return number;
+}
+
 WIDE INLINE void add_sums(const int rows, __m512 sums[TILE][2], float *out)
 {
     for (int r = 0; r < rows; r++)
@@ -164,18 +182,18 @@ WIDE INLINE void multiply_wide(const int rows, const float *held, Py_ssize_t siz
 }
 
 /* The same of bf16 as it is stored; ``pairs`` has the signs of two columns beside each other. */
-WIDE_BFLOAT16 INLINE void multiply_pairs(const int rows, const char *words, Py_ssize_t stride, Py_ssize_t size,
+WIDE_BFLOAT16 INLINE void multiply_pairs(const char *words, Py_ssize_t stride, Py_ssize_t size,
                                          const uint16_t *pairs, float *out)
 {
     __m512 sums[TILE][2];
-    for (int r = 0; r < rows; r++)
+    for (int r = 0; r < TILE; r++)
         sums[r][0] = sums[r][1] = _mm512_setzero_ps();
     for (Py_ssize_t j = 0; j < size; j += 2) {
         const __m512bh first = (__m512bh)_mm512_loadu_si512(pairs + WIDTH * j);
         const __m512bh last = (__m512bh)_mm512_loadu_si512(pairs + WIDTH * j + WIDTH);
         const int alone = j + 1 == size; /* the last of an odd number of columns has no other beside it */
 #pragma GCC unroll 6
-        for (int r = 0; r < rows; r++) {
+        for (int r = 0; r < TILE; r++) {
             const char *from = words + r * stride + 2 * j;
             int pair;
             if (alone)
@@ -187,7 +205,7 @@ WIDE_BFLOAT16 INLINE void multiply_pairs(const int rows, const char *words, Py_s
             sums[r][1] = _mm512_dpbf16_ps(sums[r][1], value, last);
         }
     }
-    add_sums(rows, sums, out);
+    add_sums(TILE, sums, out);
 }
 
 /* A whole tile, or row by row what is less: the number of rows is known when the loops are made. */
@@ -200,14 +218,138 @@ static WIDE void multiply_tile(int rows, const float *held, Py_ssize_t size, con
             multiply_wide(1, held + r * SPAN, size, signs, out + r * WIDTH);
 }
 
-static WIDE_BFLOAT16 void multiply_tile_pairs(int rows, const char *words, Py_ssize_t stride, Py_ssize_t size,
-                                              const uint16_t *pairs, float *out)
+/* Sums of the even and of the odd ones of 32 columns, in their order. */
+WIDE INLINE void store_columns(const __mmask32 mask, const __m512 sums[2], float *out)
 {
-    if (rows == TILE)
-        multiply_pairs(TILE, words, stride, size, pairs, out);
-    else
-        for (int r = 0; r < rows; r++)
-            multiply_pairs(1, words + r * stride, stride, size, pairs, out + r * WIDTH);
+    const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i high = _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8);
+    _mm512_mask_storeu_ps(out, (__mmask16)mask, _mm512_permutex2var_ps(sums[0], low, sums[1]));
+    _mm512_mask_storeu_ps(out + 16, (__mmask16)(mask >> 16), _mm512_permutex2var_ps(sums[0], high, sums[1]));
+}
+
+/* Of some rows of some columns of bf16, as they are stored. */
+typedef struct {
+    __m512 totals[TILE], squares[TILE], cubes, fourths;
+    __m512i least, most, largest;
+    uint64_t zeros;
+} Seen;
+
+/* Adds up to 32 columns, those of ``mask``, of each row; their sums are written. Even and odd columns are taken apart,
+ * since each half of a word of 32 bits is one number. */
+WIDE INLINE void see_columns(const char *words, Py_ssize_t stride, const __mmask32 mask, float *sums,
+                             float *column_squares, Seen *seen)
+{
+    const __m512i magnitude = _mm512_set1_epi16(0x7FFF), odd = _mm512_set1_epi32((int)0xFFFF0000u);
+    __m512 added[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()}, squared[2] = {added[0], added[0]};
+#pragma GCC unroll 6
+    for (int r = 0; r < TILE; r++) {
+        const __m512i word = _mm512_maskz_loadu_epi16(mask, words + r * stride);
+        /* Where there is no column, the first of the row is looked at again. */
+        const __m512i there = _mm512_mask_broadcastw_epi16(word, ~mask, _mm512_castsi512_si128(word));
+        seen->least = _mm512_min_epi16(seen->least, there);
+        seen->most = _mm512_max_epi16(seen->most, there);
+        seen->largest = _mm512_max_epu16(seen->largest, there);
+        seen->zeros += (uint64_t)__builtin_popcount(_mm512_mask_testn_epi16_mask(mask, word, magnitude));
+        const __m512 values[2] = {_mm512_castsi512_ps(_mm512_slli_epi32(word, 16)),
+                                  _mm512_castsi512_ps(_mm512_and_si512(word, odd))};
+        for (int half = 0; half < 2; half++) {
+            const __m512 square = _mm512_mul_ps(values[half], values[half]);
+            seen->totals[r] = _mm512_add_ps(seen->totals[r], values[half]);
+            seen->squares[r] = _mm512_add_ps(seen->squares[r], square);
+            seen->cubes = _mm512_fmadd_ps(square, values[half], seen->cubes);
+            seen->fourths = _mm512_fmadd_ps(square, square, seen->fourths);
+            added[half] = _mm512_add_ps(added[half], values[half]);
+            if (column_squares)
+                squared[half] = _mm512_add_ps(squared[half], square);
+        }
+    }
+    store_columns(mask, added, sums);
+    if (column_squares)
+        store_columns(mask, squared, column_squares);
+}
+
+
+WIDE INLINE Seen see_tile(const char *words, Py_ssize_t stride, Py_ssize_t size, float *sums,
+                          float *column_squares)
+{
+    Seen seen;
+    for (int r = 0; r < TILE; r++)
+        seen.totals[r] = seen.squares[r] = _mm512_setzero_ps();
+    seen.cubes = seen.fourths = _mm512_setzero_ps();
+    seen.least = _mm512_set1_epi16(INT16_MAX), seen.most = _mm512_set1_epi16(INT16_MIN);
+    seen.largest = _mm512_setzero_si512();
+    seen.zeros = 0;
+    Py_ssize_t j = 0;
+    for (; j + 32 <= size; j += 32)
+        see_columns(words + 2 * j, stride, 0xFFFFFFFFu, sums + j, column_squares ? column_squares + j : NULL, &seen);
+    if (j < size)
+        see_columns(words + 2 * j, stride, (1u << (size - j)) - 1u, sums + j,
+                    column_squares ? column_squares + j : NULL, &seen);
+    return seen;
+}
+
+/* Takes what was beyond the limit back, from sums and products of a tile that was not cut. */
+WIDE INLINE void take_back(const Block *block, Py_ssize_t i, Py_ssize_t j, Py_ssize_t size, double *within)
+{
+    const __m512i magnitude = _mm512_set1_epi16(0x7FFF), most = _mm512_set1_epi16((short)(bits_of(block->limit) >> 16));
+    for (int r = 0; r < TILE; r++) {
+        const uint16_t *words = (const uint16_t *)(block->words + (i + r) * block->stride) + j;
+        float *out = block->out + (i + r) * WIDTH;
+        for (Py_ssize_t k = 0; k < size; k += 32) {
+            const __mmask32 there = size - k < 32 ? (1u << (size - k)) - 1u : 0xFFFFFFFFu;
+            const __m512i word = _mm512_and_si512(_mm512_maskz_loadu_epi16(there, words + k), magnitude);
+            for (uint32_t beyond = _mm512_cmpgt_epu16_mask(word, most); beyond; beyond &= beyond - 1) {
+                const Py_ssize_t column = j + k + __builtin_ctz(beyond);
+                const float value = number_of((uint32_t)words[column - j] << 16);
+                const float excess = value - (value > 0 ? block->limit : -block->limit);
+                const float *signs = block->signs + column * WIDTH;
+                for (int half = 0; half < WIDTH; half += WIDTH / 2) {
+                    const __m512 back = _mm512_mul_ps(_mm512_set1_ps(excess), _mm512_loadu_ps(signs + half));
+                    _mm512_storeu_ps(out + half, _mm512_sub_ps(_mm512_loadu_ps(out + half), back));
+                }
+                within[r] -= excess;
+                block->column_sums[column] -= excess;
+            }
+        }
+    }
+}
+
+/* A tile of bf16 as it is stored, without making it float32: 0, and nothing done, if it has numbers so far beyond the
+ * limit that what is taken back afterwards would leave their rounding alone. */
+static WIDE_BFLOAT16 int sketch_stored(const Block *block, Py_ssize_t i, Py_ssize_t j, Py_ssize_t size,
+                                       double powers[TILE][4], double *within, Facts *facts)
+{
+    const char *words = block->words + i * block->stride + 2 * j;
+    float sums[SPAN], squares[SPAN];
+    const Seen seen = block->column_squares ? see_tile(words, block->stride, size, sums, squares)
+                                            : see_tile(words, block->stride, size, sums, NULL);
+    int16_t least = INT16_MAX, most = INT16_MIN, lows[32], highs[32];
+    uint16_t largest = 0, tops[32];
+    _mm512_storeu_si512(lows, seen.least), _mm512_storeu_si512(highs, seen.most), _mm512_storeu_si512(tops, seen.largest);
+    for (int lane = 0; lane < 32; lane++) {
+        least = lows[lane] < least ? lows[lane] : least;
+        most = highs[lane] > most ? highs[lane] : most;
+        largest = tops[lane] > largest ? tops[lane] : largest;
+    }
+    const int negative = largest & 0x8000 ? largest & 0x7FFF : 0, magnitude = most > negative ? most : negative;
+    if (number_of((uint32_t)magnitude << 16) > FAR * block->limit)
+        return 0;
+    note(facts, least, most, largest, seen.zeros);
+    for (int r = 0; r < TILE; r++) {
+        const double total = _mm512_reduce_add_ps(seen.totals[r]);
+        powers[r][0] += total, powers[r][1] += _mm512_reduce_add_ps(seen.squares[r]);
+        within[r] += total;
+    }
+    powers[0][2] += _mm512_reduce_add_ps(seen.cubes), powers[0][3] += _mm512_reduce_add_ps(seen.fourths);
+    for (Py_ssize_t k = 0; k < size; k++)
+        block->column_sums[j + k] += sums[k];
+    if (block->column_squares)
+        for (Py_ssize_t k = 0; k < size; k++)
+            block->column_squares[j + k] += squares[k];
+    multiply_pairs(words, block->stride, size, block->pairs + j * WIDTH, block->out + i * WIDTH);
+    if ((uint32_t)magnitude > bits_of(block->limit) >> 16)
+        take_back(block, i, j, size, within);
+    return 1;
 }
 
 /* 0: any processor; 1: with AVX-512; 2: with products of pairs of bf16 too. */
@@ -233,37 +375,46 @@ static void multiply_plainly(int rows, const float *held, Py_ssize_t size, const
     }
 }
 
-/* Products of some rows from j on: as they are stored where ``pairs`` may be used and nothing was cut, else as held. */
-static void multiply(const Block *block, Py_ssize_t i, int rows, Py_ssize_t j, Py_ssize_t size, const float *held, int cut)
+/* Products of some rows from j on, as they are held. */
+static void multiply(const Block *block, Py_ssize_t i, int rows, Py_ssize_t j, Py_ssize_t size, const float *held)
 {
     float *out = block->out + i * WIDTH;
     const float *signs = block->signs + j * WIDTH;
 #ifdef BY_PROCESSOR
-    const int level = sketch_level();
-    const char *words = block->words + i * block->stride + j * block->itemsize;
-    if (level > 1 && block->pairs && !cut) {
-        multiply_tile_pairs(rows, words, block->stride, size, block->pairs + j * WIDTH, out);
-        return;
-    }
-    if (level > 0) {
+    if (sketch_level() > 0) {
         multiply_tile(rows, held, size, signs, out);
         return;
     }
-#else
-    (void)cut;
 #endif
     multiply_plainly(rows, held, size, signs, out);
+}
+
+/* Rows lie so far apart that the processor does not see by itself what is read next. */
+INLINE void ask_ahead(const Block *block, Py_ssize_t i, Py_ssize_t j, Py_ssize_t size)
+{
+#ifdef __GNUC__
+    for (Py_ssize_t row = i; row < i + TILE && row < block->rows; row++)
+        for (Py_ssize_t byte = 0; byte < size * block->itemsize; byte += LINE)
+            __builtin_prefetch(block->words + row * block->stride + j * block->itemsize + byte, 0, 2);
+#endif
 }
 
 FOR_EVERY_PROCESSOR
 static void sketch_rows(const Block *block, Py_ssize_t i, int rows, float *held, Facts *facts)
 {
     double powers[TILE][4] = {{0.0}}, within[TILE] = {0.0};
+#ifdef BY_PROCESSOR
+    const int stored = rows == TILE && block->pairs && sketch_level() > 1;
+#endif
     memset(block->out + i * WIDTH, 0, (size_t)rows * WIDTH * sizeof(float));
     for (Py_ssize_t j = 0; j < block->size; j += SPAN) {
         const Py_ssize_t size = block->size - j < SPAN ? block->size - j : SPAN;
         float *squares = block->column_squares ? block->column_squares + j : NULL;
-        int cut = 0;
+        ask_ahead(block, i + TILE, j, size);
+#ifdef BY_PROCESSOR
+        if (stored && sketch_stored(block, i, j, size, powers, within, facts))
+            continue;
+#endif
         for (int r = 0; r < rows; r++) {
             float *row = held + r * SPAN;
             widen(block->words + (i + r) * block->stride + j * block->itemsize, block->itemsize, size, row, facts);
@@ -271,9 +422,8 @@ static void sketch_rows(const Block *block, Py_ssize_t i, int rows, float *held,
             for (int k = 0; k < 4; k++)
                 powers[r][k] += sums.powers[k];
             within[r] += sums.within;
-            cut |= sums.cut;
         }
-        multiply(block, i, rows, j, size, held, cut);
+        multiply(block, i, rows, j, size, held);
     }
     for (int r = 0; r < rows; r++) {
         for (int k = 0; k < 4; k++)

@@ -21,6 +21,7 @@ LATTICE_TILE: Final = 64
 _MAX_BITS: Final = 8
 _GRID_TOLERANCE: Final = 0.04
 _AGREEMENT: Final = 0.7
+_STEPS_OF_A_GAP: Final = np.array([1.0, 2.0, 3.0])
 
 
 def is_analytic(rows: Float32, columns: Float32, row_numbers: Int64, column_numbers: Int64, *, square: bool) -> bool:
@@ -46,8 +47,13 @@ def lattice_bits(tiles: list[Float32], *, across: bool = True) -> int:
     multiples of one step (up to an offset); a code book holds at most 2**b distinct values in 64. Without ``across``
     runs are tried along the last axis alone: where rows are not neighbours.
     """
-    sides = [tiles, [tile.T for tile in tiles]] if across else [tiles]
-    return max(_agreed(_tile_bits(side)) for side in sides)
+    turned = [tile.T for tile in tiles] if across else []
+    if not turned:
+        return _agreed(_tile_bits(tiles))
+    if turned[0].shape == tiles[0].shape:  # in one go: calls of numpy cost more than what they do here
+        found = _tile_bits(tiles + turned)
+        return max(_agreed(found[: len(tiles)]), _agreed(found[len(tiles) :]))
+    return max(_agreed(_tile_bits(tiles)), _agreed(_tile_bits(turned)))
 
 
 def _agreed(found: list[int | None]) -> int:
@@ -67,13 +73,14 @@ def _tile_bits(tiles: list[NDArray[Any]]) -> list[int | None]:
     levels = _grid_levels(held[:, :32])
     distinct, present = _distinct(held)
     levels = np.where((levels == 0) & (present >= 32) & (distinct <= 16), distinct, levels)
-    return [_bits_of(part) for part in np.split(levels, len(tiles))]
+    return [_bits_of(part) for part in levels.reshape(len(tiles), -1)]
 
 
 def _bits_of(levels: NDArray[np.int64]) -> int | None:
+    most = int(levels.max())
+    if most <= 0:
+        return None if most < 0 else 0
     levels = levels[levels >= 0]
-    if not levels.size:
-        return None
     if np.mean(levels > 0) < _AGREEMENT:
         return 0
     return max(1, int(np.ceil(np.log2(np.median(levels[levels > 0])))))
@@ -107,13 +114,15 @@ def _grid_levels(runs: NDArray[np.float64]) -> NDArray[np.int64]:
         collisions = np.count_nonzero(part, axis=1) >= 2 * (number + 1)
         tried = np.flatnonzero((levels == 0) & ((number >= 7) | collisions))
         gaps = gaps[tried]
-        span = np.nanmax(ordered[tried], axis=1, initial=-np.inf) - ordered[tried, 0]
         least = gaps.min(axis=1, initial=np.inf)
         # Neighbouring levels may be absent from a short run: the smallest gap may be two or three steps.
-        for steps in (1, 2, 3):
+        ratios = np.where(np.isfinite(gaps), gaps, 0.0) / least[:, None] * _STEPS_OF_A_GAP[:, None, None]
+        even = np.all(np.abs(ratios - np.rint(ratios)) < _GRID_TOLERANCE, axis=2)
+        if not even.any():
+            continue
+        span = np.nanmax(ordered[tried], axis=1, initial=-np.inf) - ordered[tried, 0]
+        for steps, on_grid in zip(_STEPS_OF_A_GAP, even, strict=True):
             step = least / steps
-            ratio = np.where(np.isfinite(gaps), gaps, 0.0) / step[:, None]
-            even = np.all(np.abs(ratio - np.rint(ratio)) < _GRID_TOLERANCE, axis=1)
-            fits = even & (span <= step * (1 << _MAX_BITS)) & (levels[tried] == 0)
+            fits = on_grid & (span <= step * (1 << _MAX_BITS)) & (levels[tried] == 0)
             levels[tried[fits]] = np.rint(span[fits] / step[fits]).astype(np.int64) + 1
     return levels

@@ -7,6 +7,7 @@ tables show; docs/method.md has both.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -44,6 +45,8 @@ _ORDERED: Final = 0.98
 _NARROW: Final = 0.05
 _NEAR: Final = 0.6
 _DOMINANT: Final = 0.2
+_PARTS: Final = 20
+_NEIGHBOURING: Final = 6
 _STRIDES: Final = 64
 _LEAST_WAY: Final = 4.0
 """In entries."""
@@ -94,7 +97,7 @@ def are_curves(slices: Float32) -> bool:
     Gaussians, sinusoids, windowed and damped ones), but for a few jumps and some percent of noise. What all slices
     have in common is no part of the sketches: beside it they must not be noise.
     """
-    if not _may_be(slices, _is_curve):
+    if not _may_be_curves(slices):
         return False
     centred = _centred(slices)
     if not _are_mostly(centred, _is_curve):
@@ -105,15 +108,34 @@ def are_curves(slices: Float32) -> bool:
     return _are_mostly(_centred(centred - common), lambda part: unexplained(part) < _ROUGH)
 
 
+def _may_be_curves(slices: Float32) -> bool:
+    """``_may_be`` for curves, of which no more is looked at than their windows: long slices are only read."""
+    tried = slices[_evenly(len(slices), _TRIED_FIRST)]
+    if tried.shape[1] <= _WINDOW:
+        return _may_be(slices, _is_curve)
+    means = tried.mean(axis=1, dtype=np.float64, keepdims=True)
+    starts = _most_energetic(tried - means.astype(np.float32))
+    windows = np.take_along_axis(tried, starts[:, None] + np.arange(_WINDOW), axis=1) - means
+    windows = windows[windows.any(axis=1)]
+    return len(windows) > 0 and int(np.count_nonzero(_is_curve(windows))) >= min(2, len(windows))
+
+
 def _is_curve(slices: Float64) -> NDArray[np.bool_]:
     return unexplained(slices) < _CURVE
 
 
 def _may_be(slices: Float32, are: Callable[[Float64], NDArray[np.bool_]]) -> bool:
     """Whether two of a few slices, evenly spread, pass: hardly any do in matrices of trained weights."""
-    chosen = np.unique(np.linspace(0, len(slices) - 1, min(_TRIED_FIRST, len(slices))).astype(np.int64))
-    tried = _centred(slices[chosen])
+    tried = _centred(slices[_evenly(len(slices), _TRIED_FIRST)])
     return len(tried) > 0 and int(np.count_nonzero(are(tried))) >= min(2, len(tried))
+
+
+@cache
+def _evenly(number: int, count: int) -> Int64:
+    """Up to ``count`` of the numbers below ``number``, spread evenly: ascending."""
+    chosen: Int64 = np.unique(np.linspace(0, number - 1, min(count, number)).astype(np.int64))
+    chosen.setflags(write=False)
+    return chosen
 
 
 def _are_mostly(slices: Float64, are: Callable[[Float64], NDArray[np.bool_]]) -> bool:
@@ -144,16 +166,11 @@ def unexplained(slices: Float64) -> Float64:
     if length < 16:
         return np.ones(count)
     order = 4 if length >= 20 else 2
-    squares = slices**2
-    energy = squares.sum(axis=1)
     if length > _WINDOW:
-        starts = np.append(np.arange(0, length - _WINDOW, _WINDOW // 2), length - _WINDOW)
-        before = np.cumsum(squares, axis=1)
-        held = before[:, starts + _WINDOW - 1] - before[:, starts] + squares[:, starts]
-        start = starts[held.argmax(axis=1)]
-        place = start[:, None] + np.arange(_WINDOW)
-        slices, squares = (np.take_along_axis(one, place, axis=1) for one in (slices, squares))
-        energy = squares.sum(axis=1)
+        place = _most_energetic(slices)[:, None] + np.arange(_WINDOW)
+        slices = np.take_along_axis(slices, place, axis=1)
+    squares = np.square(slices)
+    energy = squares.sum(axis=1)
     lagged = np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(slices, order + 1, axis=1))
     products = lagged.transpose(0, 2, 1) @ lagged
     floor = (1e-10 * energy + 1e-300)[:, None, None] * np.eye(order)
@@ -163,6 +180,17 @@ def unexplained(slices: Float64) -> Float64:
     spread = energy**2 >= _SPREAD * np.sum(squares**2, axis=1)
     share: Float64 = np.where(spread, smaller, errors.sum(axis=1)) / np.maximum(products[:, order, order], 1e-300)
     return share
+
+
+def _most_energetic(slices: Float32 | Float64) -> Int64:
+    """Where the windows of most energy begin, among those at every half of a window and the last: (m,)."""
+    length, half = slices.shape[1], _WINDOW // 2
+    squares = np.square(slices)
+    number = length // half
+    halves = squares[:, : number * half].reshape(len(slices), number, half).sum(axis=2)
+    held = np.concatenate([halves[:, :-1] + halves[:, 1:], squares[:, -_WINDOW:].sum(axis=1)[:, None]], axis=1)
+    starts: Int64 = np.append(np.arange(number - 1) * half, length - _WINDOW)[held.argmax(axis=1)]
+    return starts
 
 
 def are_grid(slices: Float32) -> bool:
@@ -186,7 +214,7 @@ def are_grid(slices: Float32) -> bool:
     if period < 16 or periods < 2:
         return False
     folded = centred[:, : periods * period].reshape(-1, period)
-    folded = folded[np.unique(np.linspace(0, len(folded) - 1, _FOLDED).astype(np.int64))]
+    folded = folded[_evenly(len(folded), _FOLDED)]
     return _are_mostly(_centred(folded), _is_curve)
 
 
@@ -205,8 +233,9 @@ def repetition(slices: Float64) -> tuple[Float64, Int64]:
     before = np.cumsum(squares, axis=1)
     energy = before[:, -1:]
     size = 1 << (length + most - 1).bit_length()
-    spectrum = np.fft.rfft(slices, size, axis=1)
-    products = np.fft.irfft(spectrum.real**2 + spectrum.imag**2, size, axis=1)[:, 1 : most + 1]
+    largest = np.maximum(np.abs(slices).max(axis=1, keepdims=True, initial=0.0), 1e-300)
+    spectrum = np.fft.rfft((slices / largest).astype(np.float32), size, axis=1)
+    products = np.fft.irfft(spectrum.real**2 + spectrum.imag**2, size, axis=1)[:, 1 : most + 1] * largest**2
     behind = before[:, length - 2 - np.arange(most)]
     ahead = energy - before[:, :most]
     correlation = products / np.maximum(np.maximum(np.sqrt(behind * ahead), 0.5 * energy), 1e-300)
@@ -229,8 +258,8 @@ def have_moving_peak(slices: Float32, numbers: Int64, *, square: bool) -> bool:
         diagonal = slices[alive, numbers[alive]]
         slices = slices.copy()
         slices[alive, numbers[alive]] -= diagonal.mean() if diagonal.size else 0.0
-    tried = slices[np.linspace(0, len(slices) - 1, _FEWEST_PEAKS).astype(np.int64)]
-    if np.count_nonzero(_are_steep(tried)[1]) < 2:
+    tried = slices[_evenly(len(slices), _FEWEST_PEAKS)]
+    if not _may_be_steep(tried) or np.count_nonzero(_are_steep(tried)[1]) < 2:
         return False
     held = slices[:, slices.any(axis=0)]
     centre, steep = _are_steep(held)
@@ -240,6 +269,24 @@ def have_moving_peak(slices: Float32, numbers: Int64, *, square: bool) -> bool:
     if len(centre) >= _FEWEST_PEAKS and abs(_rank_correlation(centre)) >= _ORDERED:
         return True
     return _are_strided(slices[steep], numbers[steep])
+
+
+def _may_be_steep(slices: Float32) -> bool:
+    """False where no slice can be steep: none has half of its energy in a fifth of its length, or much in one entry.
+
+    What is narrow has three quarters of its energy within two deviations of its centre, what is near its peak more than
+    half; either fits into ``_NEIGHBOURING`` parts of the length.
+    """
+    count, length = slices.shape
+    if length < _PARTS * 8:
+        return True
+    largest = np.maximum(slices.max(axis=1), -slices.min(axis=1))
+    squares = slices / np.maximum(largest, np.float32(1e-38))[:, None]
+    np.square(squares, out=squares)
+    parts = np.add.reduceat(squares, np.arange(_PARTS) * length // _PARTS, axis=1)
+    total = parts.sum(axis=1)
+    together = sum(parts[:, at : at + _PARTS - _NEIGHBOURING + 1] for at in range(_NEIGHBOURING))
+    return bool(np.any((together.max(axis=1) >= 0.5 * total) | (total * _DOMINANT <= 1.0)))
 
 
 def _are_steep(slices: Float32) -> tuple[Float32, NDArray[np.bool_]]:

@@ -31,7 +31,8 @@ _ONE_GATE: Final = 0.99
 _NOTHING: Final = 1e-4
 """Share of an MLP's energy that the smallest neurons, which are left out, have together: a hundredth of its length."""
 _NEIGHBOURS: Final = 32
-"""Neurons of nearest projection among which one of the same gate is looked for."""
+"""Neurons of nearest projection, at least, among which one of the same gate is looked for."""
+_AT_ONCE: Final = 64
 _STEPS: Final = 4
 _NEARLY_ALL: Final = 0.9
 """Share of the neurons that is as good as all of them."""
@@ -164,12 +165,13 @@ def _groups(gate: Float32) -> NDArray[np.int32]:
     """The number of each neuron's group: of the same gate, and near one another along one direction."""
     units = unit_rows(gate)
     order = np.argsort(units @ np.cos(np.arange(gate.shape[1], dtype=np.float32)), kind="stable")
-    pairs = []
-    for step in range(1, min(_NEIGHBOURS, len(order) - 1) + 1):
-        one, other = order[:-step], order[step:]
-        alike = np.einsum("ij,ij->i", units[one], units[other]) >= _ONE_GATE
-        pairs.append(np.stack([one[alike], other[alike]]))
-    left, right = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), np.int64)
+    units = units[order]
+    later = np.triu(np.ones((_AT_ONCE, _AT_ONCE + _NEIGHBOURS), np.bool_), 1)
+    pairs = [np.zeros((0, 2), np.int64)]
+    for start in range(0, len(order), _AT_ONCE):
+        near = units[start : start + _AT_ONCE] @ units[start : start + later.shape[1]].T >= _ONE_GATE
+        pairs.append(np.argwhere(near & later[: near.shape[0], : near.shape[1]]) + start)
+    left, right = order[np.concatenate(pairs)].T
     if not left.size:
         return np.arange(len(order), dtype=np.int32)
     from scipy.sparse import coo_array

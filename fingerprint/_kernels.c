@@ -51,6 +51,9 @@ typedef struct {
     const float *signs;
     const uint16_t *pairs;
     float *out, *row_sums, *column_sums, *row_squares, *column_squares;
+    const int64_t *places; /* of the columns that are taken out as they are stored, ``taken`` of them to ``columns`` */
+    Py_ssize_t taken;
+    char *columns;
 } Block;
 
 /* Of a part of a row: sums of the first four powers of what was, and of what is then. */
@@ -399,6 +402,17 @@ INLINE void ask_ahead(const Block *block, Py_ssize_t i, Py_ssize_t j, Py_ssize_t
 #endif
 }
 
+/* Some columns of some rows, while these are in the cache. */
+INLINE void take_columns(const Block *block, Py_ssize_t i, int rows)
+{
+    for (Py_ssize_t k = 0; k < block->taken; k++) {
+        const char *from = block->words + i * block->stride + block->places[k] * block->itemsize;
+        char *to = block->columns + (k * block->rows + i) * block->itemsize;
+        for (int r = 0; r < rows; r++, from += block->stride, to += block->itemsize)
+            memcpy(to, from, block->itemsize == 2 ? 2 : 4);
+    }
+}
+
 FOR_EVERY_PROCESSOR
 static void sketch_rows(const Block *block, Py_ssize_t i, int rows, float *held, Facts *facts)
 {
@@ -425,6 +439,7 @@ static void sketch_rows(const Block *block, Py_ssize_t i, int rows, float *held,
         }
         multiply(block, i, rows, j, size, held);
     }
+    take_columns(block, i, rows);
     for (int r = 0; r < rows; r++) {
         for (int k = 0; k < 4; k++)
             facts->powers[k] += powers[r][k];
@@ -440,7 +455,8 @@ static void sketch_at(const Block *block, Facts *facts)
         sketch_rows(block, i, block->rows - i < TILE ? (int)(block->rows - i) : TILE, held, facts);
 }
 
-enum { WORDS, OUT, ROW_SUMS, COLUMN_SUMS, ROW_SQUARES, COLUMN_SQUARES, SIGNS, PAIRS, BUFFERS };
+enum { WORDS, OUT, ROW_SUMS, COLUMN_SUMS, ROW_SQUARES, COLUMN_SQUARES, COLUMNS, SIGNS, PAIRS, PLACES, BUFFERS };
+#define LOOKED COLUMNS /* objects that ``look`` is given */
 
 /* Whether a buffer is float32 memory for ``size`` numbers. */
 static int is_room(const Py_buffer *buffer, Py_ssize_t size)
@@ -448,7 +464,16 @@ static int is_room(const Py_buffer *buffer, Py_ssize_t size)
     return buffer->itemsize == (Py_ssize_t)sizeof(float) && buffer->len == size * (Py_ssize_t)sizeof(float);
 }
 
-/* Take a block with the objects given, the last two of them only if there is a product: with ``number`` of them. */
+/* Whether all of some numbers are from 0 up to a bound. */
+static int are_below(const int64_t *numbers, Py_ssize_t count, Py_ssize_t bound)
+{
+    for (Py_ssize_t k = 0; k < count; k++)
+        if (numbers[k] < 0 || numbers[k] >= bound)
+            return 0;
+    return 1;
+}
+
+/* Take a block with the objects given, the last four of them only if there is a product: with ``number`` of them. */
 static PyObject *take(PyObject **given, int number, double limit)
 {
     Py_buffer held[BUFFERS];
@@ -464,7 +489,7 @@ static PyObject *take(PyObject **given, int number, double limit)
         PyErr_SetString(PyExc_ValueError, "words are two-dimensional, of 2 or 4 bytes, and lie together in each row");
         goto done;
     }
-    const int sketched = number > SIGNS;
+    const int sketched = number > LOOKED;
     const Py_ssize_t rows = words->shape[0], size = words->shape[1], pairs = sketched ? held[PAIRS].len : 0;
     const Py_ssize_t squares = held[COLUMN_SQUARES].len ? size : 0;
     if (!is_room(&held[OUT], rows * (sketched ? WIDTH : size)) || !is_room(&held[ROW_SUMS], rows) ||
@@ -474,6 +499,13 @@ static PyObject *take(PyObject **given, int number, double limit)
         PyErr_SetString(PyExc_ValueError, "the room for results, or the signs, are not of the shape of the words");
         goto done;
     }
+    const Py_ssize_t number_taken = sketched ? held[PLACES].len / (Py_ssize_t)sizeof(int64_t) : 0;
+    if (sketched && (held[PLACES].itemsize != (Py_ssize_t)sizeof(int64_t) ||
+                     held[COLUMNS].len != number_taken * rows * words->itemsize ||
+                     !are_below(held[PLACES].buf, number_taken, size))) {
+        PyErr_SetString(PyExc_ValueError, "the columns to be taken are not there, or there is no room for them");
+        goto done;
+    }
     Facts facts = {.least = INT64_MAX, .most = INT64_MIN};
     const Block block = {
         .words = words->buf, .stride = words->strides[0], .rows = rows, .size = size, .itemsize = words->itemsize,
@@ -481,6 +513,8 @@ static PyObject *take(PyObject **given, int number, double limit)
         .pairs = pairs && words->itemsize == 2 ? held[PAIRS].buf : NULL,
         .out = held[OUT].buf, .row_sums = held[ROW_SUMS].buf, .column_sums = held[COLUMN_SUMS].buf,
         .row_squares = held[ROW_SQUARES].buf, .column_squares = squares ? held[COLUMN_SQUARES].buf : NULL,
+        .places = sketched ? held[PLACES].buf : NULL, .taken = number_taken,
+        .columns = sketched ? held[COLUMNS].buf : NULL,
     };
     Py_BEGIN_ALLOW_THREADS
     (sketched ? sketch_at : look_at)(&block, &facts);
@@ -501,7 +535,7 @@ static PyObject *look(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "OdOOOOO:look", &given[WORDS], &limit, &given[OUT], &given[ROW_SUMS],
                           &given[COLUMN_SUMS], &given[ROW_SQUARES], &given[COLUMN_SQUARES]))
         return NULL;
-    return take(given, SIGNS, limit);
+    return take(given, LOOKED, limit);
 }
 
 static PyObject *sketch(PyObject *module, PyObject *args)
@@ -509,8 +543,9 @@ static PyObject *sketch(PyObject *module, PyObject *args)
     PyObject *given[BUFFERS];
     double limit;
     (void)module;
-    if (!PyArg_ParseTuple(args, "OdOOOOOOO:sketch", &given[WORDS], &limit, &given[SIGNS], &given[PAIRS], &given[OUT],
-                          &given[ROW_SUMS], &given[COLUMN_SUMS], &given[ROW_SQUARES], &given[COLUMN_SQUARES]))
+    if (!PyArg_ParseTuple(args, "OdOOOOOOOOO:sketch", &given[WORDS], &limit, &given[SIGNS], &given[PAIRS],
+                          &given[PLACES], &given[OUT], &given[ROW_SUMS], &given[COLUMN_SUMS], &given[ROW_SQUARES],
+                          &given[COLUMN_SQUARES], &given[COLUMNS]))
         return NULL;
     return take(given, BUFFERS, limit);
 }
@@ -526,10 +561,11 @@ static PyMethodDef methods[] = {
     {"sketch_level", level, METH_NOARGS,
      "sketch_level()\n\nHow the products of sketch are taken here: 0 plainly, 1 with AVX-512, 2 of bf16 as it is stored too."},
     {"sketch", sketch, METH_VARARGS,
-     "sketch(words, limit, signs, pairs, out, row_sums, column_sums, row_squares, column_squares)\n\n"
+     "sketch(words, limit, signs, pairs, places, out, row_sums, column_sums, row_squares, column_squares, columns)\n\n"
      "As look, but in place of the numbers their products with signs (c, 32) float32 are written to out (b, 32).\n"
      "pairs (c / 2 rounded up, 32, 2) uint16 are the same in bf16, the signs of two columns beside each other, or empty:\n"
-     "bf16 that is not cut is then multiplied as it is stored. Column sums are added to, as in look."},
+     "bf16 is then multiplied as it is stored. Column sums are added to, as in look. The columns at places (k,) int64\n"
+     "are written to columns (k, b), as they are stored."},
     {"look", look, METH_VARARGS,
      "look(words, limit, out, row_sums, column_sums, row_squares, column_squares)\n\n"
      "Take the bits of bf16 (uint16) or float32 (uint32) numbers, (b, c), into out (b, c) float32, cut to magnitudes\n"

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
     Float32 = NDArray[np.float32]
+    Int64 = NDArray[np.int64]
 
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 _INFINITY: Final = {_BF16: 0x7F80, np.dtype(np.float16): 0x7C00, np.dtype(np.float32): 0x7F800000}
@@ -43,6 +44,7 @@ _SMALLEST: Final = 2.0**-30
 _LARGEST: Final = 2.0**26
 """Magnitudes whose fourth powers, and sums of them over a block, are normal numbers of float32."""
 _SIGNS: Final = 32
+_NO_PLACES = np.zeros(0, np.int64)
 _PLUS, _MINUS = 0x3F80, 0xBF80
 """The bits of 1 and -1 in bf16."""
 
@@ -53,7 +55,8 @@ class Piece:
 
     ``block`` (b, c) float32, without NaN and infinities, cut to magnitudes up to a limit, or None where its product
     with signs is all that is wanted of it, ``projected`` (b, width); ``rows`` (b,) and ``columns`` (c,) its sums,
-    float32. Of what was there before the cut: ``normal`` (no -0 among it, and nothing that is not finite), how much is
+    float32; ``taken`` (k, b) the columns that were asked for, as they are stored, where the loop took them. Of what was
+    there before the cut: ``normal`` (no -0 among it, and nothing that is not finite), how much is
     not finite, how many zeros, its smallest and largest finite values, the sums of its first four ``powers``, and the
     sums of squares of its rows and (empty unless asked for) columns.
     """
@@ -71,6 +74,7 @@ class Piece:
     powers: tuple[float, float, float, float]
     row_squares: NDArray[np.floating[Any]]
     column_squares: NDArray[np.floating[Any]]
+    taken: Array | None = None
 
     @property
     def numbers(self) -> Float32:
@@ -141,7 +145,7 @@ def look(native: Array, limit: float, scratch: Scratch, *, column_squares: bool 
         )
     piece = None
     if _kernels is not None:
-        piece = _compiled(_kernels, native, limit, scratch, None, column_squares=column_squares)
+        piece = _compiled(_kernels, native, limit, scratch, None, _NO_PLACES, column_squares=column_squares)
     return _interpreted(native, limit, scratch, column_squares=column_squares) if piece is None else piece
 
 
@@ -168,16 +172,24 @@ def projects(width: int) -> bool:
 
 
 def project(
-    native: Array, limit: float, signs: Signs, scratch: Scratch, *, column_squares: bool = False
+    native: Array, limit: float, signs: Signs, scratch: Scratch, places: Int64, *, column_squares: bool = False
 ) -> Piece | None:
-    """``look`` at a piece and project it; None where the loop is not made for these numbers."""
+    """``look`` at a piece, project it, and take the columns at ``places``; None where the loop is not made for these
+    numbers."""
     if _kernels is None:
         return None
-    return _compiled(_kernels, native, limit, scratch, signs, column_squares=column_squares)
+    return _compiled(_kernels, native, limit, scratch, signs, places, column_squares=column_squares)
 
 
 def _compiled(
-    kernels: ModuleType, native: Array, limit: float, scratch: Scratch, signs: Signs | None, *, column_squares: bool
+    kernels: ModuleType,
+    native: Array,
+    limit: float,
+    scratch: Scratch,
+    signs: Signs | None,
+    places: Int64,
+    *,
+    column_squares: bool,
 ) -> Piece | None:
     """See ``look`` and ``project``; None where the loop is not made for these numbers."""
     dtype = native.dtype
@@ -194,13 +206,16 @@ def _compiled(
     of_columns, squares = room[2 * rows : 2 * rows + columns], room[2 * rows + columns :]
     squares = squares if column_squares else squares[:0]
     results = of_rows, of_columns, row_squares, squares
-    block = projected = None
+    block = projected = taken = None
     if signs is None:
         block = scratch.floats(native.size).reshape(native.shape)
         told = kernels.look(words, limit, block, *results)
     else:
         projected = np.empty((rows, _SIGNS), np.float32)
-        told = kernels.sketch(words, limit, signs.single, signs.pairs, projected, *results)
+        columns_taken = np.empty((places.size, rows), words.dtype)
+        told = kernels.sketch(words, limit, signs.single, signs.pairs, places, projected, *results, columns_taken)
+        if dtype == native.dtype:
+            taken = columns_taken.view(dtype)
     least, most, largest, zeros, *powers = told
     bits = _bits(native.dtype, least, most, largest, zeros)
     if not bits.finite or not is_plain(max(abs(bits.low), abs(bits.high))):
@@ -209,7 +224,20 @@ def _compiled(
     low, high, sums = bits.low, bits.high, tuple(powers)
     shape = rows, columns
     return Piece(
-        shape, block, projected, of_rows, of_columns, normal, 0, bits.zeros, low, high, sums, row_squares, squares
+        shape,
+        block,
+        projected,
+        of_rows,
+        of_columns,
+        normal,
+        0,
+        bits.zeros,
+        low,
+        high,
+        sums,
+        row_squares,
+        squares,
+        taken,
     )
 
 
@@ -306,6 +334,28 @@ def without_nonfinite(block: Float32) -> Float32:
     if math.isfinite(energy):  # a sum of squares is not, if one of them is not
         return block
     return np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+class Slices:
+    """Single rows and columns of a block (b, c), as they are stored."""
+
+    def __init__(self, native: Array, places: Int64 | None = None, columns: Array | None = None) -> None:
+        """``columns`` (k, b) are those at ``places`` (k,), ascending, where they were taken already."""
+        self._native, self._places, self._columns = native, places, columns
+
+    def rows(self, places: Int64) -> Array:
+        """Rows at some places: (m, c)."""
+        return taken(self._native, places, 0)
+
+    def columns(self, places: Int64) -> Array:
+        """Columns at some places, of those that were taken if there are such: (m, b)."""
+        if self._places is None or self._columns is None:
+            return taken(self._native, places, 1).T
+        return self._columns[np.searchsorted(self._places, places)]
+
+    def along(self, axis: int, places: Int64) -> Array:
+        """Rows (0) or columns (1) at some places, a row of the array each."""
+        return self.columns(places) if axis else self.rows(places)
 
 
 def taken(native: Array, indices: NDArray[np.int64], axis: int) -> Array:

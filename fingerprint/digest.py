@@ -169,6 +169,7 @@ def _normal_bfloat16(word: Array) -> Array:
     return word
 
 
+@cache
 def _kind(dtype: np.dtype[Any]) -> bytes:
     if dtype.kind == "f" or (dtype.kind == "V" and dtype.name.startswith(("bfloat", "float"))):
         return b"float"

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.blocks import Scratch, look, project, projects, taken
+from fingerprint.blocks import Scratch, Slices, look, project, projects, taken
+from fingerprint.content import SLICE_SAMPLES
 from fingerprint.device import chosen
 from fingerprint.digest import TensorDigester
 from fingerprint.dtypes import Kind
 from fingerprint.moments import Moments, SliceNorms
 from fingerprint.probe import Probe, Roughness
+from fingerprint.signs import Stream, sample_indices
 from fingerprint.sketch import MatrixSketch, MatrixSketcher, column_signs
 from fingerprint.slices import SliceCollector, StoredSlices, ceiling, ceiling_runs, clean, slice_digests, within
 from fingerprint.tensors import Transposed, element_count, read_rows
@@ -32,10 +34,13 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
 SliceDigests = tuple[bytes, dict[str, bytes]]
 
-BLOCK_ELEMENTS: Final = 1 << 20
-"""Elements per block of the pass, as they are stored: 2 MB in bf16."""
+BLOCK_ELEMENTS: Final = 1 << 21
+"""Elements per block of the pass, as they are stored: 4 MB in bf16."""
+BLOCK_COLUMNS: Final = 1 << 20
+"""Most columns of a block: each takes a row of signs."""
 PIECE_ELEMENTS: Final = 1 << 18
 """Elements of a block that are in float32 at a time: 1 MB, so that they stay in the cache while they are used."""
 PIECE_COLUMNS: Final = 1 << 11
@@ -134,6 +139,7 @@ def _measure(  # noqa: PLR0915 - one pass, step by step
     limit = _ceiling(view, parameters) if wants_sketch else math.inf
     wants_squares = slice_norms is not None and column_norms
     exact = not wants_sketch and rows * columns <= MOST_EXACT
+    places = _places(columns, parameters)
     projected_by = parameters if wants_sketch and columns <= MOST_PROJECTED and _can_project(parameters) else None
 
     for start, first, native in row_blocks(view):
@@ -142,8 +148,8 @@ def _measure(  # noqa: PLR0915 - one pass, step by step
             digester.update(flat)
             moments.add_integers(flat)
             continue
-        normal = True
-        for row, column, piece in _looked_at(native, limit, projected_by, first, squares=wants_squares):
+        normal, single = True, Slices(native)
+        for row, column, piece in _looked_at(native, limit, projected_by, first, places, squares=wants_squares):
             normal = normal and piece.normal
             moments.add(piece, native[row : row + piece.shape[0], column : column + piece.shape[1]] if exact else None)
             if slice_norms is not None:
@@ -153,6 +159,7 @@ def _measure(  # noqa: PLR0915 - one pass, step by step
             elif piece.projected is None:
                 sketcher.add(start + row, piece.numbers, piece.rows, piece.columns, first + column)
             else:
+                single = Slices(native, places, piece.taken)
                 sketcher.add_projected(start, piece.shape, piece.projected, piece.rows, piece.columns, first)
                 corner = sketcher.corner(start, first, piece.shape)
                 if corner is not None:
@@ -161,10 +168,10 @@ def _measure(  # noqa: PLR0915 - one pass, step by step
         for name, dtype in narrower.items():
             cast_digesters[name].update(_rounded(flat, dtype))
         if slices is not None:
-            slices.add(start, first, native)
+            slices.add(start, first, native, single)
         if sketcher is not None and probe is not None:
-            probe.add(start, first, native)
-            sketcher.add_slices(start, first, native.shape, partial(_along, native, limit))
+            probe.add(start, first, native, single)
+            sketcher.add_slices(start, first, native.shape, partial(_along, single, limit))
 
     statistics = moments.finish(probe.lattice_bits() if probe else 0)
     content = _content(view, statistics, probe, moments.constant, wants_sketch)
@@ -196,12 +203,12 @@ def _can_project(parameters: Parameters) -> bool:
 
 
 def _looked_at(
-    native: Array, limit: float, projected_by: Parameters | None, first: int, *, squares: bool
+    native: Array, limit: float, projected_by: Parameters | None, first: int, places: Int64, *, squares: bool
 ) -> Iterator[tuple[int, int, Piece]]:
     """A block, projected as a whole where that can be done, else in pieces; each with its first row and column."""
     if projected_by is not None:
         signs = column_signs(projected_by.seed, projected_by.sketch_width, first, first + native.shape[1])
-        piece = project(native, limit, signs, _scratch, column_squares=squares)
+        piece = project(native, limit, signs, _scratch, places, column_squares=squares)
         if piece is not None:
             yield 0, 0, piece
             return
@@ -220,9 +227,18 @@ def _pieces(native: Array) -> Iterator[tuple[int, int, Array]]:
             yield row, column, native[row : row + step, column : column + wide]
 
 
-def _along(native: Array, limit: float, axis: int, indices: NDArray[np.int64]) -> Float32:
+def _along(slices: Slices, limit: float, axis: int, indices: Int64) -> Float32:
     """Some rows or columns of a block, as the sketches see them."""
-    return within(clean(taken(native, indices, axis)), limit)
+    return within(clean(slices.along(axis, indices)), limit)
+
+
+@lru_cache(maxsize=256)
+def _places(columns: int, parameters: Parameters) -> Int64:
+    """Numbers of all columns that are sampled of a matrix, each once, ascending."""
+    sampled = sample_indices(parameters.seed, Stream.AXIS_SAMPLE, columns, parameters.axis_samples)
+    places = np.union1d(sampled, sample_indices(parameters.seed, Stream.PROBE, columns, SLICE_SAMPLES))
+    places.setflags(write=False)
+    return places
 
 
 def _ceiling(view: TensorView, parameters: Parameters) -> float:
@@ -250,11 +266,13 @@ def row_blocks(view: TensorView) -> Iterator[tuple[int, int, Array]]:
     rows, columns = matrix_shape(view.shape)
     if not rows * columns:
         return
-    budget = TRANSPOSED_BLOCK_ELEMENTS if isinstance(view, Transposed) else BLOCK_ELEMENTS
-    if columns > budget:
+    budget, widest = BLOCK_ELEMENTS, BLOCK_COLUMNS
+    if isinstance(view, Transposed):
+        budget = widest = TRANSPOSED_BLOCK_ELEMENTS
+    if columns > widest:
         for row in range(rows):
-            for first in range(0, columns, budget):
-                last = min(first + budget, columns)
+            for first in range(0, columns, widest):
+                last = min(first + widest, columns)
                 yield row, first, view.read(row * columns + first, row * columns + last).reshape(1, -1)
         return
     tall = min(FEW_ROWS, MOST_ELEMENTS // columns)
@@ -264,8 +282,8 @@ def row_blocks(view: TensorView) -> Iterator[tuple[int, int, Array]]:
         stop = min(start + step, rows)
         held = view.read(start * columns, stop * columns).reshape(-1, columns)
         for row in range(0, len(held), part):
-            for first in range(0, columns, BLOCK_ELEMENTS):
-                yield start + row, first, held[row : row + part, first : first + BLOCK_ELEMENTS]
+            for first in range(0, columns, BLOCK_COLUMNS):
+                yield start + row, first, held[row : row + part, first : first + BLOCK_COLUMNS]
 
 
 def project_slices(view: TensorView, indices: NDArray[np.int64], frame: Float32, *, columns: bool) -> Float32:

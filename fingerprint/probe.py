@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from fingerprint.blocks import taken
 from fingerprint.content import LATTICE_TILE, SLICE_SAMPLES, is_analytic, lattice_bits
 from fingerprint.signs import Stream, among, sample_indices
 from fingerprint.slices import clean
@@ -14,6 +13,7 @@ from fingerprint.slices import clean
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from fingerprint.blocks import Slices
     from fingerprint.parameters import Parameters
 
     Array = NDArray[Any]
@@ -53,11 +53,11 @@ class Probe:
     def __init__(self, rows: int, columns: int, parameters: Parameters) -> None:
         seed = parameters.seed
         self._square = rows == columns <= _PROBED
-        self._row_indices = sample_indices(seed, Stream.PROBE, rows, SLICE_SAMPLES)
-        self._column_indices = sample_indices(seed, Stream.PROBE, columns, SLICE_SAMPLES)
-        self._numbers = (self._row_indices.tolist(), self._column_indices.tolist())
-        self._rows = np.zeros((self._row_indices.size, min(columns, _PROBED)), np.float32)
-        self._columns = np.zeros((self._column_indices.size, min(rows, _PROBED)), np.float32)
+        self.row_indices = sample_indices(seed, Stream.PROBE, rows, SLICE_SAMPLES)
+        self.column_indices = sample_indices(seed, Stream.PROBE, columns, SLICE_SAMPLES)
+        self._numbers = (self.row_indices.tolist(), self.column_indices.tolist())
+        self._rows = np.zeros((self.row_indices.size, min(columns, _PROBED)), np.float32)
+        self._columns = np.zeros((self.column_indices.size, min(rows, _PROBED)), np.float32)
         tile_rows, tile_columns = max(rows // LATTICE_TILE, 1), max(columns // LATTICE_TILE, 1)
         number = tile_rows * tile_columns
         self._tiles = {
@@ -67,19 +67,19 @@ class Probe:
             for i in sample_indices(seed, Stream.PROBE, number, _TILES)
         }
 
-    def add(self, start: int, first: int, block: Array) -> None:
+    def add(self, start: int, first: int, block: Array, slices: Slices) -> None:
         """Keep what is wanted of rows ``start`` onwards, columns ``first`` onwards, of any float type."""
         stop, last = start + len(block), first + block.shape[1]
         low, high = among(self._numbers[0], start, stop)
         end = min(last, self._rows.shape[1])
         if low < high and first < end:
-            wanted = self._row_indices[low:high] - start
-            self._rows[low:high, first:end] = clean(taken(block[:, : end - first], wanted, 0))
+            wanted = slices.rows(self.row_indices[low:high] - start)
+            self._rows[low:high, first:end] = clean(wanted[:, : end - first])
         left, right = among(self._numbers[1], first, last)
         end = min(stop, self._columns.shape[1])
         if left < right and start < end:
-            wanted = self._column_indices[left:right] - first
-            self._columns[left:right, start:end] = clean(taken(block[: end - start], wanted, 1).T)
+            wanted = slices.columns(self.column_indices[left:right] - first)
+            self._columns[left:right, start:end] = clean(wanted[:, : end - start])
         for (row, column), tile in self._tiles.items():
             top, bottom = max(row, start), min(row + tile.shape[0], stop)
             near, far = max(column, first), min(column + tile.shape[1], last)
@@ -89,7 +89,7 @@ class Probe:
 
     def is_analytic(self) -> bool:
         """See ``content.is_analytic``."""
-        return is_analytic(self._rows, self._columns, self._row_indices, self._column_indices, square=self._square)
+        return is_analytic(self._rows, self._columns, self.row_indices, self.column_indices, square=self._square)
 
     def lattice_bits(self) -> int:
         """See ``content.lattice_bits``."""

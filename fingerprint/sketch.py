@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.blocks import Signs
+from fingerprint.blocks import Signs, Slices
 from fingerprint.device import product
 from fingerprint.signs import Stream, among, sample_indices, sign_block
 
@@ -85,7 +85,7 @@ class MatrixSketcher:
         """
         rows, columns = block.shape
         self.add(start, block, block @ np.ones(columns, np.float32), np.ones(rows, np.float32) @ block, first)
-        self.add_slices(start, first, block.shape, lambda axis, indices: block.take(indices, axis=axis))
+        self.add_slices(start, first, block.shape, Slices(block).along)
 
     def add(self, start: int, block: Float32, row_sums: Float32, column_sums: Float32, first: int = 0) -> None:
         """Add a block to all but the sketches of single slices; its sums are (b,) and (c,). See ``update``."""
@@ -132,7 +132,7 @@ class MatrixSketcher:
         self, start: int, first: int, shape: tuple[int, ...], take: Callable[[int, NDArray[np.int64]], Float32]
     ) -> None:
         """Add a block (b, c) to the sketches of single slices; ``take`` gives its rows (0) or columns (1) at some
-        places."""
+        places, as rows of an array."""
         stop, last = start + shape[0], first + shape[1]
         low, high = among(self._row_numbers, start, stop)
         if low < high:
@@ -141,7 +141,7 @@ class MatrixSketcher:
         left, right = among(self._column_numbers, first, last)
         if left < right:
             out = self._signs(Stream.SLICE, start, stop, self._axis_width)
-            self._column_part[:, left:right] += out.T @ take(1, self.column_indices[left:right] - first)
+            self._column_part[:, left:right] += (take(1, self.column_indices[left:right] - first) @ out).T
 
     def finish(self) -> MatrixSketch:
         """The centred sketches of everything added."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.blocks import taken, without_nonfinite
+from fingerprint.blocks import without_nonfinite
 from fingerprint.digest import TensorDigester
 from fingerprint.dtypes import to_float32
 from fingerprint.signs import Stream, among, bits, sample_indices
@@ -22,6 +22,7 @@ from fingerprint.tensors import RowGather, RowSlice, Transposed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from fingerprint.blocks import Slices
     from fingerprint.parameters import Parameters
     from fingerprint.tensors import TensorView
 
@@ -144,15 +145,15 @@ class SliceCollector:
         self._numbers = (self._indices[0].tolist(), self._indices[1].tolist())
         self._kept: list[Array | None] = [None, None]
 
-    def add(self, start: int, first: int, block: Array) -> None:
+    def add(self, start: int, first: int, block: Array, slices: Slices) -> None:
         """Keep what is wanted of rows ``start`` onwards, columns ``first`` onwards of the stored type."""
         stop, last = start + len(block), first + block.shape[1]
         low, high = among(self._numbers[0], start, stop)
         if low < high and (kept := self._of(0, block)) is not None:
-            kept[low:high, first:last] = taken(block, self._indices[0][low:high] - start, 0)
+            kept[low:high, first:last] = slices.rows(self._indices[0][low:high] - start)
         left, right = among(self._numbers[1], first, last)
         if left < right and (kept := self._of(1, block)) is not None:
-            kept[left:right, start:stop] = taken(block, self._indices[1][left:right] - first, 1).T
+            kept[left:right, start:stop] = slices.columns(self._indices[1][left:right] - first)
 
     def _of(self, dimension: int, block: Array) -> Array | None:
         length = self._sizes[1 - dimension]

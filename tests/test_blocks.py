@@ -220,7 +220,7 @@ def test_a_piece_is_what_its_numbers_are(
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("name", ["plain", "zeros and -0", "constant"])
 @pytest.mark.parametrize("shape", [(37, 129), (12, 2048), (1, 1), (6, 1025), (7, 2)], ids=str)
-@pytest.mark.parametrize("share", [0.5, math.inf])
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.5, math.inf])
 def test_a_piece_that_is_projected_is_what_its_numbers_are(
     dtype: np.dtype, name: str, shape: tuple[int, int], share: float
 ) -> None:
@@ -229,7 +229,8 @@ def test_a_piece_that_is_projected_is_what_its_numbers_are(
     native = whole[:, 3 : 3 + shape[1]]
     limit = share * float(np.abs(native.astype(np.float32)).max())
     signs = sign_block(1, Stream.SKETCH, 5, 5 + shape[1], 32)
-    found = project(native, limit, Signs.of(signs), Scratch(), column_squares=True)
+    places = np.arange(0, shape[1], 7)
+    found = project(native, limit, Signs.of(signs), Scratch(), places, column_squares=True)
     told = look(native, limit, Scratch(), column_squares=True)
     assert found is not None
     assert found.projected is not None
@@ -252,6 +253,11 @@ def test_a_piece_that_is_projected_is_what_its_numbers_are(
         (np.array(found.powers), np.array(told.powers)),
     ):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6 * max(size, size**3))
+    if dtype == np.float16:  # of these there are no more than the float32 numbers
+        assert found.taken is None
+    else:
+        assert found.taken is not None
+        np.testing.assert_array_equal(found.taken, native[:, places].T)
     with pytest.raises(ValueError, match="not kept"):
         found.numbers  # noqa: B018
 
@@ -261,7 +267,7 @@ def test_a_piece_that_is_projected_is_what_its_numbers_are(
 def test_what_is_rare_is_not_projected(name: str) -> None:
     native = _drawn(np.dtype(np.float32), name)
     signs = Signs.of(sign_block(1, Stream.SKETCH, 0, native.shape[1], 32))
-    assert project(native, math.inf, signs, Scratch()) is None
+    assert project(native, math.inf, signs, Scratch(), np.arange(3)) is None
 
 
 @needs_the_loop
@@ -289,7 +295,7 @@ def test_a_matrix_measures_the_same_projected_or_not(shape: tuple[int, int], mon
         (found.sketch.columns, told.sketch.columns),
     ):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6 * np.abs(other).max())
-    squares = np.square(view.values.astype(np.float64))
+    squares = np.square(values.astype(ml_dtypes.bfloat16).astype(np.float64))
     for looked in (found, told):  # thousands of float32 squares, one after the other
         np.testing.assert_allclose(looked.row_norms, np.sqrt(squares.sum(axis=1)), rtol=4e-6)
         np.testing.assert_allclose(looked.column_norms, np.sqrt(squares.sum(axis=0)), rtol=4e-6)
@@ -338,16 +344,21 @@ def test_the_compiled_product_refuses_room_that_does_not_fit() -> None:
     pairs, no_pairs = np.zeros((2, 32, 2), np.uint16), np.zeros(0, np.uint16)
     two, three, none = np.zeros(2, np.float32), np.zeros(3, np.float32), np.zeros(0, np.float32)
     zeros = (0, 0, 0, 6, 0.0, 0.0, 0.0, 0.0)
+    at, taken = np.array([0, 2]), np.zeros((2, 2), np.uint16)
     for given in (pairs, no_pairs):
-        assert kernels.sketch(words, 1.0, signs, given, out, two, three, two.copy(), none) == zeros
+        assert kernels.sketch(words, 1.0, signs, given, at, out, two, three, two.copy(), none, taken) == zeros
     for wrong in (
-        (words, 1.0, signs[:2], pairs, out, two, three, two, none),
-        (words, 1.0, signs, pairs[:1], out, two, three, two, none),
-        (words, 1.0, signs, pairs, out[:1], two, three, two, none),
-        (words, 1.0, signs, pairs, out, three, three, two, none),
-        (words, 1.0, signs, pairs, out, two, two, two, none),
-        (words, 1.0, signs, pairs, out, two, three, two, two),
-        (words[0], 1.0, signs, pairs, out, two, three, two, none),
+        (words, 1.0, signs[:2], pairs, at, out, two, three, two, none, taken),
+        (words, 1.0, signs, pairs[:1], at, out, two, three, two, none, taken),
+        (words, 1.0, signs, pairs, at, out[:1], two, three, two, none, taken),
+        (words, 1.0, signs, pairs, at, out, three, three, two, none, taken),
+        (words, 1.0, signs, pairs, at, out, two, two, two, none, taken),
+        (words, 1.0, signs, pairs, at, out, two, three, two, two, taken),
+        (words[0], 1.0, signs, pairs, at, out, two, three, two, none, taken),
+        (words, 1.0, signs, pairs, at + 1, out, two, three, two, none, taken),
+        (words, 1.0, signs, pairs, at - 1, out, two, three, two, none, taken),
+        (words, 1.0, signs, pairs, at.astype(np.int32), out, two, three, two, none, taken),
+        (words, 1.0, signs, pairs, at, out, two, three, two, none, taken[:1]),
     ):
         with pytest.raises((ValueError, BufferError)):
             kernels.sketch(*wrong)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from fingerprint.dtypes import DTYPES
 from fingerprint.quant import layouts
-from fingerprint.readers import READERS, distributed, orbax, zarr
+from fingerprint.readers import FORMATS, distributed, orbax, zarr
 from fingerprint.readers.findings import FindingCode
 from fingerprint.readers.limits import LIMITS
 
@@ -28,7 +28,7 @@ def current(page: str) -> str:
 
 
 def _formats() -> str:
-    about = [row for reader in READERS for row in reader.about]
+    about = [row for one in FORMATS for row in one.reader.about]
     about += (distributed.ABOUT, orbax.ABOUT, zarr.ABOUT)
     rows = [
         (f"{row.title} (extra `{row.extra}`)" if row.extra else row.title, row.recognised, row.read, row.unread)

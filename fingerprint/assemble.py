@@ -58,7 +58,7 @@ FEWER_NEURONS: Final = 512
 """As many are enough of each MLP of a deep network."""
 SMALL_BYTES: Final = 1 << 16
 """Bytes of a tensor, on average, from which several threads are faster than one."""
-FORKED_BYTES: Final = 1 << 26
+FORKED_BYTES: Final = 1 << 23
 """Bytes of a checkpoint from which forked processes are worth their start."""
 ENOUGH_NEURONS: Final = 1 << 14
 """Neurons of all MLPs together beyond which there are only ``FEWER_NEURONS`` of each."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
-from fingerprint.readers import containers, folder, gguf, reader_for, tfjs
+from fingerprint.readers import containers, folder, gguf, reader_for
 from fingerprint.readers.base import Catalogue, Contents, FileRecord, Finding
 from fingerprint.readers.index import is_index
 from fingerprint.readers.places import folder_of
@@ -113,7 +113,7 @@ def _of_remote(location: Location) -> Checkpoint:
 def _of_file(name: str, source: Source, beside: Folder | None) -> Checkpoint:
     """The checkpoint of one file. ``beside``: the folder that it lies in, None for the one on disk."""
     try:
-        if is_index(source) and not tfjs.recognises(source):
+        if is_index(source) and not _is_tfjs(source):
             found = folder.open_index(source, folder_of(source, beside))
             source.close()
             return _of_folder(name, found)
@@ -133,6 +133,13 @@ def _of_file(name: str, source: Source, beside: Folder | None) -> Checkpoint:
     claims = folder.claims_of(folder_of(source, beside))
     contents = replace(contents, metadata=claims | dict(contents.metadata))
     return _checkpoint(name, reader.name, (FileRecord(name, source.size),), contents, (source,))
+
+
+def _is_tfjs(source: Source) -> bool:
+    """Whether what looks like an index of shards is a model of TensorFlow.js."""
+    from fingerprint.readers import tfjs
+
+    return tfjs.recognises(source)
 
 
 def _of_folder(name: str, found: folder.FolderContents) -> Checkpoint:

@@ -59,6 +59,8 @@ MOST_EXACT: Final = 1 << 20
 MOST_SKETCHED_AXIS: Final = 1 << 22
 """Longest axis of a matrix that gets a sketch: what is kept for each column and row stays small."""
 
+_DENSE: Final = 4
+"""Rows of which one in so many is wanted are read in blocks."""
 NO_WEIGHTS: Final = 1e-9
 """Share of a matrix's energy outside its row and column means below which only the rounding of the means is left."""
 CASTS: Final = {
@@ -296,12 +298,15 @@ def project_slices(view: TensorView, indices: NDArray[np.int64], frame: Float32,
     total = np.zeros((indices.size, frame.shape[1]), np.float64)
     sums = np.zeros((indices.size, 1), np.float64)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        if across:
+        if across or indices.size * _DENSE >= matrix_shape(source.shape)[0]:
             for start, first, native in row_blocks(source):
-                low, high = np.searchsorted(indices, (first, first + native.shape[1]))
-                part = clean(taken(native, indices[low:high] - first, 1))
-                total[low:high] += part.T @ frame[start : start + len(native)]
-                sums[low:high, 0] += part.T @ np.ones(len(native), np.float32)
+                # Which of the slices the block has a part of, and which part.
+                begin, along = (first, start) if across else (start, first)
+                low, high = np.searchsorted(indices, (begin, begin + native.shape[1 if across else 0]))
+                part = clean(taken(native, indices[low:high] - begin, int(across)))
+                part = part.T if across else part
+                total[low:high] += part @ frame[along : along + part.shape[1]]
+                sums[low:high, 0] += part @ np.ones(part.shape[1], np.float32)
         else:
             step = max(1, BLOCK_ELEMENTS // len(frame))
             for low in range(0, indices.size, step):

@@ -277,7 +277,7 @@ def _may_be_steep(slices: Float32) -> bool:
     What is narrow has three quarters of its energy within two deviations of its centre, what is near its peak more than
     half; either fits into ``_NEIGHBOURING`` parts of the length.
     """
-    count, length = slices.shape
+    length = slices.shape[1]
     if length < _PARTS * 8:
         return True
     largest = np.maximum(slices.max(axis=1), -slices.min(axis=1))
@@ -285,8 +285,8 @@ def _may_be_steep(slices: Float32) -> bool:
     np.square(squares, out=squares)
     parts = np.add.reduceat(squares, np.arange(_PARTS) * length // _PARTS, axis=1)
     total = parts.sum(axis=1)
-    together = sum(parts[:, at : at + _PARTS - _NEIGHBOURING + 1] for at in range(_NEIGHBOURING))
-    return bool(np.any((together.max(axis=1) >= 0.5 * total) | (total * _DOMINANT <= 1.0)))
+    together = np.lib.stride_tricks.sliding_window_view(parts, _NEIGHBOURING, axis=1).sum(axis=2).max(axis=1)
+    return bool(np.any((together >= 0.5 * total) | (total * _DOMINANT <= 1.0)))
 
 
 def _are_steep(slices: Float32) -> tuple[Float32, NDArray[np.bool_]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,4 +116,6 @@ def write_signature(path: str | os.PathLike[str], signature: Signature) -> None:
 
 
 def _tool() -> str:
-    return f"weightprint {metadata.version('weightprint')}"[:32]
+    from importlib.metadata import version  # takes longer to import than all that is here
+
+    return f"weightprint {version('weightprint')}"[:32]

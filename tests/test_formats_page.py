@@ -10,7 +10,7 @@ import pytest
 
 from cli.formats import PARTS, current
 from fingerprint.quant import layouts
-from fingerprint.readers import READERS
+from fingerprint.readers import FORMATS
 from fingerprint.readers.findings import FindingCode
 from fingerprint.readers.limits import LIMITS
 
@@ -47,7 +47,7 @@ def test_a_part_that_nothing_makes_is_an_error() -> None:
         current("<!-- nobody -->\n<!-- end -->\n")
 
 
-@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+@pytest.mark.parametrize("reader", [one.reader for one in FORMATS], ids=lambda reader: reader.name)
 def test_every_reader_says_what_it_reads(reader: Reader) -> None:
     assert reader.about
     for row in reader.about:
@@ -59,7 +59,7 @@ def test_every_reader_says_what_it_reads(reader: Reader) -> None:
 
 def test_every_extra_that_a_reader_needs_exists() -> None:
     declared = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    for extra in {row.extra for reader in READERS for row in reader.about} - {""}:
+    for extra in {row.extra for one in FORMATS for row in one.reader.about} - {""}:
         assert f"\n{extra} = [" in declared
 
 

@@ -22,7 +22,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.numpy import save_file
 
 from fingerprint.quant import layouts
-from fingerprint.readers import READERS, distributed, orbax, zarr
+from fingerprint.readers import FORMATS, distributed, orbax, zarr
 from tests.cli_support import HIDDEN, LAYERS, TOKENS, WIDTH, weights
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def path_of(case: Case, folder: Path) -> Path:
 
 def test_every_reader_has_a_case() -> None:
     assert {case.format for case in CASES} >= {
-        *(reader.name for reader in READERS),
+        *(one.name for one in FORMATS),
         distributed.FORMAT,
         orbax.FORMAT,
         zarr.FORMAT,

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from fingerprint.checkpoint import Checkpoint, open_checkpoint
 from fingerprint.dtypes import DTYPES, to_float64
 from fingerprint.errors import InputError
-from fingerprint.readers import READERS
+from fingerprint.readers import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -334,6 +334,8 @@ def test_one_range_of_a_huge_file_takes_little_memory(tmp_path: Path) -> None:
 
 
 def test_readers_are_declared_once() -> None:
-    assert len({reader.name for reader in READERS}) == len(READERS)
-    suffixes = [suffix for reader in READERS for suffix in reader.suffixes]
+    assert len({one.name for one in FORMATS}) == len(FORMATS)
+    for one in FORMATS:
+        assert (one.name, one.suffixes) == (one.reader.name, one.reader.suffixes)
+    suffixes = [suffix for one in FORMATS for suffix in one.suffixes]
     assert len(set(suffixes)) == len(suffixes)

@@ -2,42 +2,51 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
 
 from fingerprint.errors import MalformedFileError, UnsupportedFormatError
-from fingerprint.readers import (
-    coreml,
-    flax,
-    gguf,
-    keras,
-    numpy_files,
-    onnx,
-    plain_pickle,
-    pytorch,
-    safetensors,
-    tensorflow,
-    tfjs,
-    tflite,
-)
 
 if TYPE_CHECKING:
     from fingerprint.readers.base import Reader
     from fingerprint.source import Source
 
-READERS: tuple[Reader, ...] = (
-    safetensors.READER,
-    pytorch.READER,
-    gguf.READER,
-    onnx.READER,
-    coreml.READER,
-    keras.READER,
-    tflite.READER,
-    tensorflow.READER,
-    tfjs.READER,
-    plain_pickle.READER,
-    numpy_files.NPY_READER,
-    numpy_files.NPZ_READER,
-    flax.READER,
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """Where the reader of a format is: its module is not imported before somebody asks for it, since few of all formats
+    are in the files of a scan, and some take longer to import than a small file to read.
+
+    ``name`` and ``suffixes`` are those of the reader.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    module: str
+    attribute: str = "READER"
+
+    @property
+    def reader(self) -> Reader:
+        """The reader itself."""
+        found: Reader = getattr(import_module(f"fingerprint.readers.{self.module}"), self.attribute)
+        return found
+
+
+FORMATS: Final = (
+    Format("safetensors", (".safetensors",), "safetensors"),
+    Format("pytorch", (".pt", ".pth", ".bin", ".ckpt"), "pytorch"),
+    Format("gguf", (".gguf",), "gguf"),
+    Format("onnx", (".onnx",), "onnx"),
+    Format("coreml", (".mlmodel",), "coreml"),
+    Format("keras", (".h5", ".hdf5", ".keras"), "keras"),
+    Format("tflite", (".tflite",), "tflite"),
+    Format("tensorflow", (), "tensorflow"),
+    Format("tfjs", (), "tfjs"),
+    Format("pickle", (".pkl", ".pickle"), "plain_pickle"),
+    Format("npy", (".npy",), "numpy_files", "NPY_READER"),
+    Format("npz", (".npz",), "numpy_files", "NPZ_READER"),
+    Format("flax", (".msgpack",), "flax"),
 )
 
 
@@ -52,13 +61,17 @@ def reader_for(source: Source) -> Reader:
     if source.size < 1024 and bytes(source.read(0, source.size)).startswith(b"version https://git-lfs"):
         hint = "fetch the file itself: git lfs pull"
         raise UnsupportedFormatError("a pointer of Git LFS, not the file itself", path=source.path, hint=hint)
-    reader = recognised(source) or next((r for r in READERS if source.path.lower().endswith(r.suffixes)), None)
-    if reader is None:
-        names = ", ".join(reader.name for reader in READERS)
+    reader = recognised(source)
+    if reader is not None:
+        return reader
+    usual = next((one for one in FORMATS if source.path.lower().endswith(one.suffixes)), None)
+    if usual is None:
+        names = ", ".join(one.name for one in FORMATS)
         raise UnsupportedFormatError("not in a format that can be read", path=source.path, hint=f"formats: {names}")
-    return reader
+    return usual.reader
 
 
 def recognised(source: Source) -> Reader | None:
     """The reader that recognises the bytes of ``source``, or None."""
-    return next((reader for reader in READERS if reader.recognises(source)), None)
+    readers = (one.reader for one in FORMATS)
+    return next((reader for reader in readers if reader.recognises(source)), None)

@@ -10,7 +10,6 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from fingerprint.errors import InputError, clipped
-from fingerprint.readers.bounded_yaml import MAX_YAML, YamlRefusedError, read_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,6 +21,8 @@ CARD: Final = "README.md"
 RECIPE: Final = "mergekit_config.yml"
 MAX_CARD: Final = 1 << 18
 """Bytes of a card that are looked at: its front matter, and the text behind it."""
+MAX_RECIPE: Final = (1 << 16) + 1
+"""Bytes of a recipe that are looked at: one more than are parsed, so that a longer one is seen to be."""
 MAX_NAMED: Final = 64
 """Most models that one text is heard to name."""
 MAX_NAMED_LENGTH: Final = 256
@@ -40,7 +41,7 @@ def claims_beside(place: Folder) -> dict[str, str]:
 
     A README without front matter is no card, but it is heard if it says that the model was trained from scratch.
     """
-    return _of_card(_start(place, CARD, MAX_CARD)) | _of_recipe(_start(place, RECIPE, MAX_YAML + 1))
+    return _of_card(_start(place, CARD, MAX_CARD)) | _of_recipe(_start(place, RECIPE, MAX_RECIPE))
 
 
 def _start(place: Folder, name: str, most: int) -> bytes | None:
@@ -66,10 +67,7 @@ def _of_card(raw: bytes | None) -> dict[str, str]:
 
 
 def _of_front_matter(raw: bytes) -> dict[str, str]:
-    try:
-        documents = read_yaml(raw)
-    except YamlRefusedError:
-        return {}
+    documents = _documents(raw)
     top = documents[0] if documents else None
     if not isinstance(top, dict):
         return {}
@@ -85,10 +83,7 @@ def _of_recipe(raw: bytes | None) -> dict[str, str]:
     if not raw:
         return {}
     claims = {"mergekit": RECIPE}
-    try:
-        documents = read_yaml(raw)
-    except YamlRefusedError:
-        return claims
+    documents = _documents(raw)
     tops = [document for document in documents if isinstance(document, dict)]
     own = {document.get("name") for document in tops}
     found = list(_models(documents))
@@ -97,6 +92,16 @@ def _of_recipe(raw: bytes | None) -> dict[str, str]:
     claims |= _numbered("mergekit.model", (name for _, name in found if name not in own))
     methods = [method for document in tops if isinstance(method := document.get("merge_method"), str)]
     return claims | ({"mergekit.merge_method": clipped(methods[-1], MAX_NAMED_LENGTH)} if methods else {})
+
+
+def _documents(raw: bytes) -> list[Yaml]:
+    """The documents of a text, none of one that is refused; most checkpoints have none that would ask for a parser."""
+    from fingerprint.readers.bounded_yaml import YamlRefusedError, read_yaml
+
+    try:
+        return read_yaml(raw)
+    except YamlRefusedError:
+        return []
 
 
 def _models(value: Yaml) -> Iterator[tuple[str, str]]:

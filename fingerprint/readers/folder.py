@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from fingerprint.errors import InputError, LimitExceededError, UnsupportedFormatError, clipped
-from fingerprint.readers import READERS, distributed, gguf, orbax, reader_for, recognised, zarr
+from fingerprint.readers import FORMATS, distributed, gguf, orbax, reader_for, recognised, zarr
 from fingerprint.readers.adapters import CLAIMS, CONFIG
 from fingerprint.readers.base import MAX_NAME, Catalogue, Contents, FileRecord, Finding, bounded, some
 from fingerprint.readers.bounded_json import Json, JsonCursor
@@ -45,7 +45,7 @@ NESTED = ("quantization_config", "quantization", "text_config", "architectures")
 """Objects of a ``config.json`` whose fields are read as well."""
 _ORIGINS = ("config._name_or_path", f"{CLAIMS}base_model_name_or_path")
 _NUMBERED = re.compile(r"(.{0,200})-([0-9]{5})-of-([0-9]{5})\.([a-z]{2,16})")
-_USUAL_SUFFIXES = tuple(suffix for reader in READERS for suffix in reader.suffixes)
+_USUAL_SUFFIXES = tuple(suffix for one in FORMATS for suffix in one.suffixes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +228,7 @@ def _open_unindexed(place: Folder, catalogue: Catalogue, names: Iterable[str]) -
             continue
         if reader is not None:
             by_format.setdefault(reader.name, []).append(name)
-    chosen = next((reader.name for reader in READERS if reader.name in (sure or by_format)), None)
+    chosen = next((one.name for one in FORMATS if one.name in (sure or by_format)), None)
     if chosen is None:
         if joined.errors:
             raise joined.errors[0]

@@ -6,12 +6,15 @@ Analytic content (constants, identities, masks, ramps, sinusoids, filter banks, 
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fingerprint.patterns import are_curves, are_grid, have_moving_peak, is_mask_of_few_values
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
@@ -47,13 +50,9 @@ def lattice_bits(tiles: list[Float32], *, across: bool = True) -> int:
     multiples of one step (up to an offset); a code book holds at most 2**b distinct values in 64. Without ``across``
     runs are tried along the last axis alone: where rows are not neighbours.
     """
-    turned = [tile.T for tile in tiles] if across else []
-    if not turned:
-        return _agreed(_tile_bits(tiles))
-    if turned[0].shape == tiles[0].shape:  # in one go: calls of numpy cost more than what they do here
-        found = _tile_bits(tiles + turned)
-        return max(_agreed(found[: len(tiles)]), _agreed(found[len(tiles) :]))
-    return max(_agreed(_tile_bits(tiles)), _agreed(_tile_bits(turned)))
+    sides = [tiles, [tile.T for tile in tiles]] if across else [tiles]
+    sides = [side for side in sides if side[0].shape[1] >= 16 and len(side[0])]
+    return max((_agreed(bits) for bits in _bits_of_sides(sides)), default=0)
 
 
 def _agreed(found: list[int | None]) -> int:
@@ -63,17 +62,24 @@ def _agreed(found: list[int | None]) -> int:
     return int(np.median(on_grid)) if known and len(on_grid) >= _AGREEMENT * len(known) else 0
 
 
-def _tile_bits(tiles: list[NDArray[Any]]) -> list[int | None]:
-    """Bits of the grids of tiles' runs along the last axis, all of one shape: 0 for none, None for a tile that is
-    constant or too small."""
-    rows, width = tiles[0].shape
-    if width < 16 or rows < 1:
-        return [None] * len(tiles)
-    held = np.concatenate([tile[:: max(1, rows // 8)] for tile in tiles]).astype(np.float64)
-    levels = _grid_levels(held[:, :32])
-    distinct, present = _distinct(held)
-    levels = np.where((levels == 0) & (present >= 32) & (distinct <= 16), distinct, levels)
-    return [_bits_of(part) for part in levels.reshape(len(tiles), -1)]
+def _bits_of_sides(sides: Sequence[Sequence[NDArray[Any]]]) -> list[list[int | None]]:
+    """For each side, tiles of one shape, the bits of the grids of their runs along the last axis: 0 for none, None for
+    a tile that is constant."""
+    held = [np.concatenate([tile[:: max(1, len(tile) // 8)] for tile in side]).astype(np.float64) for side in sides]
+    if not held:
+        return []
+    beginnings = [runs[:, :32] for runs in held]
+    if len({one.shape[1] for one in beginnings}) == 1:  # in one go: calls of numpy cost more than what they do here
+        ends = np.cumsum([len(one) for one in beginnings])
+        parts = np.split(_grid_levels(np.concatenate(beginnings)), ends[:-1])
+    else:
+        parts = [_grid_levels(one) for one in beginnings]
+    found: list[list[int | None]] = []
+    for side, runs, levels in zip(sides, held, parts, strict=True):
+        distinct, present = _distinct(runs)
+        levels = np.where((levels == 0) & (present >= 32) & (distinct <= 16), distinct, levels)
+        found.append([_bits_of(part) for part in levels.reshape(len(side), -1)])
+    return found
 
 
 def _bits_of(levels: NDArray[np.int64]) -> int | None:

@@ -59,6 +59,8 @@ MOST_EXACT: Final = 1 << 20
 MOST_SKETCHED_AXIS: Final = 1 << 22
 """Longest axis of a matrix that gets a sketch: what is kept for each column and row stays small."""
 
+_SMALL: Final = 1 << 16
+"""Elements of a matrix that is read as a whole where a few parts of it are wanted."""
 _DENSE: Final = 4
 """Rows of which one in so many is wanted are read in blocks."""
 NO_WEIGHTS: Final = 1e-9
@@ -246,7 +248,10 @@ def _places(columns: int, parameters: Parameters) -> Int64:
 def _ceiling(view: TensorView, parameters: Parameters) -> float:
     """See ``slices.ceiling``."""
     stored = StoredSlices.of(view)
-    runs = ceiling_runs(stored.size, stored.length, parameters)
+    runs = list(ceiling_runs(stored.size, stored.length, parameters))
+    if stored.is_whole and stored.size * stored.length <= _SMALL:
+        whole = read_rows(stored.source, 0, stored.size)
+        return ceiling(whole[row, first:last] for row, first, last in runs)
     return ceiling(stored.read(row)[first:last] for row, first, last in runs)
 
 

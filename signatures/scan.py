@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.errors import InputError, RegistryError, SignatureError, UsageError, described
+from fingerprint.memory import give_back
 from fingerprint.vocabulary import Depth
 from signatures.claims import may_name
 from signatures.disclosure import with_tests_lost
@@ -137,6 +138,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
     declared = [registry.get(name).name for name in options.base]
     candidates = find_candidates(registry, suspect.fingerprint, max(LEAST_CANDIDATES, 2 * options.top_k))
     known = [(one.model, registry.load_signature(one.model).fingerprint) for one in candidates]
+    give_back()  # decoding a signature takes several times what is kept of it
     comparisons = compare_all(suspect, [ours for _, ours in known])
     findings = [
         finding

@@ -19,6 +19,7 @@ from fingerprint.comparing.sampled import as_sampled, is_sampled, without_unseen
 from fingerprint.comparing.tail import sketch_log10_p
 from fingerprint.gauge.attention_samples import CHANNEL_LAYERS
 from fingerprint.gauge.sample import MOST_MLPS
+from fingerprint.memory import give_back
 from fingerprint.neurons import UNNAMED
 from fingerprint.threads import thread_count
 from fingerprint.vocabulary import ATTENTION_ROLES, NEURON_ROLES, Circuit, Content, Frame, Role
@@ -37,6 +38,10 @@ _KEPT_SCORE: Final = 0.55
 it, half of the channels left out or half of the weights, of networks trained apart .06 to .24 (means of six)."""
 _STILL: Final = 0.1
 """Concordance in the fixed frame below which the residual stream is not where it was."""
+_MANY: Final = 1 << 22
+"""Pairs of sketches beyond which comparing them leaves much freed memory."""
+_MANY_SAMPLES: Final = 1 << 9
+"""Samples of neurons beyond which comparing these does."""
 _TOKENS: Final = frozenset({Role.TOKEN_EMBEDDING, Role.OUTPUT_HEAD})
 _TABLES: Final[dict[str, Role]] = {
     Frame.ANCHORS: Role.TOKEN_EMBEDDING,
@@ -100,12 +105,16 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
         registered, suspect = as_sampled(registered, suspect)
     cosines = SketchCosines.of(registered.tensors, suspect.tensors)
     matches = match_tensors(registered.tensors, suspect.tensors, cosines)
+    if cosines.pairs >= _MANY:
+        give_back()
     # One after the other where own frames take most of the time anyway: what is held for each adds up.
     workers = 1 if own_frames else thread_count()
     with ThreadPoolExecutor(workers) as pool:
         coins = pool.submit(usable_coins, registered.neurons if suspect.neurons else ())
         matched = pool.submit(match_neurons, registered.neurons, suspect.neurons)
     usable, neurons = coins.result(), matched.result()
+    if len(registered.neurons) + len(suspect.neurons) >= _MANY_SAMPLES:
+        give_back()
     gauge = compare_gauge(registered, suspect, usable, own_frames=own_frames, workers=workers)
     evidence = [
         one

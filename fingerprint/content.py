@@ -77,8 +77,8 @@ def _bits_of_sides(sides: Sequence[Sequence[NDArray[Any]]]) -> list[list[int | N
     found: list[list[int | None]] = []
     for side, runs, levels in zip(sides, held, parts, strict=True):
         distinct, present = _distinct(runs)
-        levels = np.where((levels == 0) & (present >= 32) & (distinct <= 16), distinct, levels)
-        found.append([_bits_of(part) for part in levels.reshape(len(side), -1)])
+        told = np.where((levels == 0) & (present >= 32) & (distinct <= 16), distinct, levels)
+        found.append([_bits_of(part) for part in told.reshape(len(side), -1)])
     return found
 
 

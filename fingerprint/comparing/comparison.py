@@ -269,16 +269,20 @@ def _through_layers(
     """
     ours: dict[int, float] = defaultdict(float)
     theirs: dict[int, float] = defaultdict(float)
+    # What follows a convolution may have units of its own, which say whether it is the same.
+    first = [{one.tensors[0] for one in side.neurons if one.frame == Frame.UNITS} for side in (registered, suspect)]
     for match in (*neurons, *(one for frame in gauge.frames for one in frame.matches)):
         if match.score <= _MATCHED_SCORE / 2:
             continue
         sample, other = registered.neurons[match.registered], suspect.neurons[match.suspect]
         found = _recognised(match)
         share = min(1.0, found * sample.size / other.size)
-        for covered, places, value in ((ours, sample.tensors, found), (theirs, other.tensors, share)):
-            # What follows a convolution has units of its own, which say whether it is the same.
-            for position in places if match.mutual is None else places[:1]:
-                if position >= 0:
+        for covered, places, leading, value in (
+            (ours, sample.tensors, first[0], found),
+            (theirs, other.tensors, first[1], share),
+        ):
+            for position in places:
+                if position >= 0 and (match.mutual is None or position == places[0] or position not in leading):
                     covered[position] = max(covered[position], value)
     for frame in gauge.frames:
         if not frame.agrees:

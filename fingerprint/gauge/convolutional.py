@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from fingerprint.gauge.unit_rows import choose_units, natural_order, read_vector, read_whole, spread_directions
+from fingerprint.gauge.unit_rows import (
+    MOST_COMPOSED,
+    choose_units,
+    compose,
+    natural_order,
+    projected,
+    read_vector,
+    read_whole,
+)
 from fingerprint.records import NeuronSample
 from fingerprint.vectors import row_norms
 from fingerprint.vocabulary import Frame
@@ -26,11 +34,8 @@ if TYPE_CHECKING:
     from fingerprint.canonical import CanonicalTensor
     from fingerprint.parameters import Parameters
 
-    Float32 = NDArray[np.float32]
     Float64 = NDArray[np.float64]
 
-MOST_COMPOSED: Final = 1 << 23
-"""Numbers that one composition may have: 64 MB."""
 DEEPEST: Final = 5
 """Layers of a chain that are looked at, from the input: compositions of many kernels come to resemble each other."""
 MOST_CHAINS: Final = 8
@@ -66,7 +71,7 @@ def convolutional_samples(
                 _, inputs, a, b = units.shape
                 if len(maps[place].kernel) * inputs * (a + high - 1) * (b + wide - 1) > MOST_COMPOSED:
                     break
-                units, lengths = _unit(_compose(maps[place].kernel, units, lengths))
+                units, lengths = _unit(compose(maps[place].kernel * lengths[:, None, None], units))
             beginning = place, tuple(chain[: place + 2])
             if beginning in seen:  # chains that part later have it in common
                 continue
@@ -85,38 +90,15 @@ def convolutional_samples(
                 size=len(units),
                 tensors=(maps[place].position, -1, position),
                 indices=indices,
-                gate=_projected(gate, parameters)[indices],
+                gate=projected(gate, parameters)[indices],
                 up=None,
-                down=_projected(down, parameters)[indices],
+                down=projected(down, parameters)[indices],
             )
-
-
-def _projected(rows: Float64, parameters: Parameters) -> Float32:
-    """Unit rows less what all of them share, in random directions."""
-    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
-    centred = unit - unit.mean(axis=0)
-    found: Float32 = (centred @ spread_directions(rows.shape[1], parameters)).astype(np.float32)
-    return found
 
 
 def _unit(composed: Float64) -> tuple[Float64, Float64]:
     lengths = np.maximum(np.linalg.norm(composed.reshape(len(composed), -1), axis=1), 1e-30)
     return composed / lengths[:, None, None, None], lengths
-
-
-def _compose(kernel: Float64, units: Float64, lengths: Float64) -> Float64:
-    """What a kernel (out, in, h, w) makes of the units (in, c, a, b) in front of it: (out, c, a + h - 1, b + w - 1)."""
-    out, _, high, wide = kernel.shape
-    _, inputs, a, b = units.shape
-    scaled = kernel * lengths[:, None, None]
-    found = np.zeros((out, inputs, a + high - 1, b + wide - 1))
-    flat = units.reshape(len(units), -1)
-    for row in range(high):
-        for column in range(wide):
-            found[:, :, row : row + a, column : column + b] += (scaled[:, :, row, column] @ flat).reshape(
-                out, inputs, a, b
-            )
-    return found
 
 
 def _following(
@@ -148,7 +130,7 @@ def _opposite(kernel: Float64, units: Float64, lengths: Float64) -> Float64:
     """
     out, inputs, high, wide = kernel.shape
     scaled = kernel * lengths[:, None, None]
-    whole = _compose(kernel, units, lengths)
+    whole = compose(scaled, units)
     size = np.maximum(np.linalg.norm(whole.reshape(out, -1), axis=1), 1e-30)
     scaled = scaled / np.maximum(np.linalg.norm(scaled.reshape(out, -1), axis=1), 1e-30)[:, None, None, None]
     weights = scaled.reshape(out, inputs, -1)

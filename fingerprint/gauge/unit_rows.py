@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from fingerprint.canonical import CanonicalTensor
     from fingerprint.parameters import Parameters
 
+    Float32 = NDArray[np.float32]
     Float64 = NDArray[np.float64]
+
+MOST_COMPOSED: Final = 1 << 23
+"""Numbers that one composition of kernels may have: 64 MB."""
 
 
 def read_whole(tensor: CanonicalTensor) -> Float64:
@@ -47,6 +51,28 @@ def spread_directions(length: int, parameters: Parameters) -> Float64:
     signs = sign_matrix(parameters.seed, Stream.FRAME, length, parameters.frame_width).astype(np.float64)
     scaled: Float64 = signs / np.sqrt(signs.shape[1])
     return scaled
+
+
+def projected(rows: Float64, parameters: Parameters) -> Float32:
+    """Rows of length 1 less what all of them share, in random directions: (n, frame_width) float32."""
+    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+    centred = unit - unit.mean(axis=0)
+    found: Float32 = (centred @ spread_directions(rows.shape[1], parameters)).astype(np.float32)
+    return found
+
+
+def compose(kernel: Float64, units: Float64) -> Float64:
+    """What a kernel (out, in, h, w) makes of units (in, c, a, b) in front of it: (out, c, a + h - 1, b + w - 1)."""
+    out, _, high, wide = kernel.shape
+    _, inputs, a, b = units.shape
+    found = np.zeros((out, inputs, a + high - 1, b + wide - 1))
+    flat = units.reshape(len(units), -1)
+    for row in range(high):
+        for column in range(wide):
+            found[:, :, row : row + a, column : column + b] += (kernel[:, :, row, column] @ flat).reshape(
+                out, inputs, a, b
+            )
+    return found
 
 
 def natural_order(name: str) -> tuple[tuple[int, str], ...]:

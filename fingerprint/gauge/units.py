@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Final
 
+from fingerprint.gauge.branches import branch_samples
 from fingerprint.gauge.convolutional import convolutional_samples
 from fingerprint.gauge.gram import outer, sketched
 from fingerprint.gauge.recurrent import recurrent_roles, recurrent_samples
 from fingerprint.records import LayerGram, NeuronSample
+from fingerprint.units import spread
 from fingerprint.vectors import unit_rows
 from fingerprint.vocabulary import Circuit, Content, Frame, Role
 
@@ -52,10 +54,16 @@ def sample_units(
         and prod(tensor.view.shape) <= MOST_ELEMENTS
     ]
     count = MOST_UNITS if suspect else parameters.gauge_samples
+    most = MOST_OF_SUSPECT if suspect else MOST_SAMPLES
     found = [
         *recurrent_samples(tensors, usable, count, parameters, suspect=suspect),
-        *convolutional_samples(tensors, usable, count, parameters),
-    ][: MOST_OF_SUSPECT if suspect else MOST_SAMPLES]
+        # A chain that leads through branches would leave out what goes round them.
+        *(
+            list(branch_samples(tensors, usable, count, parameters))
+            or convolutional_samples(tensors, usable, count, parameters)
+        ),
+    ]
+    found = [found[place] for place in sorted(spread(len(found), most))]
     grams = [gram for sample in found if sample.frame == Frame.UNITS for gram in _gram(sample, parameters)]
     return Units(tuple(found), tuple(grams), recurrent_roles(tensors, usable, suspect=suspect))
 

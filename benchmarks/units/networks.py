@@ -1,4 +1,5 @@
-"""Small networks with hidden units: convolutions with batch norm on drawn pictures, LSTM and GRU cells on text."""
+"""Small networks with hidden units: convolutions with batch norm on drawn pictures, in a chain or with residual
+branches, LSTM and GRU cells on text."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
+from benchmarks.units.residual import ResidualNetwork
 from benchmarks.zoo.models import generator
 from benchmarks.zoo.text import tokens
 
@@ -33,8 +35,13 @@ TEXT, OTHER_TEXT = "a-pre", "a-other"
 
 class Kind(StrEnum):
     CNN = "cnn"
+    RESNET = "resnet"
     LSTM = "lstm"
     GRU = "gru"
+
+
+PICTURES = frozenset({Kind.CNN, Kind.RESNET})
+"""Kinds that look at pictures."""
 
 
 def layers(weights: Mapping[str, object]) -> int:
@@ -64,12 +71,19 @@ class Network(nn.Module):
 
     def __init__(self, kind: Kind, depth: int = 2, channels: Sequence[int] = CHANNELS, *, folded: bool = False) -> None:
         super().__init__()
-        self.kind, self.parts = kind, _parts(kind, depth, channels, folded=folded)
+        self.kind = kind
+        self.parts: nn.Module = (
+            ResidualNetwork(CLASSES) if kind is Kind.RESNET else _parts(kind, depth, channels, folded=folded)
+        )
         self.layers = layers(self.parts.state_dict())
 
     @classmethod
     def of(cls, kind: Kind, weights: Mapping[str, Tensor]) -> Network:
         """The network that has these weights."""
+        if kind is Kind.RESNET:
+            made = cls(kind)
+            made.parts = ResidualNetwork.of(weights)
+            return made
         depth = sum(name.startswith("rnn.weight_ih_l") for name in weights)
         kernels = [weights[f"conv{i + 1}.weight"] for i in range(layers(weights))]
         channels = (kernels[0].shape[1], *map(len, kernels)) if kernels else CHANNELS
@@ -79,6 +93,9 @@ class Network(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         parts = self.parts
+        if not isinstance(parts, nn.ModuleDict):
+            whole: Tensor = parts(inputs)
+            return whole
         if self.kind is not Kind.CNN:
             out: Tensor = parts["decoder"](parts["rnn"](parts["encoder"](inputs))[0])
             return out
@@ -106,7 +123,7 @@ def pictures(count: int, random: torch.Generator, *, side: int = SIDE, noise: fl
 
 def batch(kind: Kind, random: torch.Generator, data: str, size: int) -> tuple[Tensor, Tensor]:
     """Inputs and what is to be predicted of them."""
-    if kind is Kind.CNN:
+    if kind in PICTURES:
         return pictures(2 * size, random)
     text = torch.from_numpy(tokens(data, VOCABULARY).train)
     starts = torch.randint(0, len(text) - 33, (size,), generator=random)

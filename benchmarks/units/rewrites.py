@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.lineage import derive_ops as ops
-from benchmarks.units.networks import HIDDEN, VOCABULARY, Kind, Network, Weights, batch, layers, train
+from benchmarks.units import residual
+from benchmarks.units.networks import HIDDEN, PICTURES, VOCABULARY, Kind, Network, Weights, batch, layers, train
 from benchmarks.zoo.models import generator
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ def _on_channels(weights: Weights, layer: int, order: Tensor, scales: Tensor) ->
 def permute(weights: Weights, kind: Kind, random: Generator) -> Weights:
     """Put the hidden units of every layer in a random order."""
     out = {name: w.clone() for name, w in weights.items()}
+    if kind is Kind.RESNET:
+        for writers, readers in residual.spaces(out):
+            order = torch.randperm(len(out[f"{writers[0]}.weight"]), generator=random)
+            residual.on_channels(out, writers, readers, order, torch.ones(len(order), dtype=torch.float64))
+        return out
     if kind is Kind.CNN:
         for layer in range(1, layers(weights) + 1):
             order = torch.randperm(len(out[_conv(layer)]), generator=random)
@@ -62,18 +68,26 @@ def permute(weights: Weights, kind: Kind, random: Generator) -> Weights:
 
 def rescale(weights: Weights, kind: Kind, random: Generator) -> Weights:
     """Multiply every channel behind its norm by a positive number, and divide what reads it."""
-    assert kind is Kind.CNN
+    assert kind in PICTURES
     out = {name: w.clone() for name, w in weights.items()}
+    if kind is Kind.RESNET:
+        for writers, readers in residual.spaces(out):
+            size = len(out[f"{writers[0]}.weight"])
+            residual.on_channels(out, writers, readers, torch.arange(size), residual.random_scales(size, random))
+        return out
     for layer in range(1, layers(weights) + 1):
         size = len(out[_conv(layer)])
-        scales = torch.exp(0.7 * torch.randn(size, generator=random, dtype=torch.float64))
-        _on_channels(out, layer, torch.arange(size), scales)
+        _on_channels(out, layer, torch.arange(size), residual.random_scales(size, random))
     return out
 
 
 def fold_norms(weights: Weights, kind: Kind, _: Generator) -> Weights:
     """Fold every batch norm into the convolution in front of it, which gets a bias."""
-    assert kind is Kind.CNN
+    assert kind in PICTURES
+    if kind is Kind.RESNET:
+        folded = {name: w.clone() for name, w in weights.items()}
+        residual.fold(folded)
+        return folded
     out = {name: w.clone() for name, w in weights.items() if not name.startswith("bn")}
     for layer in range(1, layers(weights) + 1):
         gain, bias, mean, variance = (
@@ -134,16 +148,15 @@ def permute_vocabulary(weights: Weights, kind: Kind, random: Generator) -> Weigh
     return out
 
 
-REWRITES: dict[Kind, dict[str, tuple[Change, ...]]] = {
-    Kind.CNN: {
-        "none": (),
-        "permuted": (permute,),
-        "rescaled": (rescale,),
-        "norms folded": (fold_norms,),
-        "permuted, rescaled": (permute, rescale),
-        "permuted, rescaled, folded": (permute, rescale, fold_norms),
-    }
+_CONVOLUTIONAL: dict[str, tuple[Change, ...]] = {
+    "none": (),
+    "permuted": (permute,),
+    "rescaled": (rescale,),
+    "norms folded": (fold_norms,),
+    "permuted, rescaled": (permute, rescale),
+    "permuted, rescaled, folded": (permute, rescale, fold_norms),
 }
+REWRITES: dict[Kind, dict[str, tuple[Change, ...]]] = dict.fromkeys((Kind.CNN, Kind.RESNET), _CONVOLUTIONAL)
 _RECURRENT: dict[str, tuple[Change, ...]] = {
     "none": (),
     "permuted": (permute,),
@@ -189,13 +202,17 @@ def difference(original: Weights, made: Weights, kind: Kind, *, order: Tensor | 
 def _outputs(weights: Weights, kind: Kind, inputs: Tensor) -> Tensor:
     network = Network.of(kind, weights).double().eval()
     with torch.no_grad():
-        found: Tensor = network(inputs.double() if kind is Kind.CNN else inputs)
+        found: Tensor = network(inputs.double() if kind in PICTURES else inputs)
     return found
 
 
-def halve_channels(weights: Weights) -> Weights:
-    """Leave out the half of the channels of each convolution whose rows are shortest."""
+def halve_channels(weights: Weights, kind: Kind) -> Weights:
+    """Leave out the half of the channels of each convolution, of residual branches those inside, whose rows are
+    shortest."""
     out = {name: w.clone() for name, w in weights.items()}
+    if kind is Kind.RESNET:
+        residual.halve_inside(out)
+        return out
     for layer in range(1, layers(weights) + 1):
         kernel = out[_conv(layer)]
         kept = kernel.flatten(1).norm(dim=1).topk(len(kernel) // 2).indices.sort().values
@@ -225,8 +242,11 @@ def halve_units(weights: Weights, kind: Kind) -> Weights:
 def spare_layer(weights: Weights, kind: Kind) -> int | None:
     """A layer that can be left out, as what it puts out is as wide as what it reads: None if there is none.
 
-    Of convolutions the first such one; of cells the last level, whose predecessor has as many units.
+    Of convolutions the first such one, of residual networks the first block; of cells the last level, whose
+    predecessor has as many units.
     """
+    if kind is Kind.RESNET:
+        return 0
     if kind is Kind.CNN:
         fits = (i for i in range(1, layers(weights) + 1) if weights[_conv(i)].shape[0] == weights[_conv(i)].shape[1])
         return next(fits, None)
@@ -238,6 +258,8 @@ def drop_layer(weights: Weights, kind: Kind) -> Weights:
     """Leave out ``spare_layer``; those behind it move up."""
     spare = spare_layer(weights, kind)
     assert spare is not None
+    if kind is Kind.RESNET:
+        return residual.without_block(weights)
     if kind is not Kind.CNN:
         return {name: w.clone() for name, w in weights.items() if not name.endswith(f"_l{spare}")}
     out = {}

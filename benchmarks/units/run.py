@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks.lineage import derive_ops as ops
 from benchmarks.lineage.derive_cases import Names
 from benchmarks.lineage.derive_write import disguise, write_file
-from benchmarks.units.networks import CHANNELS, OTHER_TEXT, RATE, STEPS, Kind, Weights, train
+from benchmarks.units.networks import CHANNELS, OTHER_TEXT, PICTURES, RATE, STEPS, Kind, Weights, train
 from benchmarks.units.rewrites import (
     REWRITES,
     drop_layer,
@@ -67,6 +67,7 @@ class Recipe:
 RECIPES = (
     Recipe("cnn", Kind.CNN, 12),
     Recipe("cnn-deeper", Kind.CNN, 4, (3, 32, 48, 48, 64)),
+    Recipe("resnet", Kind.RESNET, 10),
     Recipe("lstm", Kind.LSTM, 10),
     Recipe("gru", Kind.GRU, 4),
 )
@@ -139,7 +140,9 @@ def damages() -> list[Damage]:
         Damage(
             "layer-dropped", lambda w, kind, _: drop_layer(w, kind), fits=lambda w, k: spare_layer(w, k) is not None
         ),
-        Damage("units-halved", lambda w, kind, _: halve_channels(w) if kind is Kind.CNN else halve_units(w, kind)),
+        Damage(
+            "units-halved", lambda w, kind, _: halve_channels(w, kind) if kind in PICTURES else halve_units(w, kind)
+        ),
     ]
 
 
@@ -171,7 +174,7 @@ def suspects(networks: Sequence[Weights], tune: Weights, kind: Kind) -> Iterator
     """
     last = list(REWRITES[kind])[-1]
     names = [name for name in REWRITES[kind] if name not in {"none", last}]
-    full = [last] if kind is Kind.CNN else [names[-2], last]
+    full = [last] if kind in PICTURES else [names[-2], last]
     yield from _rewritten("descends", "A", networks[0], kind, list(REWRITES[kind]), full)
     yield from _rewritten("sibling", "A-fty", tune, kind, list(REWRITES[kind]), full)
     drawn, shuffled = (change(networks[0], generator(f"{kind}/stand-in")) for change in (random_like, shuffle))

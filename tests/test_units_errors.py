@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.error_rates.__main__ import failures
 from benchmarks.error_rates.rates import table
-from benchmarks.units.networks import Kind
+from benchmarks.units.networks import PICTURES
 from benchmarks.units.null import BROKEN, EVEN, LAYER, NETWORK, main, run
 from benchmarks.units.populations import OTHER_CELLS, POPULATIONS, members, quick, relatives, strangers
 from benchmarks.units.run import build
@@ -36,7 +36,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def cells(zoo: Path) -> list[Member]:
-    return members(zoo, [replace(one, last=1) for one in quick(POPULATIONS) if one.kind is not Kind.CNN])
+    return members(zoo, [replace(one, last=1) for one in quick(POPULATIONS) if one.kind not in PICTURES])
 
 
 def test_the_product_keeps_to_its_p_values(zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from benchmarks.corpus import FACENET, SPLICEAI, fetch_into
 from benchmarks.error_rates.comparisons import OTHER, one_recipe
 from benchmarks.error_rates.population import Model, as_suspect, measure
-from benchmarks.units.networks import CHANNELS, Kind
+from benchmarks.units.networks import CHANNELS, PICTURES, Kind
 from benchmarks.units.rewrites import REWRITES, rewrite
 from benchmarks.units.run import build, damages, write_disguised
 
@@ -51,10 +51,13 @@ class Member:
     suspects: Mapping[str, Fingerprint]
 
 
+_FOLDED = "permuted, rescaled, folded"
+_DAMAGED = (INTACT, "4bit", "sparse-50", "units-halved")
+
+
 def _convolutional(first: int, last: int, *channels: int, note: str = "") -> Population:
     recipe = f"CNN {'-'.join(map(str, channels))}{note}"
-    damaged = (INTACT, "4bit", "sparse-50", "units-halved")
-    return Population(recipe, Kind.CNN, first, last, "permuted, rescaled, folded", damaged, (3, *channels))
+    return Population(recipe, Kind.CNN, first, last, _FOLDED, _DAMAGED, (3, *channels))
 
 
 def _recurrent(kind: Kind, last: int) -> Population:
@@ -67,6 +70,7 @@ POPULATIONS = (
     _convolutional(0, 10, 16, 24, 32),
     _convolutional(0, 8, 24, 32, 40, 48),
     _convolutional(0, 6, 64, 96, 128),
+    Population("residual network", Kind.RESNET, 0, 10, _FOLDED, _DAMAGED),
     _recurrent(Kind.LSTM, 24),
     _recurrent(Kind.GRU, 16),
 )
@@ -76,7 +80,7 @@ POPULATIONS = (
 def quick(populations: Sequence[Population]) -> list[Population]:
     """Fewer: the first networks of the first population and of each cell, the suspects intact and halved alone."""
     chosen = [populations[0], *(one for one in populations if one.kind is not Kind.CNN)]
-    counts = {Kind.CNN: 5, Kind.LSTM: 2, Kind.GRU: 2}
+    counts = {Kind.CNN: 5, Kind.RESNET: 2, Kind.LSTM: 2, Kind.GRU: 2}
     return [
         replace(one, last=one.first + counts[one.kind], damages=one.damages[:: max(1, len(one.damages) - 1)])
         for one in chosen
@@ -121,16 +125,17 @@ def _strata(registered: Population, suspect: Population) -> dict[str, str]:
     if registered is suspect:
         several = len(suspect.damages) > 1
         return {one: f"one recipe, {suspect.recipe}{f': {one}' if several else ''}" for one in suspect.damages}
-    convolutional = {registered.kind, suspect.kind} == {Kind.CNN}
-    if convolutional and registered.channels != suspect.channels:
-        return {INTACT: OTHER}
-    return {} if Kind.CNN in {registered.kind, suspect.kind} else {INTACT: OTHER_CELLS}
+    pictures = [one.kind in PICTURES for one in (registered, suspect)]
+    if all(pictures):
+        alike = registered.kind is suspect.kind and registered.channels == suspect.channels
+        return {} if alike else {INTACT: OTHER}
+    return {} if any(pictures) else {INTACT: OTHER_CELLS}
 
 
 def relatives(found: Sequence[Member], most: int) -> list[Pair]:
     """Of each recurrent recipe, networks with copies of themselves, permuted and rounded to 4 bits."""
     pairs = []
-    for recipe in dict.fromkeys(one.population.recipe for one in found if one.population.kind is not Kind.CNN):
+    for recipe in dict.fromkeys(one.population.recipe for one in found if one.population.kind not in PICTURES):
         for one in [one for one in found if one.population.recipe == recipe][:most]:
             its = _suspects(one.path, one.population.kind, "permuted", ("4bit",))["4bit"]
             pairs.append((recipe, one.model, replace(one.model, suspect=its)))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -26,7 +27,7 @@ from fingerprint.records import NeuronSample
 from fingerprint.vocabulary import Frame
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 
 MOST_KERNELS: Final = 256
 """Kernels of a network that is looked at, in the order of their names."""
+MOST_NUMBERS: Final = 1 << 27
+"""Numbers of these kernels together: each is read some times."""
+MOST_COORDINATES: Final = 1 << 12
+"""Numbers by which a channel is written down."""
 MEETING: Final = 0.2
 """Correlation of similarities from which two kernels are taken to meet in one space."""
 _COMPARED: Final = 128
@@ -53,6 +58,7 @@ _DEEPEST: Final = 12
 _ROUNDS: Final = 30
 _TINY: Final = 1e-30
 
+Shape = tuple[int, int, int, int]
 _End = tuple[int, int]
 """A kernel's position, with 0 for the space that it writes, 1 for that which it reads."""
 
@@ -62,7 +68,7 @@ class _Kernel:
     """A convolution from one space to another."""
 
     position: int
-    shape: tuple[int, int, int, int]
+    shape: Shape
     source: int
     target: int
 
@@ -84,7 +90,7 @@ class _Network:
         self._tensors = tensors
         self._factors: dict[int, tuple[Float64, Float64]] = {}
         shapes = {i: _shape(tensors[i]) for i in usable if len(tensors[i].view.shape) in {3, 4}}
-        order = sorted(shapes, key=lambda i: natural_order(tensors[i].name))[:MOST_KERNELS]
+        order = _first(sorted(shapes, key=lambda i: natural_order(tensors[i].name)), shapes)
         produced = {shapes[i][0] for i in order}
         ends: dict[int, list[_End]] = defaultdict(list)
         for i in order:
@@ -207,7 +213,13 @@ def branch_samples(
                 yield sample(spaces[number], read_whole(tensors[position]).T, position)
 
 
-def _shape(tensor: CanonicalTensor) -> tuple[int, int, int, int]:
+def _first(order: Sequence[int], shapes: Mapping[int, Shape]) -> list[int]:
+    """As many of the kernels as are looked at."""
+    together = np.cumsum([prod(shapes[i]) for i in order])
+    return list(order[: min(MOST_KERNELS, int(np.searchsorted(together, MOST_NUMBERS, "right")))])
+
+
+def _shape(tensor: CanonicalTensor) -> Shape:
     out, into, *window = tensor.view.shape
     high, wide = window if len(window) == 2 else (1, *window)
     return out, into, high, wide
@@ -235,9 +247,8 @@ def _read_by(kernel: Float64, units: Float64) -> Float64 | None:
     """What a kernel (out, in, h, w) makes of units (in, ...): (out, ...); None where that is too large."""
     out, _, high, wide = kernel.shape
     _, inputs, a, b = units.shape
-    if out * inputs * (a + high - 1) * (b + wide - 1) > MOST_COMPOSED:
-        return None
-    return compose(kernel, units)
+    coordinates = inputs * (a + high - 1) * (b + wide - 1)
+    return compose(kernel, units) if coordinates <= min(MOST_COORDINATES, MOST_COMPOSED // out) else None
 
 
 def _written_by(kernel: Float64, units: Float64) -> Float64 | None:

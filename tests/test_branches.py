@@ -1,0 +1,102 @@
+"""Branches of residual networks: which kernels meet, and coordinates that no order and no scale of channels changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.units import residual
+from benchmarks.units.networks import Kind
+from benchmarks.units.rewrites import REWRITES, rewrite
+from fingerprint.assemble import measure_checkpoint
+from fingerprint.checkpoint import open_checkpoint
+from fingerprint.gauge import branches
+from fingerprint.gauge.branches import _factors
+from tests.test_units import network
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+INSIDE = {(f"layer{stage}.{block}.conv1", f"layer{stage}.{block}.conv2") for stage in (1, 2) for block in (0, 1)}
+STREAM = {("layer2.0.downsample.0", "layer2.0.conv2"), ("layer2.0.downsample.0", "fc")}
+
+
+def pairs(weights: dict[str, torch.Tensor], path: Path, names: dict[str, str] | None = None) -> set[tuple[str, str]]:
+    """The kernels in front of and behind the units that are sampled, by their true names."""
+    true = names or {name: name for name in weights}
+    save_file({given: weights[name].contiguous() for given, name in true.items()}, path)
+    with open_checkpoint(path) as checkpoint:
+        measured = measure_checkpoint(checkpoint, casts=False, deep=False, workers=1)
+    name = [true[tensor.name].removesuffix(".weight") for tensor in measured.tensors]
+    return {(name[one.tensors[0]], name[one.tensors[2]]) for one in measured.fingerprint.neurons}
+
+
+@pytest.mark.parametrize("how", REWRITES[Kind.RESNET])
+def test_kernels_that_meet_are_told_by_their_channels(how: str, tmp_path: Path) -> None:
+    weights, _ = rewrite(network(Kind.RESNET, 1), Kind.RESNET, REWRITES[Kind.RESNET][how], "test")
+    assert pairs(weights, tmp_path / "named.safetensors") == INSIDE | STREAM
+    shuffled = sorted(weights, key=lambda name: name[::-1])
+    names = {f"t{number}": name for number, name in enumerate(shuffled)}
+    assert pairs(weights, tmp_path / "nameless.safetensors", names) == INSIDE | STREAM
+
+
+def test_a_balanced_kernel_is_the_same_whatever_its_rows_and_columns_were_multiplied_by() -> None:
+    random = np.random.default_rng(0)
+    kernel = random.normal(size=(24, 32)) ** 2
+    rows, columns = _factors(kernel)
+    balanced = kernel * np.outer(rows, columns) ** 2
+    np.testing.assert_allclose(balanced.sum(axis=0), balanced.sum(axis=0).mean(), rtol=1e-6)
+    np.testing.assert_allclose(balanced.sum(axis=1), balanced.sum(axis=1).mean(), rtol=1e-6)
+    scaled = kernel * np.outer(np.exp(random.normal(size=24)), np.exp(random.normal(size=32)))
+    rows, columns = _factors(scaled)
+    again = scaled * np.outer(rows, columns) ** 2
+    np.testing.assert_allclose(again / again.sum(), balanced / balanced.sum(), rtol=1e-5)
+
+
+def test_of_dead_channels_nothing_is_made(tmp_path: Path) -> None:
+    weights = network(Kind.RESNET, 1)
+    weights["layer1.0.conv1.weight"][:5] = 0.0
+    weights["layer1.0.conv2.weight"][:, :5] = 0.0
+    assert pairs(weights, tmp_path / "dead.safetensors") >= INSIDE
+    weights["layer1.0.conv1.weight"][:] = 0.0
+    assert INSIDE - {("layer1.0.conv1", "layer1.0.conv2")} <= pairs(weights, tmp_path / "deader.safetensors")
+
+
+def test_numbers_that_are_not_finite_harm_no_other_kernel(tmp_path: Path) -> None:
+    weights = network(Kind.RESNET, 1)
+    weights["layer1.0.conv1.weight"][3] = float("nan")
+    weights["layer1.1.conv1.weight"][3] = 1e30
+    assert {pair for pair in INSIDE if "layer2" in pair[0]} <= pairs(weights, tmp_path / "bad.safetensors")
+
+
+def test_kernels_without_a_way_from_the_input_give_nothing(tmp_path: Path) -> None:
+    weights = {name: w for name, w in network(Kind.RESNET, 1).items() if not name.startswith(("conv1", "bn1"))}
+    assert not pairs(weights, tmp_path / "headless.safetensors")
+
+
+def test_no_more_kernels_are_read_than_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branches, "MOST_NUMBERS", 40_000)
+    found = pairs(network(Kind.RESNET, 1), tmp_path / "some.safetensors")
+    assert found
+    assert found <= INSIDE | STREAM | {("layer1.0.conv2", "layer1.1.conv1")}
+    assert not any("layer2" in first for first, _ in found)
+
+
+@pytest.mark.parametrize("shape", [(16, 1, 3, 3), (32, 32, 3), (16, 16, 1, 1), (17, 300, 3, 3)])
+def test_odd_kernels_are_no_error(shape: tuple[int, ...], tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+    weights = {f"w{number}.weight": torch.randn(shape, generator=random) for number in range(3)}
+    pairs(weights, tmp_path / "odd.safetensors")
+
+
+def test_the_benchmark_knows_every_kernel() -> None:
+    """Each writes one space and reads one, but for what reads the picture."""
+    weights = network(Kind.RESNET, 1)
+    writers, readers = (sorted(name for space in residual.spaces(weights) for name in space[side]) for side in (0, 1))
+    kernels = sorted(name.removesuffix(".weight") for name, w in weights.items() if w.ndim == 4)
+    assert writers == kernels
+    assert readers == sorted([*(name for name in kernels if name != "conv1"), "fc"])

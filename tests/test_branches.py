@@ -44,6 +44,36 @@ def test_kernels_that_meet_are_told_by_their_channels(how: str, tmp_path: Path) 
     assert pairs(weights, tmp_path / "nameless.safetensors", names) == INSIDE | STREAM
 
 
+def bottleneck() -> dict[str, torch.Tensor]:
+    """Two blocks of three kernels, with a shortcut, whose channels resemble each other space by space."""
+    random = torch.Generator().manual_seed(0)
+
+    def space(size: int) -> torch.Tensor:
+        return torch.randn(size, 6, generator=random)
+
+    def kernel(written: torch.Tensor, read: torch.Tensor, side: int) -> torch.Tensor:
+        mixing = torch.randn(6, 6, side, side, generator=random)
+        made = torch.einsum("of,fgxy,ig->oixy", written, mixing, read)
+        return made + made.std() * torch.randn(made.shape, generator=random)
+
+    first, stream = space(32), space(64)
+    weights = {"conv1": kernel(first, space(3), 3), "layer1.0.downsample.0": kernel(stream, first, 1)}
+    for number, read in enumerate((first, stream)):
+        near, far = space(16), space(24)
+        block = f"layer1.{number}"
+        weights |= {f"{block}.conv1": kernel(near, read, 1), f"{block}.conv2": kernel(far, near, 3)}
+        weights[f"{block}.conv3"] = kernel(stream, far, 1)
+    weights["fc"] = torch.randn(10, 64, generator=random)
+    return {f"{name}.weight": w for name, w in weights.items()}
+
+
+def test_a_branch_may_have_spaces_one_behind_the_other(tmp_path: Path) -> None:
+    blocks = [f"layer1.{number}" for number in (0, 1)]
+    inside = {(f"{one}.conv{i}", f"{one}.conv{i + 1}") for one in blocks for i in (1, 2)}
+    stream = {("layer1.0.downsample.0", "layer1.0.conv3"), ("layer1.0.downsample.0", "fc")}
+    assert pairs(bottleneck(), tmp_path / "bottleneck.safetensors") == inside | stream
+
+
 def test_a_balanced_kernel_is_the_same_whatever_its_rows_and_columns_were_multiplied_by() -> None:
     random = np.random.default_rng(0)
     kernel = random.normal(size=(24, 32)) ** 2

@@ -42,6 +42,8 @@ MOST_NUMBERS: Final = 1 << 27
 """Numbers of these kernels together: each is read some times."""
 MOST_COORDINATES: Final = 1 << 12
 """Numbers by which a channel is written down."""
+MOST_INSIDE: Final = 4
+"""Spaces one behind the other inside a branch."""
 MEETING: Final = 0.2
 """Correlation of similarities from which two kernels are taken to meet in one space."""
 _COMPARED: Final = 128
@@ -169,12 +171,9 @@ def branch_samples(
     nothing for other networks. Raises ``InputError``."""
     network = _Network(tensors, usable)
     spaces = network.spaces()
-    residual = {
-        kernel.target
-        for kernel in network.kernels
-        if kernel.source in spaces and kernel.target in spaces and kernel.source not in spaces[kernel.target].way
-        if kernel.position not in spaces[kernel.target].kernels
-    }
+    kernels = [one for one in network.kernels if one.source in spaces and one.target in spaces]
+    again = [one for one in kernels if one.position not in spaces[one.target].kernels]
+    streams = {one.target for one in again if one.source not in spaces[one.target].way}
 
     def sample(space: _Space, down: Float64, last: int) -> NeuronSample:
         gate = space.units.reshape(len(space.units), -1)
@@ -192,20 +191,31 @@ def branch_samples(
             down=projected(down.reshape(len(down), -1), parameters)[indices],
         )
 
-    for kernel in network.kernels if residual else ():
-        source, target = spaces.get(kernel.source), spaces.get(kernel.target)
-        if source is None or target is None or kernel.position in target.kernels:
-            continue
-        # Of no channel's own making: else any two networks would agree that have similar channels.
-        if kernel.source not in target.way:
-            written = _written_by(network.balanced(kernel.position), target.units)
-            if written is not None:
-                yield sample(source, written, kernel.position)
-        if kernel.target not in source.way:
-            again = _read_by(network.balanced(kernel.position), source.units)
-            if again is not None:
-                yield sample(target, again, kernel.position)
-    for number in sorted(residual):
+    def onward(number: int, inside: tuple[int, ...] = ()) -> tuple[Float64, int] | None:
+        """What the channels of a space are for the stream, and the kernel that reads them; ``inside`` are the spaces in
+        front of it that the question began with."""
+        inside = (*inside, number)
+        reading = [one for one in kernels if one.source == number]
+        for kernel in reading:
+            # Of no channel's own making: else any two networks would agree that have similar channels.
+            if kernel in again and spaces[kernel.target].way.isdisjoint(inside):
+                written = _written_by(network.balanced(kernel.position), spaces[kernel.target].units)
+                return None if written is None else (written, kernel.position)
+        for kernel in reading if len(inside) < MOST_INSIDE else []:
+            if kernel.target not in streams and (found := onward(kernel.target, inside)) is not None:
+                written = _written_by(network.balanced(kernel.position), found[0])
+                return None if written is None else (written, kernel.position)
+        return None
+
+    for number in sorted(spaces.keys() - streams) if streams else ():
+        if len(spaces[number].units) >= _FEWEST and (found := onward(number)) is not None:
+            yield sample(spaces[number], *found)
+    for kernel in again:
+        if kernel.target not in spaces[kernel.source].way:
+            read = _read_by(network.balanced(kernel.position), spaces[kernel.source].units)
+            if read is not None:
+                yield sample(spaces[kernel.target], read, kernel.position)
+    for number in sorted(streams):
         channels = len(spaces[number].units)
         for position in usable:
             shape = tensors[position].view.shape
@@ -252,11 +262,11 @@ def _read_by(kernel: Float64, units: Float64) -> Float64 | None:
 
 
 def _written_by(kernel: Float64, units: Float64) -> Float64 | None:
-    """What a kernel (out, in, h, w) makes of each channel that it reads, at each tap in units (out, ...): (in, n); None
-    where that is too large."""
+    """What a kernel (out, in, h, w) makes of each channel that it reads, at each tap, where what it writes is ``units``
+    (out, ...): (in, n); None where that is too large."""
     out, into, high, wide = kernel.shape
     flat = units.reshape(out, -1)
-    if into * high * wide * flat.shape[1] > MOST_COMPOSED:
+    if flat.shape[1] > MOST_COORDINATES or into * high * wide * flat.shape[1] > MOST_COMPOSED:
         return None
     written: Float64 = (kernel.transpose(1, 2, 3, 0).reshape(-1, out) @ flat).reshape(into, -1)
     return written

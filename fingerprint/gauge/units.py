@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Final
+
+import numpy as np
 
 from fingerprint.gauge.branches import branch_samples
 from fingerprint.gauge.convolutional import convolutional_samples
 from fingerprint.gauge.gram import outer, sketched
 from fingerprint.gauge.recurrent import recurrent_roles, recurrent_samples
+from fingerprint.gauge.unit_rows import choose_units
 from fingerprint.records import LayerGram, NeuronSample
 from fingerprint.units import spread
 from fingerprint.vectors import unit_rows
@@ -23,8 +26,11 @@ if TYPE_CHECKING:
 
 MOST_ELEMENTS: Final = 1 << 23
 """Of one kernel or matrix that is read whole."""
-MOST_SAMPLES: Final = 12
+MOST_SAMPLES: Final = 48
 """Samples of a registered model, one a layer and frame."""
+MOST_REGISTERED: Final = 3072
+"""Units of all these together, as long as each has ``LEAST_REGISTERED``."""
+LEAST_REGISTERED: Final = 64
 MOST_OF_SUSPECT: Final = 160
 MOST_UNITS: Final = 1 << 12
 """Units of a layer that are kept of a suspect."""
@@ -64,8 +70,20 @@ def sample_units(
         ),
     ]
     found = [found[place] for place in sorted(spread(len(found), most))]
+    if not suspect:
+        few = max(LEAST_REGISTERED, MOST_REGISTERED // max(len(found), 1))
+        found = [_fewer(sample, few, parameters) for sample in found]
     grams = [gram for sample in found if sample.frame == Frame.UNITS for gram in _gram(sample, parameters)]
     return Units(tuple(found), tuple(grams), recurrent_roles(tensors, usable, suspect=suspect))
+
+
+def _fewer(sample: NeuronSample, count: int, parameters: Parameters) -> NeuronSample:
+    """The sample with ``count`` of its units."""
+    if sample.indices.size <= count:
+        return sample
+    rows = np.flatnonzero(np.isin(sample.indices, choose_units(sample.size, count, parameters)))
+    up = None if sample.up is None else sample.up[rows]
+    return replace(sample, indices=sample.indices[rows], gate=sample.gate[rows], up=up, down=sample.down[rows])
 
 
 def _gram(sample: NeuronSample, parameters: Parameters) -> Iterator[LayerGram]:

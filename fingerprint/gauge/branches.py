@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import chain, product
 from math import prod
 from typing import TYPE_CHECKING, Final
 
@@ -120,6 +121,10 @@ class _Network:
         kernel *= columns[:, None, None]
         return kernel
 
+    def matrix(self, position: int) -> Float64:
+        """A matrix as it is."""
+        return read_whole(self._tensors[position])
+
     def _meeting(self, ends: Sequence[_End], first: int) -> dict[_End, int]:
         """Numbers, from ``first``, of the spaces of some ends of kernels of one width."""
         number = {end: first + place for place, end in enumerate(ends)}
@@ -164,21 +169,108 @@ class _Network:
         return found
 
 
+_Unit = tuple[_Space, "Float64", int]
+"""A space, what its channels become, and the kernel or matrix that reads or writes them there."""
+
+
+class _Branches:
+    """A network's spaces as they are written down, and what their channels are beside that."""
+
+    def __init__(self, network: _Network) -> None:
+        self._network = network
+        self._spaces = spaces = network.spaces()
+        self._kernels = [one for one in network.kernels if one.source in spaces and one.target in spaces]
+        self._again = [
+            one
+            for one in network.kernels
+            if one.target in spaces
+            and one.position not in spaces[one.target].kernels
+            and (one.source not in spaces or one.source not in spaces[one.target].way)
+        ]
+        """Kernels that write a space which others write too, and do not read what came of it."""
+        self.streams = {one.target for one in self._again}
+
+    def inside(self) -> Iterator[_Unit]:
+        """Spaces inside branches, with what their channels are for the stream."""
+        for number in sorted(self._spaces.keys() - self.streams):
+            if (found := self._onward(number)) is not None:
+                yield self._spaces[number], *found
+
+    def written_again(self) -> Iterator[_Unit]:
+        """Streams, with what a branch in front of which they do not lie writes of their channels."""
+        for kernel in self._again:
+            source = self._spaces.get(kernel.source)
+            if source is not None and kernel.target not in source.way:
+                read = _read_by(self._network.balanced(kernel.position), source.units)
+                if read is not None:
+                    yield self._spaces[kernel.target], read, kernel.position
+
+    def classified(self, matrices: Mapping[int, tuple[int, int]]) -> Iterator[_Unit]:
+        """Streams that one of ``matrices``, shapes by position, reads into fewer classes."""
+        for number in sorted(self.streams):
+            for position, (classes, channels) in matrices.items():
+                if channels == len(self._spaces[number].units) > classes:
+                    yield self._spaces[number], self._network.matrix(position).T, position
+
+    def supposed(self) -> Iterator[_Unit]:
+        """Spaces that nothing seems to read, each with every kernel that seems to read nothing and may belong there.
+
+        As much training again leaves little of what tells that kernels meet.
+        """
+        read, written = ({getattr(one, end) for one in self._network.kernels} for end in ("source", "target"))
+        loose = [one for one in self._network.kernels if one.source not in written and one.source != _INPUT]
+        ends = [space for number, space in self._spaces.items() if number not in read | self.streams]
+        for kernel in loose:
+            for number in sorted(self.streams) if kernel.target not in self._spaces else ():
+                stream = self._spaces[number]
+                if len(stream.units) == kernel.shape[1]:
+                    units = _read_by(self._network.balanced(kernel.position), stream.units)
+                    if units is not None:
+                        ends.append(_Space(_unit(units), (*stream.kernels, kernel.position), stream.way | {number}))
+        for space, kernel in product(ends, loose):
+            target = self._spaces.get(kernel.target)
+            if target is None or len(space.units) != kernel.shape[1] or kernel.position in space.kernels:
+                continue
+            down = _written_by(self._network.balanced(kernel.position), target.units)
+            if down is not None:
+                yield space, down, kernel.position
+
+    def _onward(self, number: int, inside: tuple[int, ...] = ()) -> tuple[Float64, int] | None:
+        """What the channels of a space are for the stream, and the kernel that reads them; ``inside`` are the spaces in
+        front of it that the question began with."""
+        inside = (*inside, number)
+        reading = [one for one in self._kernels if one.source == number]
+        for kernel in reading:
+            # Of no channel's own making: else any two networks would agree that have similar channels.
+            if kernel in self._again and self._spaces[kernel.target].way.isdisjoint(inside):
+                units = self._spaces[kernel.target].units
+                written = _written_by(self._network.balanced(kernel.position), units)
+                return None if written is None else (written, kernel.position)
+        for kernel in reading if len(inside) < MOST_INSIDE else []:
+            if kernel.target not in self.streams and (found := self._onward(kernel.target, inside)) is not None:
+                written = _written_by(self._network.balanced(kernel.position), found[0])
+                return None if written is None else (written, kernel.position)
+        return None
+
+
 def branch_samples(
-    tensors: Sequence[CanonicalTensor], usable: Sequence[int], count: int, parameters: Parameters
+    tensors: Sequence[CanonicalTensor], usable: Sequence[int], count: int, parameters: Parameters, *, suspect: bool
 ) -> Iterator[NeuronSample]:
     """Channels inside residual branches, and those of streams that have another writer or are read by a classifier;
-    nothing for other networks. Raises ``InputError``."""
-    network = _Network(tensors, usable)
-    spaces = network.spaces()
-    kernels = [one for one in network.kernels if one.source in spaces and one.target in spaces]
-    again = [one for one in kernels if one.position not in spaces[one.target].kernels]
-    streams = {one.target for one in again if one.source not in spaces[one.target].way}
-
-    def sample(space: _Space, down: Float64, last: int) -> NeuronSample:
+    nothing for other networks. Of a suspect also what may belong together where nothing tells. Raises ``InputError``.
+    """
+    branches = _Branches(_Network(tensors, usable))
+    if not branches.streams:
+        return
+    shapes = {position: tensors[position].view.shape for position in usable}
+    matrices = {position: (shape[0], shape[1]) for position, shape in shapes.items() if len(shape) == 2}
+    found = chain(branches.inside(), branches.written_again(), branches.classified(matrices))
+    for space, down, last in chain(found, branches.supposed() if suspect else ()):
         gate = space.units.reshape(len(space.units), -1)
+        if len(gate) < _FEWEST:
+            continue
         indices = choose_units(len(gate), count, parameters)
-        return NeuronSample(
+        yield NeuronSample(
             layer=None,
             expert=None,
             frame=Frame.UNITS,
@@ -190,37 +282,6 @@ def branch_samples(
             up=None,
             down=projected(down.reshape(len(down), -1), parameters)[indices],
         )
-
-    def onward(number: int, inside: tuple[int, ...] = ()) -> tuple[Float64, int] | None:
-        """What the channels of a space are for the stream, and the kernel that reads them; ``inside`` are the spaces in
-        front of it that the question began with."""
-        inside = (*inside, number)
-        reading = [one for one in kernels if one.source == number]
-        for kernel in reading:
-            # Of no channel's own making: else any two networks would agree that have similar channels.
-            if kernel in again and spaces[kernel.target].way.isdisjoint(inside):
-                written = _written_by(network.balanced(kernel.position), spaces[kernel.target].units)
-                return None if written is None else (written, kernel.position)
-        for kernel in reading if len(inside) < MOST_INSIDE else []:
-            if kernel.target not in streams and (found := onward(kernel.target, inside)) is not None:
-                written = _written_by(network.balanced(kernel.position), found[0])
-                return None if written is None else (written, kernel.position)
-        return None
-
-    for number in sorted(spaces.keys() - streams) if streams else ():
-        if len(spaces[number].units) >= _FEWEST and (found := onward(number)) is not None:
-            yield sample(spaces[number], *found)
-    for kernel in again:
-        if kernel.target not in spaces[kernel.source].way:
-            read = _read_by(network.balanced(kernel.position), spaces[kernel.source].units)
-            if read is not None:
-                yield sample(spaces[kernel.target], read, kernel.position)
-    for number in sorted(streams):
-        channels = len(spaces[number].units)
-        for position in usable:
-            shape = tensors[position].view.shape
-            if len(shape) == 2 and shape[1] == channels > shape[0]:
-                yield sample(spaces[number], read_whole(tensors[position]).T, position)
 
 
 def _first(order: Sequence[int], shapes: Mapping[int, Shape]) -> list[int]:

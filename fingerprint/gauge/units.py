@@ -65,7 +65,7 @@ def sample_units(
         *recurrent_samples(tensors, usable, count, parameters, suspect=suspect),
         # A chain that leads through branches would leave out what goes round them.
         *(
-            list(branch_samples(tensors, usable, count, parameters))
+            list(branch_samples(tensors, usable, count, parameters, suspect=suspect))
             or convolutional_samples(tensors, usable, count, parameters)
         ),
     ]

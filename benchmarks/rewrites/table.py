@@ -49,6 +49,7 @@ _TRAINED_ON = "limits, trained on"
 _KINDS = {
     "cnn": "Convolutions with batch norm",
     "cnn-deeper": "Convolutions with batch norm, one of them as wide as what it reads",
+    "resnet": "Residual network: two stages of two blocks, batch norm, a shortcut between the stages",
     "lstm": "LSTM of two levels",
     "gru": "GRU of two levels",
 }
@@ -57,7 +58,8 @@ _OF_UNITS = """## Networks without a residual stream
 The first two seeds of each are registered for suspects of the first one; for suspects of another fine-tune of it, and
 for look-alikes, the first one and a fine-tune of it. Look-alikes are other seeds, random tensors of the first one's
 means and deviations, and its own with the elements of each shuffled. *Left out* is a layer that puts out as much as it
-reads: no convolution of the first network is such a one, the third of the deeper one is, and the last level of cells.
+reads: no convolution of the first network is such a one, the third of the deeper one is, the first block of a residual
+network and the last level of cells. Of residual networks the half of the channels inside blocks is left out.
 Two fine-tunes are nearer to each other than to their base where the changes that made them, if equally large, have a
 cosine above 1/2.
 """

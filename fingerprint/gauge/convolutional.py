@@ -9,6 +9,7 @@ Nothing in such a network is odd, so there are no coins.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import permutations, zip_longest
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -27,7 +28,7 @@ from fingerprint.vectors import row_norms
 from fingerprint.vocabulary import Frame
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -63,7 +64,10 @@ def convolutional_samples(
     norms = _batch_norms(tensors)
     seen: set[tuple[int, tuple[int, ...]]] = set()
     for chain in _chains(tensors, kernels):
-        maps = [_map(tensors, position, norms) for position in chain]
+        maps = [
+            _map(tensors, position, norms, [after] if after is not None else ends)
+            for position, after in zip_longest(chain, chain[1:])
+        ]
         units, lengths = _unit(maps[0].kernel)
         for place in range(len(maps)):
             if place:
@@ -148,14 +152,20 @@ def _opposite(kernel: Float64, units: Float64, lengths: Float64) -> Float64:
     return found.reshape(inputs, -1)
 
 
-def _map(tensors: Sequence[CanonicalTensor], position: int, norms: Mapping[str, tuple[int, int]]) -> _Map:
+def _map(
+    tensors: Sequence[CanonicalTensor], position: int, norms: Mapping[str, tuple[int, int]], readers: Iterable[int]
+) -> _Map:
     kernel = read_whole(tensors[position])
     kernel = kernel[:, :, None] if kernel.ndim == 3 else kernel
-    return _Map(position, kernel * _factors(tensors, position, kernel, norms)[:, None, None, None])
+    return _Map(position, kernel * _factors(tensors, position, kernel, norms, readers)[:, None, None, None])
 
 
 def _factors(
-    tensors: Sequence[CanonicalTensor], position: int, kernel: Float64, norms: Mapping[str, tuple[int, int]]
+    tensors: Sequence[CanonicalTensor],
+    position: int,
+    kernel: Float64,
+    norms: Mapping[str, tuple[int, int]],
+    readers: Iterable[int],
 ) -> Float64:
     """What a batch norm multiplies each output by: by name, or where its four vectors are the only ones so long."""
     size = len(kernel)
@@ -169,14 +179,25 @@ def _factors(
     positive = [values for one in vectors if (values := read_vector(one)).min(initial=1.0) > 0]
     if len(positive) != 2:
         return np.ones(size)
-    # The variance goes with the lengths of the rows in front of the norm.
-    lengths = np.log(np.maximum(row_norms(kernel.reshape(size, -1).astype(np.float32)), 1e-30))
-    likeness = [
-        abs(float(np.corrcoef(np.log(one), lengths)[0, 1])) if min(one.std(), lengths.std()) > 0 else 0.0
-        for one in positive
-    ]
-    variance, gain = positive if likeness[0] >= likeness[1] else positive[::-1]
-    return gain / np.sqrt(variance + _EPSILON)
+    # A channel's part in the function, its row behind the norm times the column that reads it, differs least if
+    # variance and gain are not taken for one another: true of 65 of the norms of 66 small layers, and of 66 rescaled.
+    rows = row_norms(kernel.reshape(size, -1).astype(np.float32))
+    columns = next((_column_norms(tensors[one], size) for one in readers if _reads(tensors[one], size)), np.ones(size))
+    parts = np.maximum(rows * columns, 1e-30)
+    tried = [gain / np.sqrt(variance + _EPSILON) for gain, variance in permutations(positive)]
+    return min(tried, key=lambda factors: float(np.log(parts * factors).std()))
+
+
+def _reads(tensor: CanonicalTensor, size: int) -> bool:
+    """Whether a kernel, or a classifier of pooled or flattened channels, reads as many."""
+    shape = tensor.view.shape
+    return shape[1] == size or (len(shape) == 2 and shape[1] % size == 0)
+
+
+def _column_norms(tensor: CanonicalTensor, size: int) -> Float64:
+    matrix = read_whole(tensor)
+    columns: Float64 = np.sqrt(np.einsum("oij,oij->i", *[matrix.reshape(len(matrix), size, -1)] * 2))
+    return columns
 
 
 def _batch_norms(tensors: Sequence[CanonicalTensor]) -> dict[str, tuple[int, int]]:

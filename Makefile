@@ -85,10 +85,13 @@ bench-full-size: $(STAMP) ## SmolLM2-135M rewritten, rounded and renamed, in a r
 	$(BIN)/python -m benchmarks.rewrites.full_size --cache $(CACHE) --zoo $(CACHE)/zoo --family $(FAMILY) \
 		--out docs/benchmarks
 
-bench-retrieval: $(STAMP) ## a registry of 1,000 models: time of a search, and what the index misses
-	$(BIN)/python -m benchmarks.retrieval --zoo $(CACHE)/zoo --out docs/benchmarks
+bench-retrieval: $(STAMP) ## 1,000 models and their look-alikes, damaged and rewritten suspects: what the index misses
+	$(BIN)/python -m benchmarks.zoo --family $(FAMILY) --out $(CACHE)/zoo
+	$(BIN)/python -m benchmarks.zoo --family styles --out $(CACHE)/zoo
+	$(BIN)/python -m benchmarks.retrieval --zoo $(CACHE)/zoo --family $(FAMILY) --family styles --suspects 792 \
+		--rewritten 420 --out docs/benchmarks
 
-bench-retrieval-large: $(STAMP) ## the same with 10,000 models, rewritten suspects without names among the damaged ones
+bench-retrieval-large: $(STAMP) ## the same with 10,000 models
 	$(BIN)/python -m benchmarks.zoo --family $(FAMILY) --out $(CACHE)/zoo
 	$(BIN)/python -m benchmarks.zoo --family styles --out $(CACHE)/zoo
 	$(BIN)/python -m benchmarks.retrieval --zoo $(CACHE)/zoo --family $(FAMILY) --family styles --models 10000 \

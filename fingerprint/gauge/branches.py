@@ -56,8 +56,6 @@ _INPUT: Final = -1
 """The space of the network's input."""
 _DEEPEST: Final = 12
 """Kernels on the way from the input to a space that is written down."""
-
-
 _ROUNDS: Final = 30
 _TINY: Final = 1e-30
 
@@ -130,9 +128,8 @@ class _Network:
         number = {end: first + place for place, end in enumerate(ends)}
         likeness = np.stack([self._similarities(*end) for end in ends])
         for row, column in np.argwhere(np.triu(likeness @ likeness.T >= MEETING, 1)).tolist():
-            one, other = ends[row], ends[column]
-            if one[0] != other[0]:
-                old, new = number[other], number[one]
+            new, old = number[ends[row]], number[ends[column]]
+            if new != old and ends[row][0] != ends[column][0]:
                 number = {end: new if at == old else at for end, at in number.items()}
         return number
 

@@ -9,8 +9,8 @@ and columns of equal lengths, which is one and the same kernel whatever its rows
 
 Which kernels meet in one space, names need not tell. Channels that are alike in what writes a space are alike in what
 reads it: in ten small residual networks, rescaled, folded or not, the similarities of pairs of channels of kernels that
-do not meet correlated by .12 at most, those of kernels inside one branch by .59 to .82, and every space hung together by
-pairs above .2.
+do not meet correlated by .12 at most, those of kernels inside one branch by .59 to .82, and every space hung together
+by pairs above .2.
 """
 
 from __future__ import annotations

@@ -60,7 +60,8 @@ MEANING = {
     "in standard deviations, and the number of coins of all layers.",
 }
 ABOUT = """Uncorrected p-values of the tests on hidden units ([method](../method.md)) between networks that share no
-training: convolutions with batch norms on drawn pictures, LSTM and GRU cells of two levels on text, and real weights.
+training: convolutions with batch norms on drawn pictures, in chains and in residual branches, LSTM and GRU cells of
+two levels on text, and real weights.
 A cell is the share of comparisons with p at most alpha, and its 95% interval by bootstrap over the networks (over
 replicates in the strata of those). The claim is that the share is at most alpha. A row is marked where that is refuted:
 by the bootstrap and the binomial law together, each at level .001. Then, and if after correction an unrelated pair

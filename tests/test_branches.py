@@ -25,12 +25,14 @@ INSIDE = {(f"layer{stage}.{block}.conv1", f"layer{stage}.{block}.conv2") for sta
 STREAM = {("layer2.0.downsample.0", "layer2.0.conv2"), ("layer2.0.downsample.0", "fc")}
 
 
-def pairs(weights: dict[str, torch.Tensor], path: Path, names: dict[str, str] | None = None) -> set[tuple[str, str]]:
+def pairs(
+    weights: dict[str, torch.Tensor], path: Path, names: dict[str, str] | None = None, *, registered: bool = False
+) -> set[tuple[str, str]]:
     """The kernels in front of and behind the units that are sampled, by their true names."""
     true = names or {name: name for name in weights}
     save_file({given: weights[name].contiguous() for given, name in true.items()}, path)
     with open_checkpoint(path) as checkpoint:
-        measured = measure_checkpoint(checkpoint, casts=False, deep=False, workers=1)
+        measured = measure_checkpoint(checkpoint, casts=registered, deep=False, workers=1)
     name = [true[tensor.name].removesuffix(".weight") for tensor in measured.tensors]
     return {(name[one.tensors[0]], name[one.tensors[2]]) for one in measured.fingerprint.neurons}
 
@@ -72,6 +74,31 @@ def test_a_branch_may_have_spaces_one_behind_the_other(tmp_path: Path) -> None:
     inside = {(f"{one}.conv{i}", f"{one}.conv{i + 1}") for one in blocks for i in (1, 2)}
     stream = {("layer1.0.downsample.0", "layer1.0.conv3"), ("layer1.0.downsample.0", "fc")}
     assert pairs(bottleneck(), tmp_path / "bottleneck.safetensors") == inside | stream
+
+
+def separable() -> dict[str, torch.Tensor]:
+    """Two blocks that widen the stream, look at each channel alone, and narrow it: nothing tells who meets there."""
+    random = torch.Generator().manual_seed(0)
+    stream, mixing = torch.randn(24, 6, generator=random), torch.randn(6, 3, 3, 3, generator=random)
+    weights = {"features.0.weight": torch.einsum("of,fixy->oixy", stream, mixing)}
+    for block in (1, 2):
+        wide, narrow = (torch.randn(64, 6, generator=random) for _ in range(2))
+        one = f"features.{block}.conv"
+        weights[f"{one}.0.weight"] = (wide @ stream.T + torch.randn(64, 24, generator=random))[:, :, None, None]
+        weights[f"{one}.3.weight"] = torch.randn(64, 1, 3, 3, generator=random)
+        weights[f"{one}.6.weight"] = (stream @ narrow.T + torch.randn(24, 64, generator=random))[:, :, None, None]
+    return weights
+
+
+def test_where_nothing_tells_the_order_of_names_does_or_all_pairs_are_tried(tmp_path: Path) -> None:
+    weights = separable()
+    inside = {(f"features.{block}.conv.0", f"features.{block}.conv.6") for block in (1, 2)}
+    crossed = {("features.1.conv.0", "features.2.conv.6"), ("features.2.conv.0", "features.1.conv.6")}
+    registered = pairs(weights, tmp_path / "named.safetensors", registered=True)
+    assert inside <= registered
+    assert not crossed & registered
+    names = {f"t{number}": name for number, name in enumerate(sorted(weights, key=lambda name: name[::-1]))}
+    assert inside | crossed <= pairs(weights, tmp_path / "nameless.safetensors", names)
 
 
 def test_a_balanced_kernel_is_the_same_whatever_its_rows_and_columns_were_multiplied_by() -> None:

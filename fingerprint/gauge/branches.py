@@ -16,7 +16,7 @@ by pairs above .2.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, product
 from math import prod
 from typing import TYPE_CHECKING, Final
@@ -91,6 +91,9 @@ class _Network:
         self._tensors = tensors
         self._factors: dict[int, tuple[Float64, Float64]] = {}
         shapes = {i: _shape(tensors[i]) for i in usable if len(tensors[i].view.shape) in {3, 4}}
+        apart = [i for i in shapes if shapes[i][1] == 1]
+        if len(apart) > 1:  # of each channel alone: only one of them could read a picture
+            shapes = {i: shape for i, shape in shapes.items() if shape[1] > 1}
         order = _first(sorted(shapes, key=lambda i: natural_order(tensors[i].name)), shapes)
         produced = {shapes[i][0] for i in order}
         ends: dict[int, list[_End]] = defaultdict(list)
@@ -143,26 +146,22 @@ class _Network:
         similarities: Float64 = found / max(float(np.linalg.norm(found)), _TINY)
         return similarities
 
-    def spaces(self) -> dict[int, _Space]:
-        """The spaces that can be reached from the input, each by the fewest kernels, the smallest of as many."""
-        by_size = sorted(self.kernels, key=lambda one: one.shape[2] * one.shape[3])
-        found: dict[int, _Space] = {}
-        for _ in range(_DEEPEST):
-            reached: dict[int, _Space] = {}
-            for kernel in by_size:
-                if kernel.target in found or kernel.target in reached:
-                    continue
-                if kernel.source == _INPUT:
-                    units = _unit(self.balanced(kernel.position))
-                    reached[kernel.target] = _Space(units, (kernel.position,), frozenset({_INPUT}))
-                elif (source := found.get(kernel.source)) is not None:
-                    composed = _read_by(self.balanced(kernel.position), source.units)
-                    if composed is not None:
-                        way = source.way | {kernel.source}
-                        reached[kernel.target] = _Space(_unit(composed), (*source.kernels, kernel.position), way)
-            if not reached:
-                break
-            found |= reached
+    def in_order(self) -> list[_Kernel]:
+        """The kernels, those of which nothing tells who writes what they read behind the last one in front of them, by
+        their names, that writes as many channels and that nothing seems to read.
+
+        Between kernels of single channels (depthwise ones) nothing tells; where names are gone, the order is no order.
+        """
+        read, written = ({getattr(one, end) for one in self.kernels} for end in ("source", "target"))
+        unread: dict[int, list[int]] = defaultdict(list)
+        found = []
+        for kernel in self.kernels:
+            if kernel.source not in written and kernel.source != _INPUT and unread[kernel.shape[1]]:
+                found.append(replace(kernel, source=unread[kernel.shape[1]].pop()))
+            else:
+                found.append(kernel)
+            if kernel.target not in read:
+                unread[kernel.shape[0]].append(kernel.target)
         return found
 
 
@@ -173,13 +172,14 @@ _Unit = tuple[_Space, "Float64", int]
 class _Branches:
     """A network's spaces as they are written down, and what their channels are beside that."""
 
-    def __init__(self, network: _Network) -> None:
-        self._network = network
-        self._spaces = spaces = network.spaces()
-        self._kernels = [one for one in network.kernels if one.source in spaces and one.target in spaces]
+    def __init__(self, network: _Network, kernels: Sequence[_Kernel]) -> None:
+        """Of a network whose ``kernels`` are joined so."""
+        self._network, self._all = network, kernels
+        self._spaces = spaces = self._written_down(kernels)
+        self._kernels = [one for one in kernels if one.source in spaces and one.target in spaces]
         self._again = [
             one
-            for one in network.kernels
+            for one in kernels
             if one.target in spaces
             and one.position not in spaces[one.target].kernels
             and (one.source not in spaces or one.source not in spaces[one.target].way)
@@ -187,13 +187,17 @@ class _Branches:
         """Kernels that write a space which others write too, and do not read what came of it."""
         self.streams = {one.target for one in self._again}
 
-    def inside(self) -> Iterator[_Unit]:
+    def told(self, matrices: Mapping[int, tuple[int, int]]) -> Iterator[_Unit]:
+        """All that is told of them; ``matrices`` are shapes, by position, of what may be a classifier."""
+        return chain(self._inside(), self._written_again(), self._classified(matrices))
+
+    def _inside(self) -> Iterator[_Unit]:
         """Spaces inside branches, with what their channels are for the stream."""
         for number in sorted(self._spaces.keys() - self.streams):
             if (found := self._onward(number)) is not None:
                 yield self._spaces[number], *found
 
-    def written_again(self) -> Iterator[_Unit]:
+    def _written_again(self) -> Iterator[_Unit]:
         """Streams, with what a branch in front of which they do not lie writes of their channels."""
         for kernel in self._again:
             source = self._spaces.get(kernel.source)
@@ -202,7 +206,7 @@ class _Branches:
                 if read is not None:
                     yield self._spaces[kernel.target], read, kernel.position
 
-    def classified(self, matrices: Mapping[int, tuple[int, int]]) -> Iterator[_Unit]:
+    def _classified(self, matrices: Mapping[int, tuple[int, int]]) -> Iterator[_Unit]:
         """Streams that one of ``matrices``, shapes by position, reads into fewer classes."""
         for number in sorted(self.streams):
             for position, (classes, channels) in matrices.items():
@@ -214,8 +218,8 @@ class _Branches:
 
         As much training again leaves little of what tells that kernels meet.
         """
-        read, written = ({getattr(one, end) for one in self._network.kernels} for end in ("source", "target"))
-        loose = [one for one in self._network.kernels if one.source not in written and one.source != _INPUT]
+        read, written = ({getattr(one, end) for one in self._all} for end in ("source", "target"))
+        loose = [one for one in self._all if one.source not in written and one.source != _INPUT]
         ends = [space for number, space in self._spaces.items() if number not in read | self.streams]
         for kernel in loose:
             for number in sorted(self.streams) if kernel.target not in self._spaces else ():
@@ -231,6 +235,28 @@ class _Branches:
             down = _written_by(self._network.balanced(kernel.position), target.units)
             if down is not None:
                 yield space, down, kernel.position
+
+    def _written_down(self, kernels: Sequence[_Kernel]) -> dict[int, _Space]:
+        """The spaces that can be reached from the input, each by the fewest kernels, the smallest of as many."""
+        by_size = sorted(kernels, key=lambda one: one.shape[2] * one.shape[3])
+        found: dict[int, _Space] = {}
+        for _ in range(_DEEPEST):
+            reached: dict[int, _Space] = {}
+            for kernel in by_size:
+                if kernel.target in found or kernel.target in reached:
+                    continue
+                if kernel.source == _INPUT:
+                    units = _unit(self._network.balanced(kernel.position))
+                    reached[kernel.target] = _Space(units, (kernel.position,), frozenset({_INPUT}))
+                elif (source := found.get(kernel.source)) is not None:
+                    composed = _read_by(self._network.balanced(kernel.position), source.units)
+                    if composed is not None:
+                        way = source.way | {kernel.source}
+                        reached[kernel.target] = _Space(_unit(composed), (*source.kernels, kernel.position), way)
+            if not reached:
+                break
+            found |= reached
+        return found
 
     def _onward(self, number: int, inside: tuple[int, ...] = ()) -> tuple[Float64, int] | None:
         """What the channels of a space are for the stream, and the kernel that reads them; ``inside`` are the spaces in
@@ -256,13 +282,17 @@ def branch_samples(
     """Channels inside residual branches, and those of streams that have another writer or are read by a classifier;
     nothing for other networks. Of a suspect also what may belong together where nothing tells. Raises ``InputError``.
     """
-    branches = _Branches(_Network(tensors, usable))
-    if not branches.streams:
-        return
+    network = _Network(tensors, usable)
+    plain, ordered = _Branches(network, network.kernels), network.in_order()
     shapes = {position: tensors[position].view.shape for position in usable}
     matrices = {position: (shape[0], shape[1]) for position, shape in shapes.items() if len(shape) == 2}
-    found = chain(branches.inside(), branches.written_again(), branches.classified(matrices))
-    for space, down, last in chain(found, branches.supposed() if suspect else ()):
+    readings = [plain] if ordered == network.kernels else [_Branches(network, ordered)]
+    if suspect and plain not in readings:
+        readings.append(plain)
+    if not any(reading.streams for reading in readings):
+        return
+    found = chain.from_iterable(reading.told(matrices) for reading in readings)
+    for space, down, last in chain(found, plain.supposed() if suspect else ()):
         gate = space.units.reshape(len(space.units), -1)
         if len(gate) < _FEWEST:
             continue

@@ -12,11 +12,13 @@ import json
 import re
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from fingerprint.errors import InputError, MalformedSignatureError, SignatureVersionError, UsageError
 from fingerprint.readers.bounded_json import Json, JsonCursor
+from fingerprint.threads import thread_count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,9 +40,12 @@ ESSENTIAL: Final = 2
 _KNOWN_FLAGS: Final = COMPRESSED | ESSENTIAL
 _MIN_SAVING: Final = 0.05
 _LEVEL: Final = 6
+_LARGE: Final = 1 << 20
+"""Bytes of all sections from which threads are worth their start."""
 
 _PREAMBLE: Final = struct.Struct("<8sHHIIIq32s")
 _ENTRY: Final = struct.Struct("<4sIQQQ32s")
+_Entry = tuple[bytes, int, int, int, int, bytes]
 _CHECKSUM: Final = struct.Struct("<I")
 _CHECKSUM_AT: Final = 20
 _TYPE: Final = re.compile(r"[A-Z][A-Z0-9]{3}")
@@ -159,18 +164,30 @@ class _Unpacker:
             self._fail("the file does not end where its last section ends")
         if total > _raw_limit(len(self._data)):
             self._fail("the sections are larger after decompression than the format allows")
-        seen: set[str] = set()
-        sections: list[Section] = []
-        for kind, flags, offset, stored, raw, digest in entries:
-            name = kind.decode("latin-1")
-            if not _TYPE.fullmatch(name) or name in seen or flags & ~_KNOWN_FLAGS:
+        names = [entry[0].decode("latin-1") for entry in entries]
+        for name, entry in zip(names, entries, strict=True):
+            if not _TYPE.fullmatch(name) or entry[1] & ~_KNOWN_FLAGS:
                 self._fail("the table of sections has an entry that the format does not allow")
-            seen.add(name)
-            content = self._content(name, flags, self._data[offset : offset + stored], raw)
-            if hashlib.sha256(content).digest() != digest:
-                self._fail(f"section {name} does not have the digest that the table gives: the file is damaged")
-            sections.append(Section(name, content, essential=bool(flags & ESSENTIAL)))
+        if len(set(names)) < len(names):
+            self._fail("the table of sections has an entry that the format does not allow")
+        if total < _LARGE:
+            contents = list(map(self._checked, names, entries))
+        else:  # zlib and hashlib release the interpreter's lock, and half of reading a large signature is theirs
+            with ThreadPoolExecutor(thread_count()) as pool:
+                contents = list(pool.map(self._checked, names, entries))
+        sections = (
+            Section(name, content, essential=bool(entry[1] & ESSENTIAL))
+            for name, entry, content in zip(names, entries, contents, strict=True)
+        )
         return tuple(sections), [entry[-1] for entry in entries]
+
+    def _checked(self, name: str, entry: _Entry) -> bytes:
+        """The content of a section, which has the digest that the table gives."""
+        _, flags, offset, stored, raw, digest = entry
+        content = self._content(name, flags, self._data[offset : offset + stored], raw)
+        if hashlib.sha256(content).digest() != digest:
+            self._fail(f"section {name} does not have the digest that the table gives: the file is damaged")
+        return content
 
     def _content(self, name: str, flags: int, stored: memoryview, raw: int) -> bytes:
         if not flags & COMPRESSED:

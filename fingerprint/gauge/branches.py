@@ -23,9 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from fingerprint.gauge.unit_rows import MOST_COMPOSED, choose_units, compose, natural_order, projected, read_whole
-from fingerprint.records import NeuronSample
-from fingerprint.vocabulary import Frame
+from fingerprint.gauge.unit_rows import MOST_COMPOSED, compose, natural_order, read_whole, sample_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +32,7 @@ if TYPE_CHECKING:
 
     from fingerprint.canonical import CanonicalTensor
     from fingerprint.parameters import Parameters
+    from fingerprint.records import NeuronSample
 
     Float64 = NDArray[np.float64]
 
@@ -293,22 +292,8 @@ def branch_samples(
         return
     found = chain.from_iterable(reading.told(matrices) for reading in readings)
     for space, down, last in chain(found, plain.supposed() if suspect else ()):
-        gate = space.units.reshape(len(space.units), -1)
-        if len(gate) < _FEWEST:
-            continue
-        indices = choose_units(len(gate), count, parameters)
-        yield NeuronSample(
-            layer=None,
-            expert=None,
-            frame=Frame.UNITS,
-            activation="",
-            size=len(gate),
-            tensors=(space.kernels[-1], -1, last),
-            indices=indices,
-            gate=projected(gate, parameters)[indices],
-            up=None,
-            down=projected(down.reshape(len(down), -1), parameters)[indices],
-        )
+        if len(space.units) >= _FEWEST:
+            yield sample_of(space.units, down, (space.kernels[-1], last), count, parameters)
 
 
 def _first(order: Sequence[int], shapes: Mapping[int, Shape]) -> list[int]:

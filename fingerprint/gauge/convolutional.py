@@ -16,16 +16,13 @@ import numpy as np
 
 from fingerprint.gauge.unit_rows import (
     MOST_COMPOSED,
-    choose_units,
     compose,
     natural_order,
-    projected,
     read_vector,
     read_whole,
+    sample_of,
 )
-from fingerprint.records import NeuronSample
 from fingerprint.vectors import row_norms
-from fingerprint.vocabulary import Frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,6 +31,7 @@ if TYPE_CHECKING:
 
     from fingerprint.canonical import CanonicalTensor
     from fingerprint.parameters import Parameters
+    from fingerprint.records import NeuronSample
 
     Float64 = NDArray[np.float64]
 
@@ -84,20 +82,7 @@ def convolutional_samples(
             if len(units) < _LEAST or following is None:
                 continue
             down, position = following
-            gate = units.reshape(len(units), -1)
-            indices = choose_units(len(units), count, parameters)
-            yield NeuronSample(
-                layer=None,
-                expert=None,
-                frame=Frame.UNITS,
-                activation="",
-                size=len(units),
-                tensors=(maps[place].position, -1, position),
-                indices=indices,
-                gate=projected(gate, parameters)[indices],
-                up=None,
-                down=projected(down, parameters)[indices],
-            )
+            yield sample_of(units, down, (maps[place].position, position), count, parameters)
 
 
 def _unit(composed: Float64) -> tuple[Float64, Float64]:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from fingerprint.dtypes import to_float32
+from fingerprint.records import NeuronSample
 from fingerprint.signs import Stream, sample_indices, sign_matrix
+from fingerprint.vocabulary import Frame
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,6 +75,28 @@ def compose(kernel: Float64, units: Float64) -> Float64:
                 out, inputs, a, b
             )
     return found
+
+
+def sample_of(
+    gate: Float64, down: Float64, tensors: tuple[int, int], count: int, parameters: Parameters
+) -> NeuronSample:
+    """The sample of a space of channels, whose coordinates are the rows of ``gate`` and ``down`` (n, anything), made
+    of the first of ``tensors`` and of the last."""
+    size = len(gate)
+    indices = choose_units(size, count, parameters)
+    first, last = (projected(rows.reshape(size, -1), parameters)[indices] for rows in (gate, down))
+    return NeuronSample(
+        layer=None,
+        expert=None,
+        frame=Frame.UNITS,
+        activation="",
+        size=size,
+        tensors=(tensors[0], -1, tensors[1]),
+        indices=indices,
+        gate=first,
+        up=None,
+        down=last,
+    )
 
 
 def natural_order(name: str) -> tuple[tuple[int, str], ...]:

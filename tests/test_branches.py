@@ -16,6 +16,7 @@ from fingerprint.assemble import measure_checkpoint
 from fingerprint.checkpoint import open_checkpoint
 from fingerprint.gauge import branches
 from fingerprint.gauge.branches import _factors
+from fingerprint.gauge.unit_rows import composed_shape
 from tests.test_units import network
 
 if TYPE_CHECKING:
@@ -157,3 +158,9 @@ def test_the_benchmark_knows_every_kernel() -> None:
     kernels = sorted(name.removesuffix(".weight") for name, w in weights.items() if w.ndim == 4)
     assert writers == kernels
     assert readers == sorted([*(name for name in kernels if name != "conv1"), "fc"])
+
+
+def test_compositions_are_bounded_by_their_size_and_by_their_products() -> None:
+    assert composed_shape((64, 32, 3, 3), (32, 3, 5, 5)) == (64, 3, 7, 7)
+    assert composed_shape((64, 64, 11, 11), (64, 8, 31, 31)) is None  # 7 billion products
+    assert composed_shape((512, 16, 1, 1), (16, 16, 64, 64)) is None  # 34 million numbers

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from fingerprint.gauge.unit_rows import MOST_COMPOSED, compose, natural_order, read_whole, sample_of
+from fingerprint.gauge.unit_rows import MOST_COMPOSED, compose, composed_shape, natural_order, read_whole, sample_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -328,10 +328,8 @@ def _unit(rows: Float64) -> Float64:
 
 def _read_by(kernel: Float64, units: Float64) -> Float64 | None:
     """What a kernel (out, in, h, w) makes of units (in, ...): (out, ...); None where that is too large."""
-    out, _, high, wide = kernel.shape
-    _, inputs, a, b = units.shape
-    coordinates = inputs * (a + high - 1) * (b + wide - 1)
-    return compose(kernel, units) if coordinates <= min(MOST_COORDINATES, MOST_COMPOSED // out) else None
+    shape = composed_shape(kernel.shape, units.shape)
+    return None if shape is None or prod(shape[1:]) > MOST_COORDINATES else compose(kernel, units)
 
 
 def _written_by(kernel: Float64, units: Float64) -> Float64 | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import permutations, zip_longest
+from math import prod
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from fingerprint.gauge.unit_rows import (
     MOST_COMPOSED,
     compose,
+    composed_shape,
     natural_order,
     read_vector,
     read_whole,
@@ -69,9 +71,7 @@ def convolutional_samples(
         units, lengths = _unit(maps[0].kernel)
         for place in range(len(maps)):
             if place:
-                high, wide = maps[place].kernel.shape[2:]
-                _, inputs, a, b = units.shape
-                if len(maps[place].kernel) * inputs * (a + high - 1) * (b + wide - 1) > MOST_COMPOSED:
+                if composed_shape(maps[place].kernel.shape, units.shape) is None:
                     break
                 units, lengths = _unit(compose(maps[place].kernel * lengths[:, None, None], units))
             beginning = place, tuple(chain[: place + 2])
@@ -101,8 +101,8 @@ def _following(
     """What follows each unit, (units, anything): the next layer's composition, or the classifier's own numbers."""
     if place + 1 < len(maps):
         _, inputs, high, wide = maps[place + 1].kernel.shape
-        composed = units[0, :, 0, 0].size * (units.shape[2] + high - 1) * (units.shape[3] + wide - 1)
-        if max(inputs * high * wide, len(maps[place + 1].kernel)) * composed > MOST_COMPOSED:
+        composed = composed_shape(maps[place + 1].kernel.shape, units.shape)
+        if composed is None or inputs * high * wide * prod(composed[1:]) > MOST_COMPOSED:
             return None
         return _opposite(maps[place + 1].kernel, units, lengths), maps[place + 1].position
     for position, shape in ends.items():

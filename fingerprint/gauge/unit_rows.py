@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import prod
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -13,6 +14,8 @@ from fingerprint.signs import Stream, sample_indices, sign_matrix
 from fingerprint.vocabulary import Frame
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from fingerprint.canonical import CanonicalTensor
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 MOST_COMPOSED: Final = 1 << 23
 """Numbers that one composition of kernels may have: 64 MB."""
+MOST_PRODUCTS: Final = 1 << 32
+"""Products of numbers that it may take: a tenth of a second or two."""
 
 
 def read_whole(tensor: CanonicalTensor) -> Float64:
@@ -61,6 +66,15 @@ def projected(rows: Float64, parameters: Parameters) -> Float32:
     centred = unit - unit.mean(axis=0)
     found: Float32 = (centred @ spread_directions(rows.shape[1], parameters)).astype(np.float32)
     return found
+
+
+def composed_shape(kernel: Sequence[int], units: Sequence[int]) -> tuple[int, int, int, int] | None:
+    """The shape of what a kernel of one shape makes of units of another; None if that is beyond the bounds."""
+    out, _, high, wide = kernel
+    _, inputs, a, b = units
+    shape = out, inputs, a + high - 1, b + wide - 1
+    fits = prod(shape) <= MOST_COMPOSED and prod(kernel) * prod(shape[1:]) <= MOST_PRODUCTS
+    return shape if fits else None
 
 
 def compose(kernel: Float64, units: Float64) -> Float64:

@@ -116,8 +116,7 @@ def _may_be_curves(slices: Float32) -> bool:
     means = tried.mean(axis=1, dtype=np.float64, keepdims=True)
     starts = _most_energetic(tried - means.astype(np.float32))
     windows = np.take_along_axis(tried, starts[:, None] + np.arange(_WINDOW), axis=1) - means
-    windows = windows[windows.any(axis=1)]
-    return len(windows) > 0 and int(np.count_nonzero(_is_curve(windows))) >= min(2, len(windows))
+    return _two_pass(windows[windows.any(axis=1)], _is_curve)
 
 
 def _is_curve(slices: Float64) -> NDArray[np.bool_]:
@@ -126,7 +125,11 @@ def _is_curve(slices: Float64) -> NDArray[np.bool_]:
 
 def _may_be(slices: Float32, are: Callable[[Float64], NDArray[np.bool_]]) -> bool:
     """Whether two of a few slices, evenly spread, pass: hardly any do in matrices of trained weights."""
-    tried = _centred(slices[_evenly(len(slices), _TRIED_FIRST)])
+    return _two_pass(_centred(slices[_evenly(len(slices), _TRIED_FIRST)]), are)
+
+
+def _two_pass(tried: Float64, are: Callable[[Float64], NDArray[np.bool_]]) -> bool:
+    """Whether two of some slices pass, or the only one."""
     return len(tried) > 0 and int(np.count_nonzero(are(tried))) >= min(2, len(tried))
 
 

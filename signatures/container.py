@@ -165,10 +165,8 @@ class _Unpacker:
         if total > _raw_limit(len(self._data)):
             self._fail("the sections are larger after decompression than the format allows")
         names = [entry[0].decode("latin-1") for entry in entries]
-        for name, entry in zip(names, entries, strict=True):
-            if not _TYPE.fullmatch(name) or entry[1] & ~_KNOWN_FLAGS:
-                self._fail("the table of sections has an entry that the format does not allow")
-        if len(set(names)) < len(names):
+        unknown = any(entry[1] & ~_KNOWN_FLAGS for entry in entries)
+        if unknown or len(set(names)) < len(names) or not all(map(_TYPE.fullmatch, names)):
             self._fail("the table of sections has an entry that the format does not allow")
         if total < _LARGE:
             contents = list(map(self._checked, names, entries))

@@ -151,7 +151,7 @@ class _Network:
 
         Between kernels of single channels (depthwise ones) nothing tells; where names are gone, the order is no order.
         """
-        read, written = ({getattr(one, end) for one in self.kernels} for end in ("source", "target"))
+        read, written = _ends(self.kernels)
         unread: dict[int, list[int]] = defaultdict(list)
         found = []
         for kernel in self.kernels:
@@ -164,7 +164,7 @@ class _Network:
         return found
 
 
-_Unit = tuple[_Space, "Float64", int]
+_Told = tuple[_Space, "Float64", int]
 """A space, what its channels become, and the kernel or matrix that reads or writes them there."""
 
 
@@ -186,17 +186,17 @@ class _Branches:
         """Kernels that write a space which others write too, and do not read what came of it."""
         self.streams = {one.target for one in self._again}
 
-    def told(self, matrices: Mapping[int, tuple[int, int]]) -> Iterator[_Unit]:
+    def told(self, matrices: Mapping[int, tuple[int, int]]) -> Iterator[_Told]:
         """All that is told of them; ``matrices`` are shapes, by position, of what may be a classifier."""
         return chain(self._inside(), self._written_again(), self._classified(matrices))
 
-    def _inside(self) -> Iterator[_Unit]:
+    def _inside(self) -> Iterator[_Told]:
         """Spaces inside branches, with what their channels are for the stream."""
         for number in sorted(self._spaces.keys() - self.streams):
             if (found := self._onward(number)) is not None:
                 yield self._spaces[number], *found
 
-    def _written_again(self) -> Iterator[_Unit]:
+    def _written_again(self) -> Iterator[_Told]:
         """Streams, with what a branch in front of which they do not lie writes of their channels."""
         for kernel in self._again:
             source = self._spaces.get(kernel.source)
@@ -205,19 +205,19 @@ class _Branches:
                 if read is not None:
                     yield self._spaces[kernel.target], read, kernel.position
 
-    def _classified(self, matrices: Mapping[int, tuple[int, int]]) -> Iterator[_Unit]:
+    def _classified(self, matrices: Mapping[int, tuple[int, int]]) -> Iterator[_Told]:
         """Streams that one of ``matrices``, shapes by position, reads into fewer classes."""
         for number in sorted(self.streams):
             for position, (classes, channels) in matrices.items():
                 if channels == len(self._spaces[number].units) > classes:
                     yield self._spaces[number], self._network.matrix(position).T, position
 
-    def supposed(self) -> Iterator[_Unit]:
+    def supposed(self) -> Iterator[_Told]:
         """Spaces that nothing seems to read, each with every kernel that seems to read nothing and may belong there.
 
         As much training again leaves little of what tells that kernels meet.
         """
-        read, written = ({getattr(one, end) for one in self._all} for end in ("source", "target"))
+        read, written = _ends(self._all)
         loose = [one for one in self._all if one.source not in written and one.source != _INPUT]
         ends = [space for number, space in self._spaces.items() if number not in read | self.streams]
         for kernel in loose:
@@ -282,18 +282,23 @@ def branch_samples(
     nothing for other networks. Of a suspect also what may belong together where nothing tells. Raises ``InputError``.
     """
     network = _Network(tensors, usable)
-    plain, ordered = _Branches(network, network.kernels), network.in_order()
     shapes = {position: tensors[position].view.shape for position in usable}
     matrices = {position: (shape[0], shape[1]) for position, shape in shapes.items() if len(shape) == 2}
-    readings = [plain] if ordered == network.kernels else [_Branches(network, ordered)]
-    if suspect and plain not in readings:
-        readings.append(plain)
+    orders = [network.in_order()]
+    if suspect and network.kernels not in orders:  # there may be no order in its names
+        orders.append(network.kernels)
+    readings = [_Branches(network, kernels) for kernels in orders]
     if not any(reading.streams for reading in readings):
         return
     found = chain.from_iterable(reading.told(matrices) for reading in readings)
-    for space, down, last in chain(found, plain.supposed() if suspect else ()):
+    for space, down, last in chain(found, readings[-1].supposed() if suspect else ()):
         if len(space.units) >= _FEWEST:
             yield sample_of(space.units, down, (space.kernels[-1], last), count, parameters)
+
+
+def _ends(kernels: Sequence[_Kernel]) -> tuple[set[int], set[int]]:
+    """The spaces that some kernels read, and those that they write."""
+    return {one.source for one in kernels}, {one.target for one in kernels}
 
 
 def _first(order: Sequence[int], shapes: Mapping[int, Shape]) -> list[int]:

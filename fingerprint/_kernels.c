@@ -6,33 +6,11 @@
  * ``sketch`` takes the product with signs as well, a few rows at a time, so that they never leave the nearest cache. That
  * is worth it where the processor has AVX-512; bf16 goes by pairs where it multiplies those, without being made float32.
  */
-#define Py_LIMITED_API 0x030B0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-#define BY_PROCESSOR
-#include <immintrin.h>
-#define FOR_EVERY_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#define WIDE __attribute__((target("arch=x86-64-v4")))
-#define WIDE_BFLOAT16 __attribute__((target("arch=x86-64-v4,avx512bf16")))
-#else
-#define FOR_EVERY_PROCESSOR
-#endif
-
-#if defined(__GNUC__)
-#define INLINE static inline __attribute__((always_inline))
-#else
-#define INLINE static __inline
-#endif
+#include "_loops.h"
 
 #define WIDTH 32  /* signs of a column */
 #define SPAN 1024 /* columns of a row that ``sketch`` holds at a time */
 #define TILE 6    /* rows that it does */
-#define LINE 64   /* bytes of the cache */
 #define FAR 16    /* times the limit: numbers beyond are cut before they are added, not afterwards */
 
 typedef struct {
@@ -355,14 +333,6 @@ static WIDE_BFLOAT16 int sketch_stored(const Block *block, Py_ssize_t i, Py_ssiz
     return 1;
 }
 
-/* 0: any processor; 1: with AVX-512; 2: with products of pairs of bf16 too. */
-static int sketch_level(void)
-{
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("x86-64-v4") ? 1 + (__builtin_cpu_supports("avx512bf16") != 0) : 0;
-}
-#else
-static int sketch_level(void) { return 0; }
 #endif
 
 /* The products on any processor. */
@@ -384,7 +354,7 @@ static void multiply(const Block *block, Py_ssize_t i, int rows, Py_ssize_t j, P
     float *out = block->out + i * WIDTH;
     const float *signs = block->signs + j * WIDTH;
 #ifdef BY_PROCESSOR
-    if (sketch_level() > 0) {
+    if (level_of_processor() > 0) {
         multiply_tile(rows, held, size, signs, out);
         return;
     }
@@ -418,7 +388,7 @@ static void sketch_rows(const Block *block, Py_ssize_t i, int rows, float *held,
 {
     double powers[TILE][4] = {{0.0}}, within[TILE] = {0.0};
 #ifdef BY_PROCESSOR
-    const int stored = rows == TILE && block->pairs && sketch_level() > 1;
+    const int stored = rows == TILE && block->pairs && level_of_processor() > 1;
 #endif
     memset(block->out + i * WIDTH, 0, (size_t)rows * WIDTH * sizeof(float));
     for (Py_ssize_t j = 0; j < block->size; j += SPAN) {
@@ -457,21 +427,6 @@ static void sketch_at(const Block *block, Facts *facts)
 
 enum { WORDS, OUT, ROW_SUMS, COLUMN_SUMS, ROW_SQUARES, COLUMN_SQUARES, COLUMNS, SIGNS, PAIRS, PLACES, BUFFERS };
 #define LOOKED COLUMNS /* objects that ``look`` is given */
-
-/* Whether a buffer is float32 memory for ``size`` numbers. */
-static int is_room(const Py_buffer *buffer, Py_ssize_t size)
-{
-    return buffer->itemsize == (Py_ssize_t)sizeof(float) && buffer->len == size * (Py_ssize_t)sizeof(float);
-}
-
-/* Whether all of some numbers are from 0 up to a bound. */
-static int are_below(const int64_t *numbers, Py_ssize_t count, Py_ssize_t bound)
-{
-    for (Py_ssize_t k = 0; k < count; k++)
-        if (numbers[k] < 0 || numbers[k] >= bound)
-            return 0;
-    return 1;
-}
 
 /* Take a block with the objects given, the last four of them only if there is a product: with ``number`` of them. */
 static PyObject *take(PyObject **given, int number, double limit)
@@ -554,7 +509,7 @@ static PyObject *level(PyObject *module, PyObject *args)
 {
     (void)module;
     (void)args;
-    return PyLong_FromLong(sketch_level());
+    return PyLong_FromLong(level_of_processor());
 }
 
 static PyMethodDef methods[] = {

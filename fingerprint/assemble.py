@@ -13,9 +13,10 @@ from threadpoolctl import threadpool_limits
 from fingerprint.canonical import lay_out, with_fixed_residual
 from fingerprint.device import chosen
 from fingerprint.forks import can_fork, forked
-from fingerprint.gauge.live import with_live
+from fingerprint.gauge.attention import Attention
+from fingerprint.gauge.live import live_samples
 from fingerprint.gauge.own import sample_self
-from fingerprint.gauge.sample import MOVING, sample_gauge
+from fingerprint.gauge.sample import MOVING, MlpSample, Plan, Sampled, plan_gauge
 from fingerprint.gauge.units import Units, sample_units
 from fingerprint.gauge.wired import Wired, roles_by_values, wire_by_names, wire_by_values
 from fingerprint.measure import MOST_SKETCHED_AXIS, TensorMeasurement, has_long_axis, matrix_shape, measure_tensor
@@ -150,30 +151,36 @@ def measure_checkpoint(
             progress(element_count(view.shape) * view.dtype.bits // 8)
 
     number = workers or thread_count()
-    apart = number > 1 and checkpoint.transfer is None and checkpoint.bytes >= FORKED_BYTES
-    apart = apart and chosen() is None and can_fork()  # a device belongs to one process
     if checkpoint.transfer is None and checkpoint.bytes < SMALL_BYTES * len(layout.tensors):
         workers = workers or 1
     with _workers(workers) as pool:
-        share = partial(_shared, pool=pool, processes=number if apart else 0)
+        share = partial(_shared, pool=pool, processes=number if number > 1 and _may_fork(checkpoint) else 0)
         measured = share(measure, len(layout.tensors), done=done)
         if _has_sinusoidal_positions(layout, measured):
             layout = with_fixed_residual(layout)
         wiring = _wiring(layout, measured, parameters)
         mlps = _projections(layout, wiring)
         mlps = [mlps[i] for i in sorted(first_of([unit_of(mlp.layer, mlp.expert) for mlp in mlps], MOST_MLPS))]
-        count = neurons or parameters.neuron_samples
-        count = min(count, max(parameters.neuron_samples, MOST_NEURONS // max(len(mlps), 1)))
-        if count > FEWER_NEURONS:
-            count = max(FEWER_NEURONS, min(count, ENOUGH_NEURONS // max(len(mlps), 1)))
-        samples = share(lambda at: _sample(layout, measured, mlps[at], count, parameters), len(mlps))
+        count = _neurons_of_each(neurons or parameters.neuron_samples, len(mlps), parameters)
         contents = [result.content for result in measured]
         if named or layout.family is not None:
             wired = wire_by_names(layout, contents, checkpoint.metadata)
         else:
             wired = wire_by_values(layout, contents, wiring, suspect=not casts)
             layout = replace(layout, tensors=_with_roles(layout.tensors, roles_by_values(wiring)))
-        gauge = sample_gauge(layout, contents, mlps, wired, checkpoint.metadata, parameters, pool, suspect=not casts)
+        plan = plan_gauge(layout, contents, mlps, wired, checkpoint.metadata, parameters, suspect=not casts)
+        planned = {id(mlp): number for number, mlp in enumerate(plan.mlps)}
+
+        def sample(number: int) -> Part:
+            if number >= len(mlps):
+                return (), plan.attention(number - len(mlps))
+            mlp = mlps[number]
+            fixed = _sample(layout, measured, mlp, count, parameters, suspect=not casts)
+            return fixed, plan.mlp(planned[id(mlp)]) if id(mlp) in planned else None
+
+        # All that is read of a matrix a second time by one process, which sees its pages for the first time.
+        parts = share(sample, len(mlps) + len(plan.blocks))
+        gauge = _finished(plan, parts)
         own, vectors = (
             sample_self(layout, contents, mlps, wired, parameters, pool, suspect=False) if casts else ((), ())
         )
@@ -190,7 +197,8 @@ def measure_checkpoint(
         dtypes=checkpoint.dtypes,
         complete=checkpoint.complete,
         tensors=records,
-        neurons=with_live([sample for sample in samples if sample is not None], suspect=not casts)
+        neurons=tuple(fixed[0] for fixed, _ in parts if fixed)
+        + tuple(live for fixed, _ in parts for live in fixed[1:])
         + gauge.neurons
         + own
         + hidden.samples,
@@ -221,7 +229,8 @@ def deepened(measured: Measured, *, workers: int | None = None) -> Measured:
             attention = tuple(gram for gram in made.grams if gram.circuit is not Circuit.DOWN_UP)
             made = replace(made, neurons=fixed, grams=attention)
             unattended = replace(found.wired, blocks=())  # of attention nothing is left to be found
-            more = sample_gauge(*about, unattended, found.hints, made.parameters, pool, suspect=True, deep=True)
+            plan = plan_gauge(*about, unattended, found.hints, made.parameters, suspect=True, deep=True)
+            more = plan.finished(list(pool.map(plan.mlp, range(len(plan.mlps)))), ())
             made = replace(made, neurons=fixed + more.neurons, grams=more.grams + attention)
             give_back()
         own, vectors = sample_self(*about, found.wired, made.parameters, pool, suspect=True)
@@ -260,6 +269,18 @@ def _workers(number: int | None) -> Iterator[Executor]:
     """Threads that share the work, each with one thread of BLAS."""
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(number or thread_count()) as pool:
         yield pool
+
+
+def _may_fork(checkpoint: Checkpoint) -> bool:
+    """Whether processes are worth their start: for what lies here, and not on a device, which belongs to one."""
+    here = checkpoint.transfer is None and checkpoint.bytes >= FORKED_BYTES
+    return here and chosen() is None and can_fork()
+
+
+def _neurons_of_each(wanted: int, mlps: int, parameters: Parameters) -> int:
+    """Neurons that are sampled of each MLP in the fixed frame, where there are as many as ``mlps``."""
+    count = min(wanted, max(parameters.neuron_samples, MOST_NEURONS // max(mlps, 1)))
+    return count if count <= FEWER_NEURONS else max(FEWER_NEURONS, min(count, ENOUGH_NEURONS // max(mlps, 1)))
 
 
 def _limits_reached(layout: Layout, measured: Sequence[TensorMeasurement], large: int) -> tuple[tuple[str, str], ...]:
@@ -337,17 +358,34 @@ def _wiring(layout: Layout, measured: Sequence[TensorMeasurement], parameters: P
     return infer_wiring(layout.tensors, contents, norms, width, parameters.seed)
 
 
+Part = tuple[tuple[NeuronSample, ...], MlpSample | Attention | None]
+"""Of an MLP its samples in the fixed frame, see ``_sample``, and those in moving frames; or a block of attention."""
+
+
 def _sample(
-    layout: Layout, measured: list[TensorMeasurement], mlp: Projections, count: int, parameters: Parameters
-) -> NeuronSample | None:
+    layout: Layout,
+    measured: list[TensorMeasurement],
+    mlp: Projections,
+    count: int,
+    parameters: Parameters,
+    *,
+    suspect: bool,
+) -> tuple[NeuronSample, ...]:
+    """The sample of an MLP in the fixed frame, and of a suspect's what is left of it; none where there is none."""
     positions = [part[0] for part in (mlp.gate, mlp.up, mlp.down) if part is not None]
     if any(measured[position].content is not Content.WEIGHTS for position in positions):
-        return None
+        return ()
     gate = measured[mlp.gate[0]]
     norms = gate.column_norms if mlp.gate[1] else gate.row_norms
     if norms is None or max(layout.tensors[mlp.gate[0]].view.shape[0 if mlp.gate[1] else 1], 1) > MOST_WIDTH:
-        return None
-    return sample_neurons(layout.tensors, mlp, norms, count, parameters)
+        return ()
+    found = (sample_neurons(layout.tensors, mlp, norms, count, parameters),)
+    return (*found, *(live_samples(found) if suspect else ()))
+
+
+def _finished(plan: Plan, parts: Sequence[Part]) -> Sampled:
+    neurons = [part for _, part in parts if isinstance(part, MlpSample)]
+    return plan.finished(neurons, [part for _, part in parts if isinstance(part, Attention)])
 
 
 def record_of(tensor: CanonicalTensor, result: TensorMeasurement) -> TensorRecord:

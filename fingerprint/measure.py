@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.blocks import Scratch, Slices, look, project, projects, taken
+from fingerprint.blocks import Scratch, Slices, look, project, projects
 from fingerprint.content import SLICE_SAMPLES
 from fingerprint.device import chosen
 from fingerprint.digest import TensorDigester
@@ -61,8 +61,6 @@ MOST_SKETCHED_AXIS: Final = 1 << 22
 
 _SMALL: Final = 1 << 16
 """Elements of a matrix that is read as a whole where a few parts of it are wanted."""
-_DENSE: Final = 4
-"""Rows of which one in so many is wanted are read in blocks."""
 NO_WEIGHTS: Final = 1e-9
 """Share of a matrix's energy outside its row and column means below which only the rounding of the means is left."""
 CASTS: Final = {
@@ -291,38 +289,6 @@ def row_blocks(view: TensorView) -> Iterator[tuple[int, int, Array]]:
         for row in range(0, len(held), part):
             for first in range(0, columns, BLOCK_COLUMNS):
                 yield start + row, first, held[row : row + part, first : first + BLOCK_COLUMNS]
-
-
-def project_slices(view: TensorView, indices: NDArray[np.int64], frame: Float32, *, columns: bool) -> Float32:
-    """Sampled rows (``columns``: columns) of a matrix, less their means, times ``frame``: (m, width) float32.
-
-    ``frame`` has one row for each position along a slice. Values that are not finite count as 0; slices too large for
-    float32 come out as 0. Reads in pieces, so that memory does not grow with the length of the slices.
-    """
-    source, across = (view.source, not columns) if isinstance(view, Transposed) else (view, columns)
-    total = np.zeros((indices.size, frame.shape[1]), np.float64)
-    sums = np.zeros((indices.size, 1), np.float64)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        if across or indices.size * _DENSE >= matrix_shape(source.shape)[0]:
-            for start, first, native in row_blocks(source):
-                # Which of the slices the block has a part of, and which part.
-                begin, along = (first, start) if across else (start, first)
-                low, high = np.searchsorted(indices, (begin, begin + native.shape[1 if across else 0]))
-                part = clean(taken(native, indices[low:high] - begin, int(across)))
-                part = part.T if across else part
-                total[low:high] += part @ frame[along : along + part.shape[1]]
-                sums[low:high, 0] += part @ np.ones(part.shape[1], np.float32)
-        else:
-            step = max(1, BLOCK_ELEMENTS // len(frame))
-            for low in range(0, indices.size, step):
-                rows = [read_rows(source, int(i), int(i) + 1) for i in indices[low : low + step]]
-                part = clean(np.concatenate(rows))
-                total[low : low + step] = part @ frame
-                sums[low : low + step, 0] = part @ np.ones(len(frame), np.float32)
-        means = sums / len(frame)
-        projected: Float32 = (total - means * frame.sum(axis=0, dtype=np.float64)).astype(np.float32)
-        projected[~np.isfinite(projected).all(axis=1)] = 0.0
-    return projected
 
 
 def _slice_digests(

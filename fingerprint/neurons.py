@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.measure import matrix_shape, project_slices
+from fingerprint.gauge.project import project_centred
+from fingerprint.measure import matrix_shape
 from fingerprint.records import NeuronSample
 from fingerprint.signs import Stream, sample_indices, sign_matrix
 from fingerprint.vocabulary import Frame
@@ -59,11 +60,11 @@ def sample_neurons(
     size = gate_norms.size
     indices = choose_neurons(gate_norms, count, parameters)
     width = matrix_shape(tensors[mlp.gate[0]].view.shape)[0 if mlp.gate[1] else 1]
-    frame = sign_matrix(parameters.seed, Stream.FRAME, width, parameters.frame_width)
+    frame = sign_matrix(parameters.seed, Stream.FRAME, width, parameters.frame_width).T
 
     def coordinates(part: tuple[int, bool], *, down: bool = False) -> Float32:
-        scale = np.float32(1.0 / np.sqrt(frame.shape[1]))
-        return project_slices(tensors[part[0]].view, indices, frame, columns=part[1] != down) * scale
+        scale = np.float32(1.0 / np.sqrt(len(frame)))
+        return project_centred(tensors[part[0]].view, indices, frame, columns=part[1] != down) * scale
 
     return NeuronSample(
         layer=mlp.layer,

@@ -12,7 +12,8 @@ import pytest
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
 from fingerprint.comparing.matching import SketchCosines
-from fingerprint.measure import measure_tensor, project_slices, row_blocks
+from fingerprint.gauge.project import project_centred
+from fingerprint.measure import measure_tensor, row_blocks
 from fingerprint.parameters import DEFAULT_PARAMETERS as P
 from fingerprint.readers.base import StoredTensor
 from fingerprint.signs import MOST_KEPT, Stream, bits, sample_indices, sign_block, sign_matrix
@@ -295,7 +296,7 @@ def test_slices_in_a_frame_follow_their_definition(columns: bool, turned: bool, 
         exact = (values.T if turned else values).astype(np.float64)
         slices = (exact.T if columns else exact)[[3, 50, 199]]
         frame = sign_matrix(P.seed, Stream.FRAME, slices.shape[1], 64)
-        found = project_slices(tensor, np.array([3, 50, 199]), frame, columns=columns)
+        found = project_centred(tensor, np.array([3, 50, 199]), frame.T, columns=columns)
         np.testing.assert_allclose(found, (slices - slices.mean(axis=1, keepdims=True)) @ frame, atol=1e-5)
 
 

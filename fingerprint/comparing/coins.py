@@ -53,8 +53,8 @@ _APART: Final = 0.5
 """Of units without coins: how much nearer partners are than all others, in the sum of two cosines."""
 _NUMBERS_AT_ONCE: Final = 1 << 21
 """Cosines that are held at a time: 8 MB."""
-_ROWS_AT_ONCE: Final = 1 << 12
-"""Neurons that others are compared with at a time."""
+_ROWS_AT_ONCE: Final = 1 << 10
+"""Neurons that others are compared with at a time: what is between two products stays in the cache."""
 UNKNOWN: Final = "unknown"
 """Activation of an MLP of which it is not known which matrix is the gate."""
 
@@ -200,8 +200,10 @@ class _Rows(NamedTuple):
     def likeness(self, other: _Rows) -> Float32:
         """Sums of these cosines, blind to the coins: (m, n)."""
         by_gate, rest = self.products(other)
-        likeness: Float32 = by_gate + (rest if self.up is None else np.abs(rest))
-        return likeness
+        if self.up is not None:
+            np.abs(rest, out=rest)
+        rest += by_gate
+        return rest
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import numpy as np
 from fingerprint.comparing.align import Alignment, align_tensors, may_align
 from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, toss, usable_coins
 from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni, looks
-from fingerprint.comparing.gauge import FrameMatch, Gauge, alike_circuits, compare_gauge
+from fingerprint.comparing.gauge import FrameMatch, Gauge, alike_circuits, gauge_of, matchers
 from fingerprint.comparing.matching import SketchCosines, TensorMatch, is_distinctive, match_tensors
 from fingerprint.comparing.sampled import as_sampled, is_sampled, without_unseen
 from fingerprint.comparing.tail import sketch_log10_p
@@ -108,14 +108,14 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
     if cosines.pairs >= _MANY:
         give_back()
     # One after the other where own frames take most of the time anyway: what is held for each adds up.
-    workers = 1 if own_frames else thread_count()
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(1 if own_frames else thread_count()) as pool:
         coins = pool.submit(usable_coins, registered.neurons if suspect.neurons else ())
         matched = pool.submit(match_neurons, registered.neurons, suspect.neurons)
+        if own_frames and len(registered.neurons) + len(suspect.neurons) >= _MANY_SAMPLES:
+            pool.submit(give_back)
+        found = [pool.submit(match, registered, suspect) for match in matchers(own_frames=own_frames)]
     usable, neurons = coins.result(), matched.result()
-    if len(registered.neurons) + len(suspect.neurons) >= _MANY_SAMPLES:
-        give_back()
-    gauge = compare_gauge(registered, suspect, usable, own_frames=own_frames, workers=workers)
+    gauge = gauge_of(registered, [one.result() for one in found], usable)
     evidence = [
         one
         for one in (

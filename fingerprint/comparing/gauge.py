@@ -9,7 +9,6 @@ are asked: how many partners by gate and by the rest are the same (concordance, 
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Final
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from fingerprint.comparing.calibration import FLOOR, VERSION, concordance_log10_p
-from fingerprint.comparing.channel_coins import match_channels, ungrouped_samples, usable_channels
+from fingerprint.comparing.channel_coins import ChannelMatch, match_channels, ungrouped_samples, usable_channels
 from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, toss
 from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni, looks
 from fingerprint.comparing.procrustes import match_self_frames
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fingerprint.records import Fingerprint, LayerGram
+
+    Matcher = Callable[[Fingerprint, Fingerprint], "FrameMatch | ChannelMatches | None"]
 
 AGREED: Final = 0.35
 """Concordance from which neurons are taken to be the same ones: .13 to .21 was seen of two trainings of one
@@ -156,30 +157,46 @@ class Gauge:
         return max(self.frames, key=lambda one: one.concordance, default=None)
 
 
+@dataclass(frozen=True, slots=True)
+class ChannelMatches:
+    """Attention channels of one kind, matched in one frame."""
+
+    frame: str
+    kind: ChannelKind
+    matches: tuple[ChannelMatch, ...]
+
+
 def compare_gauge(
-    registered: Fingerprint,
-    suspect: Fingerprint,
-    usable: Sequence[NDArray[np.bool_]],
-    *,
-    own_frames: bool = True,
-    workers: int = 1,
+    registered: Fingerprint, suspect: Fingerprint, usable: Sequence[NDArray[np.bool_]], *, own_frames: bool = True
 ) -> Gauge:
     """Match the neurons frame by frame, then look at all coins. Everything before the coins is blind to them.
 
     ``usable`` are the ``usable_coins`` of the registered neurons. Without ``own_frames`` the layers' own frames, which
-    have to be aligned pair by pair, are left out. ``workers`` threads share the work.
+    have to be aligned pair by pair, are left out.
     """
-    matchers = _MATCHERS if own_frames else tuple(match for match in _MATCHERS if match is not _own_frames)
-    with ThreadPoolExecutor(workers) as pool:
-        channels = pool.submit(_channel_tests, registered, suspect)
-        found = [pool.submit(match, registered, suspect) for match in matchers]
-    frames = [frame for one in found if (frame := one.result()) is not None]
+    found = [match(registered, suspect) for match in matchers(own_frames=own_frames)]
+    return gauge_of(registered, found, usable)
+
+
+def matchers(*, own_frames: bool) -> tuple[Matcher, ...]:
+    """What matches two fingerprints for ``gauge_of``: the neurons of each frame, the channels of each frame and kind.
+    None needs another."""
+    return tuple(match for match in _MATCHERS if own_frames or match is not _own_frames)
+
+
+def gauge_of(
+    registered: Fingerprint, found: Sequence[FrameMatch | ChannelMatches | None], usable: Sequence[NDArray[np.bool_]]
+) -> Gauge:
+    """What the ``matchers`` found, and its coins; see ``compare_gauge``."""
+    frames = tuple(one for one in found if isinstance(one, FrameMatch))
+    channels = [one for one in found if isinstance(one, ChannelMatches)]
     tests = [test for frame in frames if (test := _neuron_test(frame, usable)) is not None]
-    tests += channels.result()
-    return Gauge(tuple(frames), tuple(tests))
+    alone = usable_channels(registered.channels) if channels else []
+    tests += [test for one in channels if (test := _channel_test(one, alone)) is not None]
+    return Gauge(frames, tuple(tests))
 
 
-def _shared_frame(frame: Frame) -> Callable[[Fingerprint, Fingerprint], FrameMatch | None]:
+def _shared_frame(frame: Frame) -> Matcher:
     """A matcher for a frame in which coordinates of both sides can be compared as they are."""
 
     def match(registered: Fingerprint, suspect: Fingerprint) -> FrameMatch | None:
@@ -206,28 +223,24 @@ def _mlps(fingerprint: Fingerprint, frame: Frame) -> int:
     return len({frozenset(sample.tensors) for sample in fingerprint.neurons if sample.frame == frame})
 
 
-def _channel_tests(registered: Fingerprint, suspect: Fingerprint) -> list[ExactTest]:
-    """The coins of attention channels, by frame and kind."""
-    usable: list[NDArray[np.bool_]] | None = None
-    ungrouped = ungrouped_samples(suspect)
-    tests = []
-    for frame, kind in product((Frame.ANCHORS, Frame.POSITIONS), ChannelKind):
-        matches = match_channels(registered.channels, suspect.channels, frame, kind, ungrouped=ungrouped)
-        if matches:
-            usable = usable_channels(registered.channels) if usable is None else usable
-            result = toss(matches, usable)
-            if result.coins:
-                tests.append(ExactTest(frame, kind, result))
-    return tests
+def _channels(frame: Frame, kind: ChannelKind) -> Matcher:
+    """A matcher of attention channels."""
+
+    def match(registered: Fingerprint, suspect: Fingerprint) -> ChannelMatches | None:
+        ungrouped = ungrouped_samples(suspect)
+        found = match_channels(registered.channels, suspect.channels, frame, kind, ungrouped=ungrouped)
+        return ChannelMatches(frame, kind, tuple(found)) if found else None
+
+    return match
 
 
-_MATCHERS: Final[tuple[Callable[[Fingerprint, Fingerprint], FrameMatch | None], ...]] = (
+_MATCHERS: Final[tuple[Matcher, ...]] = (
+    *(_channels(frame, kind) for frame, kind in product((Frame.ANCHORS, Frame.POSITIONS), ChannelKind)),
     _shared_frame(Frame.ANCHORS),
     _shared_frame(Frame.POSITIONS),
     _shared_frame(Frame.UNITS),
     _own_frames,
 )
-"""One for each frame."""
 
 
 def alike_circuits(
@@ -254,6 +267,11 @@ def alike_circuits(
 def _neuron_test(frame: FrameMatch, usable: Sequence[NDArray[np.bool_]]) -> ExactTest | None:
     result = toss(frame.matches, usable)
     return ExactTest(frame.frame, NEURONS, result) if result.coins else None
+
+
+def _channel_test(channels: ChannelMatches, usable: Sequence[NDArray[np.bool_]]) -> ExactTest | None:
+    result = toss(channels.matches, usable)
+    return ExactTest(channels.frame, channels.kind, result) if result.coins else None
 
 
 def _gauge_evidence(gauge: Gauge) -> Evidence | None:

@@ -47,14 +47,12 @@ class Neurons(NamedTuple):
     down: Float32
 
 
-def with_live(samples: Sequence[NeuronSample], *, suspect: bool) -> tuple[NeuronSample, ...]:
-    """The samples, and of a suspect's MLPs beside them what is left of their neurons where that is not all.
+def live_samples(samples: Sequence[NeuronSample]) -> tuple[NeuronSample, ...]:
+    """Of a suspect's MLPs what is left of their neurons, where that is not all: to be kept beside the samples.
 
     Beside and not instead: which neurons never fire cannot be seen, and a few large ones would make all others small.
     """
-    if not suspect:
-        return tuple(samples)
-    return (*samples, *(live for one in samples if (live := _live_sample(one)) is not None))
+    return tuple(live for one in samples if (live := _live_sample(one)) is not None)
 
 
 def _live_sample(sample: NeuronSample) -> NeuronSample | None:

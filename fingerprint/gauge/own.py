@@ -60,7 +60,7 @@ def sample_self(
     *,
     suspect: bool,
 ) -> tuple[tuple[NeuronSample, ...], tuple[LayerGram, ...]]:
-    """Sample MLPs in the frame of their own gates; see ``sample_gauge`` for the parameters.
+    """Sample MLPs in the frame of their own gates; see ``plan_gauge`` for the parameters.
 
     Six layers of a registered model, 256 neurons each; of a suspect all layers up to a bound, up to 1024 neurons each,
     and every way in which its gains and unnamed projections can be read. Each sample comes with the vector by which

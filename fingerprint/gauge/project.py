@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from fingerprint.blocks import Scratch, taken, widened, without_nonfinite
-from fingerprint.device import product
+from fingerprint.directions import Directions, are_multiplied_as_stored, energies
 from fingerprint.measure import matrix_shape
 from fingerprint.slices import clean
 from fingerprint.tensors import Transposed, read_rows
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 
     from fingerprint.tensors import TensorView
 
+    Array = NDArray[Any]
     Float32 = NDArray[np.float32]
+    Int64 = NDArray[np.int64]
 
-_ROWS_AT_ONCE: Final = 1 << 18
-"""Numbers of a block whose rows are projected: 1 MB, which stays in the cache."""
-_COLUMNS_AT_ONCE: Final = 1 << 20
-"""Numbers of a block whose columns are: each block adds to the coordinates of all columns."""
+_NUMBERS_AT_ONCE: Final = 1 << 20
+"""Numbers of a block: 4 MB where they have to be made float32."""
+_STORED_AT_ONCE: Final = 1 << 22
+"""Where they are multiplied as they are stored: columns take room for all of their coordinates for each block."""
 _scratch = Scratch()
 
 
@@ -50,21 +52,21 @@ def project(view: TensorView, directions: Float32, scales: Float32, *, columns: 
     source, across = _turned(view, columns=columns)
     rows, width = matrix_shape(source.shape)
     number = width if across else rows
-    frame, squares = np.ascontiguousarray(directions.T), np.ascontiguousarray(scales.T) ** 2
+    along = Directions(directions)
     coordinates = np.zeros((number, len(directions)), np.float32)
     energy = np.zeros((number, len(scales)), np.float32)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        for start, native in _blocks(source, rows, width, _COLUMNS_AT_ONCE if across else _ROWS_AT_ONCE):
-            block = without_nonfinite(widened(native, _scratch))
-            stop = start + len(block)
+        squares = np.square(scales)
+        for start, native in _blocks(source, rows, width):
+            stop = start + len(native)
             if across:
-                coordinates += product(block.T, frame[start:stop])
+                coordinates += along.of_columns(native, start)
                 if len(scales):
-                    energy += (block**2).T @ squares[start:stop]
+                    energy += _column_energies(native, squares[:, start:stop])
             else:
-                coordinates[start:stop] = product(block, frame)
-                if len(scales):
-                    energy[start:stop] = block**2 @ squares
+                coordinates[start:stop] = along.of_rows(native)
+                for at, weights in enumerate(squares):
+                    energy[start:stop, at], _ = energies(native, weights)
         norms = np.sqrt(energy)
     bad = ~(np.isfinite(coordinates).all(axis=1) & np.isfinite(norms).all(axis=1))
     coordinates[bad], norms[bad] = 0.0, 0.0
@@ -82,28 +84,31 @@ class Survey:
 
 
 def survey(view: TensorView, scales: Float32, directions: Float32, *, columns: bool) -> Survey:
-    """What is needed to choose among all rows (``columns``: columns) of a matrix; see ``project``."""
+    """What is needed to choose among all rows (``columns``: columns) of a matrix by ``scales``, one or more; see
+    ``project``."""
     source, across = _turned(view, columns=columns)
     rows, width = matrix_shape(source.shape)
     number, length = (width, rows) if across else (rows, width)
-    squares, along = np.ascontiguousarray(scales.T) ** 2, np.ascontiguousarray(directions.T)
+    along = Directions(directions)
     energy = np.zeros((number, len(scales)), np.float32)
     products = np.zeros((number, len(directions)), np.float32)
     total = np.zeros(length, np.float64)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        for start, native in _blocks(source, rows, width, _ROWS_AT_ONCE):
-            block = without_nonfinite(widened(native, _scratch))
-            stop = start + len(block)
+        squares = np.square(scales)
+        for start, native in _blocks(source, rows, width):
+            stop = start + len(native)
             if across:
+                block = without_nonfinite(widened(native, _scratch))
                 total[start:stop] = block @ np.ones(width, np.float32)
+                energy += _column_energies(native, squares[:, start:stop])
                 if len(directions):
-                    products += block.T @ along[start:stop]
-                energy += np.square(block, out=block if _scratch.holds(block) else None).T @ squares[start:stop]
-            else:
-                total += np.ones(len(block), np.float32) @ block
-                if len(directions):
-                    products[start:stop] = block @ along
-                energy[start:stop] = np.square(block, out=block if _scratch.holds(block) else None) @ squares
+                    products += along.of_columns(native, start)
+                continue
+            for at, weights in enumerate(squares):
+                energy[start:stop, at], totals = energies(native, weights)
+            total += totals
+            if len(directions):
+                products[start:stop] = along.of_rows(native)
         norms = np.sqrt(energy)
         mean = (total / max(number, 1)).astype(np.float32)
     bad = ~(np.isfinite(norms).all(axis=1) & np.isfinite(products).all(axis=1))
@@ -111,7 +116,46 @@ def survey(view: TensorView, scales: Float32, directions: Float32, *, columns: b
     return Survey(norms, products, np.nan_to_num(mean, nan=0.0, posinf=0.0, neginf=0.0))
 
 
-def take_slices(view: TensorView, indices: NDArray[np.int64], *, columns: bool) -> Float32:
+def project_some(view: TensorView, indices: Int64, directions: Float32, *, columns: bool) -> Float32:
+    """Rows (``columns``: columns) ``indices``, ascending, of a matrix times ``directions`` (w, length): (m, w) float32.
+
+    See ``project``; what is not asked for is not converted.
+    """
+    source, across = _turned(view, columns=columns)
+    rows, width = matrix_shape(source.shape)
+    along = Directions(directions)
+    coordinates = np.zeros((indices.size, len(directions)), np.float32)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for start, native in _blocks(source, rows, width):
+            if across:
+                coordinates += along.of_columns(taken(native, indices, 1), start)
+                continue
+            low, high = np.searchsorted(indices, (start, start + len(native)))
+            if low < high:
+                coordinates[low:high] = along.of_rows(native, indices[low:high] - start)
+    coordinates[~np.isfinite(coordinates).all(axis=1)] = 0.0
+    return coordinates
+
+
+def project_centred(view: TensorView, indices: Int64, directions: Float32, *, columns: bool) -> Float32:
+    """``project_some`` of the slices less their means."""
+    length = directions.shape[1]
+    found = project_some(view, indices, np.concatenate([directions, np.ones((1, length), np.float32)]), columns=columns)
+    sums = found[:, -1:].astype(np.float64) / max(length, 1) * directions.sum(axis=1, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        centred: Float32 = (found[:, :-1] - sums).astype(np.float32)
+    centred[~np.isfinite(centred).all(axis=1)] = 0.0
+    return centred
+
+
+def _column_energies(native: Array, squares: Float32) -> Float32:
+    """Sums of squares of the columns of a block times ``squares`` (s, b): (c, s)."""
+    block = without_nonfinite(widened(native, _scratch))
+    found: Float32 = np.square(block, out=block if _scratch.holds(block) else None).T @ squares.T
+    return found
+
+
+def take_slices(view: TensorView, indices: Int64, *, columns: bool) -> Float32:
     """Rows (``columns``: columns) ``indices``, ascending, of a matrix: (m, length) float32.
 
     Values that are not finite count as 0. Raises ``InputError``.
@@ -119,7 +163,7 @@ def take_slices(view: TensorView, indices: NDArray[np.int64], *, columns: bool) 
     source, across = _turned(view, columns=columns)
     rows, width = matrix_shape(source.shape)
     parts = []
-    for start, native in _blocks(source, rows, width, _COLUMNS_AT_ONCE):
+    for start, native in _blocks(source, rows, width):
         if across:
             parts.append(taken(native, indices, 1))
             continue
@@ -132,20 +176,14 @@ def take_slices(view: TensorView, indices: NDArray[np.int64], *, columns: bool) 
     return clean(whole.T if across else whole)
 
 
-def coordinates_of(slices: Float32, directions: Float32) -> Float32:
-    """Slices (m, length) times ``directions`` (w, length): (m, w) float32; those that leave float32 come out as 0."""
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        found = product(slices, directions.T)
-    found[~np.isfinite(found).all(axis=1)] = 0.0
-    return found
-
-
 def _turned(view: TensorView, *, columns: bool) -> tuple[TensorView, bool]:
     """The matrix as it is stored, and whether its columns are wanted."""
     return (view.source, not columns) if isinstance(view, Transposed) else (view, columns)
 
 
-def _blocks(source: TensorView, rows: int, width: int, numbers: int) -> Iterator[tuple[int, NDArray[Any]]]:
-    step = max(1, numbers // max(width, 1))
+def _blocks(source: TensorView, rows: int, width: int) -> Iterator[tuple[int, Array]]:
+    """Runs of rows, an even number of them (but for the last): first row, and (b, width) as they are stored."""
+    numbers = _STORED_AT_ONCE if are_multiplied_as_stored(source.dtype.numpy) else _NUMBERS_AT_ONCE
+    step = max(2, numbers // max(width, 1) // 2 * 2)
     for start in range(0, rows, step):
         yield start, read_rows(source, start, min(start + step, rows))

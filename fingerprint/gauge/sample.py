@@ -12,8 +12,8 @@ from fingerprint.gauge.attention import MOST_HEAD_SIZES, Attention, Block, proje
 from fingerprint.gauge.attention_samples import CHANNEL_LAYERS, rotary_of, sample_channels
 from fingerprint.gauge.frames import make_frames
 from fingerprint.gauge.gram import outer, sketched
-from fingerprint.gauge.live import with_live
-from fingerprint.gauge.project import coordinates_of, project, survey, take_slices
+from fingerprint.gauge.live import live_samples
+from fingerprint.gauge.project import project, project_some, survey
 from fingerprint.gauge.setting import Setting, Variant
 from fingerprint.measure import matrix_shape
 from fingerprint.records import ChannelSample, LayerGram, NeuronSample
@@ -24,11 +24,11 @@ from fingerprint.vocabulary import Circuit, Content, Frame
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from concurrent.futures import Executor
 
     from numpy.typing import NDArray
 
     from fingerprint.canonical import Layout
+    from fingerprint.gauge.channels import Rotary
     from fingerprint.gauge.wired import Wired
     from fingerprint.neurons import Projections
     from fingerprint.parameters import Parameters
@@ -56,11 +56,10 @@ MOST_SIZE: Final = 1 << 18
 MOST_VARIANTS: Final = 6
 MOST_VECTORS: Final = 1 << 14
 _BY_NORM: Final = 0.75
-_NUMBERS_AT_ONCE: Final = 1 << 22
 MOST_DEEP: Final = 1 << 16
 """Neurons that are sampled, all frames together, where all are wanted: 50 MB of coordinates."""
 MOVING: Final = frozenset({Frame.ANCHORS, Frame.POSITIONS})
-"""The frames of ``sample_gauge``."""
+"""The frames of ``Plan``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,26 +73,72 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sample:
-    """Of one MLP: a sample for each variant, and the product of down and up (or fc-in) over all neurons."""
+class MlpSample:
+    """Of one MLP: a sample for each variant, the product of down and up (or fc-in) over all neurons, and of a suspect
+    what is left of the samples where that is not all."""
 
     samples: tuple[NeuronSample, ...]
     products: tuple[Float64, ...]
+    live: tuple[NeuronSample, ...] = ()
 
 
-def sample_gauge(
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be sampled of a checkpoint in frames that move with its residual stream, in parts that do not need one
+    another: ``mlps`` one by one, and ``blocks`` of attention; ``missing`` says why there are none.
+
+    ``count`` neurons are kept of each MLP; of those that are not in ``whole`` no others are projected.
+    """
+
+    mlps: tuple[Projections, ...] = ()
+    blocks: tuple[Block, ...] = ()
+    missing: str = ""
+    setting: Setting | None = None
+    around: Setting | None = None
+    rotary: Rotary | None = None
+    count: int = 0
+    whole: frozenset[int] = frozenset()
+    suspect: bool = False
+
+    def mlp(self, number: int) -> MlpSample:
+        """The samples of one of ``mlps``. Raises ``InputError``."""
+        setting, mlp = _needed(self.setting), self.mlps[number]
+        few = number not in self.whole and 2 * self.count <= _size(setting, mlp)
+        found = (_sample_some if few else _sample_mlp)(setting, mlp, self.count)
+        return replace(found, live=live_samples(found.samples)) if self.suspect else found
+
+    def attention(self, number: int) -> Attention:
+        """One of ``blocks`` in coordinates. Raises ``InputError``."""
+        return project_attention(_needed(self.around), self.blocks[number])
+
+    def finished(self, neurons: Sequence[MlpSample], attention: Sequence[Attention]) -> Sampled:
+        """All parts together."""
+        if self.setting is None:
+            return Sampled(missing=self.missing)
+        setting, attention = self.setting, with_heads(attention)
+        parts = zip(self.mlps, neurons, strict=True)
+        grams = [gram for mlp, found in parts for gram in _mlp_grams(setting, mlp, found)]
+        sizes = MOST_HEAD_SIZES if self.suspect else 1
+        grams += [gram for one in attention for gram in _attention_grams(setting, one, sizes)]
+        return Sampled(
+            neurons=(*(one for found in neurons for one in found.samples), *(one for it in neurons for one in it.live)),
+            channels=sample_channels(setting, attention, self.rotary, suspect=self.suspect),
+            grams=tuple(grams[:MOST_VECTORS]),
+        )
+
+
+def plan_gauge(
     layout: Layout,
     contents: Sequence[Content],
     mlps: Sequence[Projections],
     wired: Wired,
     hints: Mapping[str, str],
     parameters: Parameters,
-    pool: Executor,
     *,
     suspect: bool,
     deep: bool = False,
-) -> Sampled:
-    """Sample a checkpoint in all its frames. Reads the matrices of MLPs and attention a second time.
+) -> Plan:
+    """Plan to sample a checkpoint in all its frames, which reads the matrices of MLPs and attention a second time.
 
     ``contents`` are those of the canonical tensors, ``mlps`` the MLPs by position, the matrices of which lie as they do
     among the tensors of ``layout``; ``wired`` is the rest. Of a suspect more neurons are kept, and where its tensors
@@ -102,10 +147,10 @@ def sample_gauge(
     """
     width = layout.width
     if width is None:
-        return Sampled(missing="no residual stream was recognised")
+        return Plan(missing="no residual stream was recognised")
     frames = make_frames(wired.tables, parameters, centred=wired.centred)
     if not frames:
-        return Sampled(missing="no embeddings")
+        return Plan(missing="no embeddings")
     offsets = wired.gains.offsets if suspect else wired.gains.offsets[:1]
     variants = tuple(Variant(frame, offset) for offset, frame in islice(product(offsets, frames), MOST_VARIANTS))
     setting = Setting(layout.tensors, variants, wired.gains, width, wired.centred, parameters)
@@ -113,7 +158,7 @@ def sample_gauge(
     chosen = [mlp for mlp in mlps if _can_be_projected(setting, contents, mlp)]
     chosen = [chosen[i] for i in sorted(first_of([unit_of(mlp.layer, mlp.expert) for mlp in chosen], MOST_MLPS))]
     if not chosen and not wired.blocks:
-        return Sampled(missing="no MLP and no attention was recognised")
+        return Plan(missing="no MLP and no attention was recognised")
     count = parameters.gauge_samples
     if suspect:
         samples = max(len(chosen) * len(variants), 1)
@@ -126,23 +171,22 @@ def sample_gauge(
             2, len(chosen) // WHOLE_SHARE, WHOLE_NUMBERS // max(_size(setting, chosen[0]) * width, 1) if chosen else 0
         )
         whole = spread(len(chosen), most)
-
-    def sample(number: int) -> _Sample:
-        mlp = chosen[number]
-        few = number not in whole and 2 * count <= _size(setting, mlp)
-        return _sample_some(setting, mlp, count) if few else _sample_mlp(setting, mlp, count)
-
-    neurons = list(pool.map(sample, range(len(chosen))))
-    projected = pool.map(lambda block: project_attention(around, block), _some_blocks(around, wired.blocks))
-    attention = with_heads(list(projected))
-    grams = [gram for mlp, found in zip(chosen, neurons, strict=True) for gram in _mlp_grams(setting, mlp, found)]
-    sizes = MOST_HEAD_SIZES if suspect else 1
-    grams += [gram for one in attention for gram in _attention_grams(setting, one, sizes)]
-    return Sampled(
-        neurons=with_live([sample for found in neurons for sample in found.samples], suspect=suspect),
-        channels=sample_channels(setting, attention, rotary_of(layout.family, hints), suspect=suspect),
-        grams=tuple(grams[:MOST_VECTORS]),
+    return Plan(
+        mlps=tuple(chosen),
+        blocks=tuple(_some_blocks(around, wired.blocks)),
+        setting=setting,
+        around=around,
+        rotary=rotary_of(layout.family, hints),
+        count=count,
+        whole=frozenset(whole),
+        suspect=suspect,
     )
+
+
+def _needed(setting: Setting | None) -> Setting:
+    if setting is None:
+        raise ValueError("nothing was planned")
+    return setting
 
 
 def _some_blocks(setting: Setting, blocks: Sequence[Block]) -> list[Block]:
@@ -195,7 +239,7 @@ def _size(setting: Setting, mlp: Projections) -> int:
     return matrix_shape(setting.tensors[position].view.shape)[1 if turned else 0]
 
 
-def _sample_some(setting: Setting, mlp: Projections, count: int) -> _Sample:
+def _sample_some(setting: Setting, mlp: Projections, count: int) -> MlpSample:
     """As ``_sample_mlp``, but only the sampled neurons are projected, and there are no products."""
     position, turned = mlp.gate
     directions, gains = setting.reading(position)
@@ -210,12 +254,9 @@ def _sample_some(setting: Setting, mlp: Projections, count: int) -> _Sample:
 
     def coordinates(part: tuple[int, bool], *, reads: bool) -> Float32:
         frame = setting.reading(part[0])[0][:size] if reads else setting.writing
-        view, columns = setting.tensors[part[0]].view, part[1] == reads
-        step = max(1, _NUMBERS_AT_ONCE // setting.width)
-        pieces = [indices[low : low + step] for low in range(0, indices.size, step)]
-        return np.concatenate([coordinates_of(take_slices(view, one, columns=columns), frame) for one in pieces])
+        return project_some(setting.tensors[part[0]].view, indices, frame, columns=part[1] == reads)
 
-    gate = coordinates(mlp.gate, reads=True) - coordinates_of(found.mean[None], directions[:size])
+    gate = coordinates(mlp.gate, reads=True) - found.mean @ directions[:size].T
     up = None if mlp.up is None else coordinates(mlp.up, reads=True)
     down = coordinates(mlp.down, reads=False)
     samples = []
@@ -223,7 +264,7 @@ def _sample_some(setting: Setting, mlp: Projections, count: int) -> _Sample:
         rows = np.searchsorted(indices, chosen)
         parts = (None if one is None else setting.part(one, number)[rows] for one in (gate, up, down))
         samples.append(_neuron_sample(mlp, variant, norms.shape[0], chosen, *parts))
-    return _Sample(tuple(samples), ())
+    return MlpSample(tuple(samples), ())
 
 
 def _norms(norms: Float32, along_mean: Float32) -> Float64:
@@ -259,7 +300,7 @@ def _neuron_sample(
     )
 
 
-def _sample_mlp(setting: Setting, mlp: Projections, count: int) -> _Sample:
+def _sample_mlp(setting: Setting, mlp: Projections, count: int) -> MlpSample:
     size = len(setting.variants) * setting.parameters.frame_width
     view = setting.tensors[mlp.gate[0]].view
     directions, gains = setting.reading(mlp.gate[0])
@@ -294,10 +335,10 @@ def _sample_mlp(setting: Setting, mlp: Projections, count: int) -> _Sample:
             )
         )
         products.append(outer(last, first))
-    return _Sample(tuple(samples), tuple(products))
+    return MlpSample(tuple(samples), tuple(products))
 
 
-def _mlp_grams(setting: Setting, mlp: Projections, found: _Sample) -> list[LayerGram]:
+def _mlp_grams(setting: Setting, mlp: Projections, found: MlpSample) -> list[LayerGram]:
     """The vectors of one MLP, for each variant."""
     if not found.products:
         return []

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fingerprint.directions import rounded
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -30,7 +32,10 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What all layers share. ``centred``: norms subtract the mean over the residual stream."""
+    """What all layers share. ``centred``: norms subtract the mean over the residual stream.
+
+    Directions are rounded to bf16, so that they are the same however they are multiplied.
+    """
 
     tensors: Sequence[CanonicalTensor]
     variants: tuple[Variant, ...]
@@ -49,12 +54,12 @@ class Setting:
         rows = [variant.frame.directions * gains[variant.offset] for variant in self.variants]
         if self.centred:
             rows += [gain[None] / np.sqrt(self.width) for gain in gains.values()]
-        return np.concatenate(rows).astype(np.float32), np.stack(list(gains.values())).astype(np.float32)
+        return rounded(np.concatenate(rows)), np.stack(list(gains.values())).astype(np.float32)
 
     @property
     def writing(self) -> Float32:
         """Directions of all variants for a matrix that writes to the stream: (variants * frame_width, width)."""
-        return np.concatenate([variant.frame.directions for variant in self.variants]).astype(np.float32)
+        return rounded(np.concatenate([variant.frame.directions for variant in self.variants]))
 
     @property
     def offsets(self) -> tuple[float, ...]:

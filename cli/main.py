@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -141,7 +142,9 @@ def main() -> NoReturn:
         signal.signal(number, lambda *_: os._exit(status))
     _release(sys.stdout)
     _release(sys.stderr)
-    sys.exit(status)
+    # Nothing is open any more: to take everything apart that was imported and found takes a tenth of a short scan.
+    atexit._run_exitfuncs()
+    os._exit(status)
 
 
 class _Ending:

@@ -15,6 +15,8 @@ def main() -> NoReturn:
     """Run the program; ends the process."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
+    # The matrices are small, and threads and processes share the work already: those of BLAS only wait for one another.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Hundreds of thousands of headers hold no cycles and are needed to the end: to look for some is a fifth of reading.
     gc.set_threshold(100_000, 50, 50)
     from cli.main import main as program

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
-from fingerprint.readers import containers, folder, gguf, reader_for
+from fingerprint.readers import GGUF, containers, folder, reader_for
 from fingerprint.readers.base import Catalogue, Contents, FileRecord, Finding
 from fingerprint.readers.index import is_index
 from fingerprint.readers.places import folder_of
@@ -120,7 +120,7 @@ def _of_file(name: str, source: Source, beside: Folder | None) -> Checkpoint:
         if source.size and containers.is_container(source):
             return _of_archive(name, containers.open_container(source, Catalogue(name)), source)
         reader = reader_for(source)
-        if reader is gguf.READER and folder.numbered_parts(source.path):
+        if reader.name == GGUF and folder.numbered_parts(source.path):
             # Only the first part has the metadata that all of them need.
             source.close()
             return _of_folder(name, folder.open_parts(source.path, folder_of(source, beside)))

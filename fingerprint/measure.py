@@ -22,6 +22,7 @@ from fingerprint.signs import Stream, sample_indices
 from fingerprint.sketch import MatrixSketch, MatrixSketcher, column_signs
 from fingerprint.slices import SliceCollector, StoredSlices, ceiling, ceiling_runs, clean, slice_digests, within
 from fingerprint.tensors import Transposed, element_count, read_rows
+from fingerprint.vectors import distinct
 from fingerprint.vocabulary import Content
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def _along(slices: Slices, limit: float, axis: int, indices: Int64) -> Float32:
 def _places(columns: int, parameters: Parameters) -> Int64:
     """Numbers of all columns that are sampled of a matrix, each once, ascending."""
     sampled = sample_indices(parameters.seed, Stream.AXIS_SAMPLE, columns, parameters.axis_samples)
-    places = np.union1d(sampled, sample_indices(parameters.seed, Stream.PROBE, columns, SLICE_SAMPLES))
+    places = distinct(sampled, sample_indices(parameters.seed, Stream.PROBE, columns, SLICE_SAMPLES))
     places.setflags(write=False)
     return places
 

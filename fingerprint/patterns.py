@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fingerprint.vectors import distinct
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -136,7 +138,7 @@ def _two_pass(tried: Float64, are: Callable[[Float64], NDArray[np.bool_]]) -> bo
 @cache
 def _evenly(number: int, count: int) -> Int64:
     """Up to ``count`` of the numbers below ``number``, spread evenly: ascending."""
-    chosen: Int64 = np.unique(np.linspace(0, number - 1, min(count, number)).astype(np.int64))
+    chosen: Int64 = distinct(np.linspace(0, number - 1, min(count, number)).astype(np.int64))
     chosen.setflags(write=False)
     return chosen
 

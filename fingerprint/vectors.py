@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,17 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
+Number = TypeVar("Number", bound=np.generic)
+
 _ROWS_AT_ONCE = 64
+
+
+def distinct(*numbers: NDArray[Number]) -> NDArray[Number]:
+    """Each number of some arrays once, ascending. ``numpy.unique`` imports masked arrays for that, at every start."""
+    ordered = np.sort(np.concatenate([one.reshape(-1) for one in numbers]))
+    first = np.ones(ordered.size, np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return ordered[first]
 
 
 def magnitude(rows: NDArray[np.floating[Any]]) -> float:

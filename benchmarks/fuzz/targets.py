@@ -24,8 +24,8 @@ from fingerprint.readers import (
     gguf,
     index,
     keras,
+    marks,
     numpy_files,
-    ocdbt,
     onnx,
     orbax,
     plain_pickle,
@@ -37,9 +37,9 @@ from fingerprint.readers import (
     zarr,
 )
 from fingerprint.readers.base import Catalogue, Contents
+from fingerprint.readers.marks import ZARR_2, ZARR_3
 from fingerprint.readers.pickles import read_pickle
 from fingerprint.readers.restore import restored
-from fingerprint.readers.zarr_array import V2, V3
 from fingerprint.source import MemorySource
 from signatures import bundle
 from signatures.container import Section, pack, unpack
@@ -149,7 +149,7 @@ _SHARDS: dict[str, bytes] = {}
 def _distributed(data: bytes) -> None:
     if not _SHARDS:
         _SHARDS.update(seeds.distributed_beside())
-    place = MemoryFolder(_SHARDS | {distributed.METADATA: data})
+    place = MemoryFolder(_SHARDS | {marks.DISTRIBUTED: data})
     contents, _ = distributed.open_distributed(place, Catalogue("dcp"))
     _read(contents)
 
@@ -164,7 +164,7 @@ class OneArray:
     distant = False
 
     def file_names(self) -> list[str]:
-        return [V3 if b"node_type" in self.metadata else V2]
+        return [ZARR_3 if b"node_type" in self.metadata else ZARR_2]
 
     def folder_names(self) -> list[str]:
         return []
@@ -173,7 +173,7 @@ class OneArray:
         return set(names)
 
     def open(self, name: str) -> Source:
-        return MemorySource(self.metadata if name in {V2, V3} else self.chunk, name)
+        return MemorySource(self.metadata if name in {ZARR_2, ZARR_3} else self.chunk, name)
 
     def sub(self, name: str) -> OneArray:
         return self
@@ -209,7 +209,7 @@ def _ocdbt_node(data: bytes) -> None:
         return
     packed, height = data[:2]
     node = wrapped(NODE_MAGIC, data[2:], packed=packed)
-    files = {"node": node, ocdbt.MANIFEST: manifest(b"node", 0, len(node), height)}
+    files = {"node": node, marks.OCDBT: manifest(b"node", 0, len(node), height)}
     contents, _ = orbax.open_orbax(MemoryFolder(_DATABASE | files), Catalogue("ocdbt"))
     _read(contents)
 
@@ -291,8 +291,8 @@ TARGETS: dict[str, Target] = {
     ),
     "tfjs": Target(seeds.tfjs, _reader(tfjs.READER, "model.json", seeds.tfjs_beside), "TensorFlow.js"),
     "zarr": Target(seeds.zarr, _zarr, "zarr, an array and its chunk"),
-    "orbax": Target(seeds.orbax, _orbax(orbax.METADATA, seeds.orbax_beside), "Orbax, the list of its tree"),
-    "ocdbt": Target(seeds.ocdbt_manifests, _orbax(ocdbt.MANIFEST, seeds.ocdbt_beside), "OCDBT, manifests"),
+    "orbax": Target(seeds.orbax, _orbax(marks.ORBAX, seeds.orbax_beside), "Orbax, the list of its tree"),
+    "ocdbt": Target(seeds.ocdbt_manifests, _orbax(marks.OCDBT, seeds.ocdbt_beside), "OCDBT, manifests"),
     "ocdbt-node": Target(seeds.ocdbt_nodes, _ocdbt_node, "OCDBT, nodes behind their headers"),
     "zip": Target(seeds.zips, _container, "ZIP archives"),
     "tar": Target(seeds.tars, _container, "tar archives"),

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fingerprint.comparing.evidence import LN10
 from fingerprint.signs import Stream, bits
+from fingerprint.vectors import distinct
 
 if TYPE_CHECKING:
     from fingerprint.records import AxisSample, TensorRecord
@@ -89,7 +90,7 @@ def align_samples(registered: AxisSample, suspect: AxisSample, *, negated: bool 
 def _assigned(cosines: Float64) -> NDArray[np.int64]:
     """The column of each row in the assignment of the largest sum, (n, n) to (n,)."""
     best: NDArray[np.int64] = cosines.argmax(axis=1)
-    if len(np.unique(best)) == len(best):  # no sum is larger than that of the rows' largest numbers
+    if distinct(best).size == len(best):  # no sum is larger than that of the rows' largest numbers
         return best
     from scipy.optimize import linear_sum_assignment  # takes half a second, and relatives do not need it
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.vectors import unit_rows
+from fingerprint.vectors import distinct, unit_rows
 from fingerprint.vocabulary import ChannelKind
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class _Heads:
 
     def by_head(self) -> list[tuple[int, Int64]]:
         """Number of each head that is sampled, and the positions of its channels in the sample."""
-        return [(int(head), np.flatnonzero(self.heads == head)) for head in np.unique(self.heads)]
+        return [(int(head), np.flatnonzero(self.heads == head)) for head in distinct(self.heads)]
 
 
 def _agreement(ours: Float32, theirs: Float32) -> Float32:

@@ -487,7 +487,9 @@ def log10_p_signed_sum(total: int, weights: Int64) -> float:
         tail = 2.0 * float(law[least:].sum())
         if tail > 0:
             return min(0.0, math.log10(tail))
-    values, numbers = np.unique(weights, return_counts=True)
+    numbers = np.bincount(weights)
+    values = np.flatnonzero(numbers)
+    numbers = numbers[values]
 
     def exponents(t: Float64) -> Float64:
         scaled = np.multiply.outer(t, values.astype(np.float64))

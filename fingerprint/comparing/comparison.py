@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from statistics import median
 from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
@@ -314,7 +315,7 @@ def _narrowing(registered: Fingerprint, suspect: Fingerprint, frame: FrameMatch)
     Of neurons that were left out no partner can be found, which says nothing of the table that the frame is made of.
     """
     ratios = [registered.neurons[one.registered].size / suspect.neurons[one.suspect].size for one in frame.held]
-    return max(1.0, float(np.median(ratios))) if ratios else 1.0
+    return max(1.0, float(median(ratios))) if ratios else 1.0
 
 
 def _between_samples(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from fingerprint.measure import matrix_shape
 from fingerprint.sketch import chance_spread
+from fingerprint.vectors import distinct
 from fingerprint.vocabulary import Content, Role
 
 if TYPE_CHECKING:
@@ -224,12 +225,10 @@ def _blocks(theirs: SketchTable, ours: SketchTable) -> Iterator[_Block]:
     none = np.zeros(0, np.int64)
     for shape, members in groups.items():
         wanted = {
-            turned: np.union1d(
-                np.union1d(by_rows.get(rows, none), by_columns.get(columns, none)), _near(sizes, rows, columns)
-            )
+            turned: distinct(by_rows.get(rows, none), by_columns.get(columns, none), _near(sizes, rows, columns))
             for turned, (rows, columns) in ((False, shape), (True, shape[::-1]))
         }
-        columns = np.union1d(wanted[False], wanted[True])
+        columns = distinct(wanted[False], wanted[True])
         step = max(1, _BLOCK_PAIRS // max(columns.size, 1))
         for start in range(0, len(members) if columns.size else 0, step):
             rows = np.array(members[start : start + step], np.int64)

@@ -18,6 +18,7 @@ from fingerprint.gauge.channels import (
 )
 from fingerprint.records import ChannelSample
 from fingerprint.roles.parts import HINT_PREFIXES
+from fingerprint.vectors import distinct
 from fingerprint.vocabulary import ChannelKind
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def sample_channels(
     if not suspect:
         chosen = attention
         if len(chosen) > CHANNEL_LAYERS:
-            places = np.unique(np.linspace(0, len(chosen) - 1, CHANNEL_LAYERS).round().astype(int))
+            places = distinct(np.linspace(0, len(chosen) - 1, CHANNEL_LAYERS).round().astype(int))
             chosen = [attention[i] for i in places]
         kinds = _kinds(rotary)
         return tuple(

@@ -20,6 +20,7 @@ from fingerprint.records import ChannelSample, LayerGram, NeuronSample
 from fingerprint.signs import Stream, sample_indices
 from fingerprint.tensors import element_count
 from fingerprint.units import first_of, spread, unit_of
+from fingerprint.vectors import distinct
 from fingerprint.vocabulary import Circuit, Content, Frame
 
 if TYPE_CHECKING:
@@ -199,7 +200,7 @@ def _some_blocks(setting: Setting, blocks: Sequence[Block]) -> list[Block]:
         return list(blocks)
     last = len(blocks) - 1
     chosen = np.concatenate([np.linspace(0, last, count) for count in (CHANNEL_LAYERS, most - CHANNEL_LAYERS)])
-    return [blocks[place] for place in np.unique(chosen.round().astype(np.int64)).tolist()]
+    return [blocks[place] for place in distinct(chosen.round().astype(np.int64)).tolist()]
 
 
 def _channels(setting: Setting, block: Block) -> int:
@@ -250,7 +251,7 @@ def _sample_some(setting: Setting, mlp: Projections, count: int) -> MlpSample:
         choose_by_norm(norms[:, setting.offsets.index(variant.offset)], count, setting.parameters)
         for variant in setting.variants
     ]
-    indices = np.unique(np.concatenate(wanted))
+    indices = distinct(*wanted)
 
     def coordinates(part: tuple[int, bool], *, reads: bool) -> Float32:
         frame = setting.reading(part[0])[0][:size] if reads else setting.writing

@@ -33,10 +33,11 @@ class Format:
         return found
 
 
+GGUF: Final = "gguf"
 FORMATS: Final = (
     Format("safetensors", (".safetensors",), "safetensors"),
     Format("pytorch", (".pt", ".pth", ".bin", ".ckpt"), "pytorch"),
-    Format("gguf", (".gguf",), "gguf"),
+    Format(GGUF, (".gguf",), "gguf"),
     Format("onnx", (".onnx",), "onnx"),
     Format("coreml", (".mlmodel",), "coreml"),
     Format("keras", (".h5", ".hdf5", ".keras"), "keras"),

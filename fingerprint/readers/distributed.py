@@ -16,6 +16,7 @@ from fingerprint.errors import InputError, LimitExceededError, MalformedFileErro
 from fingerprint.readers.base import About, Catalogue, Contents, FileRecord, Finding, bounded, checked_count, some
 from fingerprint.readers.chunked import Chunk, Chunked
 from fingerprint.readers.index import is_plain_name
+from fingerprint.readers.marks import DISTRIBUTED
 from fingerprint.readers.pickles import Call, Global, Pairs, read_pickle_at
 from fingerprint.readers.pytorch import open_pytorch
 from fingerprint.readers.torch_objects import unknown_globals
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from fingerprint.source import Source
     from fingerprint.tensors import TensorView
 
-METADATA = ".metadata"
 FORMAT = "pytorch-distributed"
 ABOUT = About(
     "PyTorch distributed checkpoints (DCP)",
@@ -60,7 +60,7 @@ class _Place:
 
 def open_distributed(place: Folder, catalogue: Catalogue) -> tuple[Contents, tuple[FileRecord, ...]]:
     """The tensors of a distributed checkpoint, and its files. Raises ``InputError``."""
-    source = place.open(METADATA)
+    source = place.open(DISTRIBUTED)
     try:
         pickle = read_pickle_at(source)
         catalogue.take(pickle.memory)

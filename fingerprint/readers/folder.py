@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from fingerprint.errors import InputError, LimitExceededError, UnsupportedFormatError, clipped
-from fingerprint.readers import FORMATS, distributed, gguf, orbax, reader_for, recognised, zarr
+from fingerprint.readers import FORMATS, GGUF, marks, reader_for, recognised
 from fingerprint.readers.adapters import CLAIMS, CONFIG
 from fingerprint.readers.base import MAX_NAME, Catalogue, Contents, FileRecord, Finding, bounded, some
 from fingerprint.readers.bounded_json import Json, JsonCursor
@@ -79,19 +79,11 @@ def open_files(place: Folder, catalogue: Catalogue) -> FolderContents:
         inner = place.sub(_PACKAGED[0])
         if _PACKAGED[1] in inner.folder_names():
             return open_files(inner.sub(_PACKAGED[1]), catalogue)
-    if distributed.METADATA in names:
-        contents, files = distributed.open_distributed(place, catalogue)
-        return FolderContents(distributed.FORMAT, files, contents, ())
-    if orbax.is_orbax(place, names):
-        contents, files = orbax.open_orbax(place, catalogue)
-        return FolderContents(orbax.FORMAT, files, _with_claims(contents, place), ())
-    if zarr.is_zarr(names):
-        contents, files = zarr.open_zarr(place, catalogue)
-        return FolderContents(zarr.FORMAT, files, _with_claims(contents, place), ())
-    if items := orbax.items(place, names) if not any(map(is_likely, names)) else {}:
-        if len(items) > 1:
-            return open_components(place, items, catalogue)
-        return open_files(next(iter(items.values())), catalogue)
+    likely = any(map(is_likely, names))
+    if not likely or not marks.FOLDERS.isdisjoint(names):
+        found = _of_arrays(place, catalogue, names, likely=likely)
+        if found is not None:
+            return found
     parts = _components(place, names)
     if parts:
         return open_components(place, parts, catalogue)
@@ -108,6 +100,30 @@ def open_files(place: Folder, catalogue: Catalogue) -> FolderContents:
                 source.close()
             return _open_indexed(place, catalogue, weight_map)
     return _open_unindexed(place, catalogue, names)
+
+
+def _of_arrays(place: Folder, catalogue: Catalogue, names: list[str], *, likely: bool) -> FolderContents | None:
+    """The checkpoint of a folder that holds each tensor in files of its own, or folders of such; None for any other.
+
+    ``likely``: one of its files looks as if it held weights. Raises ``InputError``.
+    """
+    from fingerprint.readers import distributed, orbax, zarr
+
+    if marks.DISTRIBUTED in names:
+        contents, files = distributed.open_distributed(place, catalogue)
+        return FolderContents(distributed.FORMAT, files, contents, ())
+    if orbax.is_orbax(place, names):
+        contents, files = orbax.open_orbax(place, catalogue)
+        return FolderContents(orbax.FORMAT, files, _with_claims(contents, place), ())
+    if zarr.is_zarr(names):
+        contents, files = zarr.open_zarr(place, catalogue)
+        return FolderContents(zarr.FORMAT, files, _with_claims(contents, place), ())
+    items = {} if likely else orbax.items(place, names)
+    if not items:
+        return None
+    if len(items) > 1:
+        return open_components(place, items, catalogue)
+    return open_files(next(iter(items.values())), catalogue)
 
 
 def _with_claims(contents: Contents, place: Folder) -> Contents:
@@ -236,7 +252,7 @@ def _open_unindexed(place: Folder, catalogue: Catalogue, names: Iterable[str]) -
         raise UnsupportedFormatError("no file of the folder can be read as a checkpoint", path=place.path, hint=hint)
     shards = by_format.pop(chosen)
     joined.others = by_format
-    if chosen == gguf.READER.name:
+    if chosen == GGUF:
         _check_one_gguf(shards, place)
     joined.expect(_numbered_siblings(shards), set(shards))
     return joined.read(shards)
@@ -270,7 +286,7 @@ def _numbered_siblings(shards: Iterable[str]) -> dict[str, int]:
 
 def is_likely(name: str) -> bool:
     """True for the usual name of a file with weights, or of an index of such files."""
-    return name.lower().endswith(SUFFIXES) or name in {distributed.METADATA, orbax.METADATA} or _is_likely(name)
+    return name.lower().endswith(SUFFIXES) or name in {marks.DISTRIBUTED, marks.ORBAX} or _is_likely(name)
 
 
 def _is_likely(name: str) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from fingerprint.errors import LimitExceededError, MalformedFileError, UnsupportedFormatError, clipped
 from fingerprint.readers.compressed import unpacked
 from fingerprint.readers.index import is_plain_name
+from fingerprint.readers.marks import OCDBT
 from fingerprint.source import MemorySource, Section
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from fingerprint.readers.opened import Opened
     from fingerprint.source import Source
 
-MANIFEST: Final = "manifest.ocdbt"
 MAX_NODE: Final = 16 << 20
 """Most bytes of a node, unpacked; the library writes 8 MiB at most unless it is told otherwise."""
 MAX_NODES: Final = 1 << 13
@@ -67,7 +67,7 @@ class Database:
         self._values: dict[str, _Value] = {}
         self._nodes = 0
         self._bytes = 0
-        source = opened.get(MANIFEST)
+        source = opened.get(OCDBT)
         if source is None:
             raise MalformedFileError("no manifest of a database", path=opened.path)
         self._read(source)

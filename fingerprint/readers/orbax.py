@@ -13,11 +13,11 @@ from fingerprint.errors import InputError, LimitExceededError
 from fingerprint.readers.base import About, Catalogue, Contents, FileRecord, Finding, bounded, some
 from fingerprint.readers.bounded_json import Json, JsonCursor
 from fingerprint.readers.flax_layout import as_in_torch
-from fingerprint.readers.ocdbt import MANIFEST, Database
+from fingerprint.readers.marks import OCDBT, ORBAX, T5X, ZARR_2, ZARR_3
+from fingerprint.readers.ocdbt import Database
 from fingerprint.readers.opened import Opened
 from fingerprint.readers.torch_views import wrapper
 from fingerprint.readers.zarr import Arrays, array_keys, named
-from fingerprint.readers.zarr_array import V2, V3
 from fingerprint.tensors import renamed
 
 if TYPE_CHECKING:
@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from fingerprint.tensors import TensorView
 
 FORMAT: Final = "orbax"
-METADATA: Final = "_METADATA"
 STEP: Final = "_CHECKPOINT_METADATA"
-T5X: Final = "checkpoint"
 """What T5X puts beside its folders of arrays, as Orbax did at first."""
 MAX_METADATA: Final = 64 << 20
 """Most bytes of ``_METADATA``."""
@@ -49,11 +47,11 @@ ABOUT: Final = About(
 
 def is_orbax(place: Folder, names: list[str]) -> bool:
     """True for a folder that holds the arrays of a tree. Raises ``InputError``."""
-    if METADATA in names or MANIFEST in names:
+    if ORBAX in names or OCDBT in names:
         return True
     if T5X not in names or place.distant:
         return False
-    return any(V2 in place.sub(name).file_names() for name in place.folder_names()[:MAX_STEPS])
+    return any(ZARR_2 in place.sub(name).file_names() for name in place.folder_names()[:MAX_STEPS])
 
 
 def items(place: Folder, names: list[str]) -> dict[str, Folder]:
@@ -86,10 +84,10 @@ def open_orbax(place: Folder, catalogue: Catalogue) -> tuple[Contents, tuple[Fil
 
 
 def _read(place: Folder, opened: Opened, catalogue: Catalogue) -> Contents:
-    if MANIFEST in place.file_names():
+    if OCDBT in place.file_names():
         database = Database(opened, catalogue)
         arrays = Arrays(database, catalogue, place.path, strict=True)
-        keys: Sequence[str] = [key for key in database.names() if key.rpartition("/")[2] in {V2, V3}]
+        keys: Sequence[str] = [key for key in database.names() if key.rpartition("/")[2] in {ZARR_2, ZARR_3}]
     else:
         arrays = Arrays(opened, catalogue, place.path, strict=True)
         keys = array_keys(opened)
@@ -139,14 +137,14 @@ def _belongs(name: str, optimisers: set[str]) -> bool:
 
 def _promised(opened: Opened, catalogue: Catalogue) -> set[str]:
     """Names of the arrays that ``_METADATA`` lists; empty without it. Raises ``InputError``."""
-    source = opened.get(METADATA)
+    source = opened.get(ORBAX)
     if source is None:
         return set()
     if source.size > MAX_METADATA:
-        raise LimitExceededError(f"{METADATA} of {source.size} bytes; {MAX_METADATA} are allowed", path=source.path)
+        raise LimitExceededError(f"{ORBAX} of {source.size} bytes; {MAX_METADATA} are allowed", path=source.path)
     catalogue.take(source.size)
     promised: set[str] = set()
-    cursor = JsonCursor(source.read(0, source.size), path=source.path, what=METADATA)
+    cursor = JsonCursor(source.read(0, source.size), path=source.path, what=ORBAX)
     try:
         for field in cursor.members():
             if field != "tree_metadata":

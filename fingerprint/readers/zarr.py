@@ -19,10 +19,11 @@ from fingerprint.errors import InputError, LimitExceededError, MalformedFileErro
 from fingerprint.readers.base import About, Catalogue, Contents, FileRecord, Finding, StoredTensor, bounded
 from fingerprint.readers.chunked import Chunk, Chunked
 from fingerprint.readers.compressed import pieces
+from fingerprint.readers.marks import ZARR, ZARR_2, ZARR_3
 from fingerprint.readers.opened import Opened
 from fingerprint.readers.packed import Permuted
 from fingerprint.readers.scratch import Scratch, UnpackedSource
-from fingerprint.readers.zarr_array import V2, V3, LeftError, layout_of, parsed
+from fingerprint.readers.zarr_array import LeftError, layout_of, parsed
 from fingerprint.readers.zips import MAX_RATIO, MAX_UNSUSPICIOUS
 from fingerprint.source import Section, check_range
 from fingerprint.tensors import renamed
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from fingerprint.tensors import TensorView
 
 FORMAT: Final = "zarr"
-GROUPS: Final = (".zgroup", ".zmetadata", V2, V3)
-"""Files that a folder of zarr has."""
 MAX_CHUNKS: Final = 1 << 17
 """Most chunks of a checkpoint, those that are not there included."""
 MAX_LEVELS: Final = 16
@@ -319,7 +318,7 @@ _NOWHERE: Final = (2**64 - 1, 2**64 - 1)
 
 def is_zarr(names: list[str]) -> bool:
     """True for the files of a folder that is a group or an array of zarr."""
-    return any(name in names for name in GROUPS)
+    return any(name in names for name in ZARR)
 
 
 def open_zarr(place: Folder, catalogue: Catalogue) -> tuple[Contents, tuple[FileRecord, ...]]:
@@ -357,10 +356,10 @@ def array_keys(opened: Opened) -> list[str]:
         folder = opened.folder(path)
         names = folder.file_names()
         above = f"{path}/" if path else ""
-        if V2 in names:
-            found.append(f"{above}{V2}")
-        elif V3 in names and _is_array(opened, f"{above}{V3}"):
-            found.append(f"{above}{V3}")
+        if ZARR_2 in names:
+            found.append(f"{above}{ZARR_2}")
+        elif ZARR_3 in names and _is_array(opened, f"{above}{ZARR_3}"):
+            found.append(f"{above}{ZARR_3}")
         else:
             waiting += [(f"{above}{name}", level + 1) for name in reversed(folder.folder_names())]
     return found

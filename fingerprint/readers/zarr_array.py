@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from fingerprint.source import Source
     from fingerprint.tensors import Array
 
-V2: Final = ".zarray"
-V3: Final = "zarr.json"
 MAX_METADATA: Final = 1 << 20
 """Most bytes of the metadata of an array."""
 _MAX_CODECS: Final = 16

@@ -17,11 +17,11 @@ Sections of a file, all optional; ``{layer}``, ``{expert}`` and ``{any}`` stand 
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fingerprint.vocabulary import Axis, Role
 
@@ -137,29 +137,58 @@ def without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
+class _Said(NamedTuple):
+    """What a table says of a name, as it is written there: equal ones are one object, of which one entry is made."""
+
+    kind: Kind
+    parts: tuple[str, ...]
+    split: str = "none"
+    in_out: bool = False
+    stacked: bool = False
+    bias: bool = False
+    """The parts are those of a linear map, of which this is the bias: only the rows remain."""
+
+
 @cache
 def load_tables() -> Tables:
     """Read all tables beside this module."""
     paths = [path for path in files("fingerprint.roles").iterdir() if path.name.endswith(".toml")]
     sources = {path.name[:-5]: tomllib.loads(path.read_text("utf-8")) for path in paths}
+    once: dict[_Said, _Said] = {}
+    written = {
+        name: {pattern: once.setdefault(said, said) for pattern, said in _written(source)}
+        for name, source in sources.items()
+    }
     tables: list[Table] = []
     index: dict[Key, list[Entry]] = {}
     suffixes: dict[str, tuple[Entry, ...]] = {}
     for name in sorted(sources):
         source = sources[name]
-        patterns: dict[str, Entry] = {}
+        patterns: dict[str, _Said] = {}
         for ancestor in _ancestors(name, sources):
-            patterns.update(_entries(sources[ancestor], len(tables)))
-        for pattern, entry in patterns.items():
-            words = pattern.split(".")
-            numbers = tuple(_PLACEHOLDERS[word] for word in words if word.startswith("{"))
-            key = tuple("#" if word.startswith("{") else word for word in words)
-            index.setdefault(key, []).append(replace(entry, numbers=numbers))
+            patterns.update(written[ancestor])
+        made: dict[tuple[int, Key], Entry] = {}
+        for pattern, said in patterns.items():
+            key, numbers = _key(pattern)
+            entry = made.get((id(said), numbers))
+            if entry is None:
+                entry = made[id(said), numbers] = _entry(said, len(tables), numbers)
+            index.setdefault(key, []).append(entry)
         for word in source.get("suffix", {}).get("names", ()):
-            suffixes[word] = (_buffer(len(tables)),)
+            suffixes[word] = (_entry(_BUFFER, len(tables), ()),)
         positions = Positions(source.get("positions", "harmless"))
         tables.append(Table(source["family"], source.get("activation", ""), positions, len(patterns)))
     return Tables(tuple(tables), {key: tuple(entries) for key, entries in index.items()}, suffixes)
+
+
+@cache
+def _key(pattern: str) -> tuple[Key, Key]:
+    """A pattern as a key of the index, and what its numbers stand for."""
+    if "{" not in pattern:
+        return tuple(pattern.split(".")), ()
+    words = pattern.split(".")
+    numbers = tuple(_PLACEHOLDERS[word] for word in words if word.startswith("{"))
+    return tuple("#" if word.startswith("{") else word for word in words), numbers
 
 
 def _ancestors(name: str, sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -170,54 +199,51 @@ def _ancestors(name: str, sources: Mapping[str, Mapping[str, Any]]) -> list[str]
     return chain[::-1]
 
 
-def _entries(source: Mapping[str, Any], table: int) -> Iterator[tuple[str, Entry]]:
+def _written(source: Mapping[str, Any]) -> Iterator[tuple[str, _Said]]:
+    """What one file says of names itself."""
     in_out = source.get("stored") == "in-out"
     for module, said in source.get("linear", {}).items():
-        entry = _entry(said, table, Kind.MATRIX, in_out=in_out)
-        yield f"{module}.weight", entry
-        yield f"{module}.bias", _vector_of(entry)
+        linear = _said(said, Kind.MATRIX, in_out=in_out)
+        yield f"{module}.weight", linear
+        yield f"{module}.bias", linear._replace(kind=Kind.VECTOR, in_out=False, bias=True)
     for module, said in source.get("table", {}).items():
-        yield f"{module}.weight", _entry(said, table, Kind.TABLE)
+        yield f"{module}.weight", _said(said, Kind.TABLE)
     for name, said in source.get("parameter", {}).items():
-        yield name, _entry(said, table, Kind.TABLE)
+        yield name, _said(said, Kind.TABLE)
     for section in ("stacked", "whole"):
         for name, said in source.get(section, {}).items():
-            entry = replace(_entry(said, table, Kind.MATRIX, in_out=in_out), stacked=section == "stacked")
-            yield name, _vector_of(entry) if name.endswith("bias") else entry
+            whole = _said(said, Kind.MATRIX, in_out=in_out)._replace(stacked=section == "stacked")
+            bias = whole._replace(kind=Kind.VECTOR, in_out=False, bias=True)
+            yield name, bias if name.endswith("bias") else whole
     for module, axis in source.get("norm", {}).items():
         for suffix, role in _NORM_SUFFIXES:
-            yield f"{module}.{suffix}", _entry(f"{role} {axis} unknown", table, Kind.VECTOR)
+            yield f"{module}.{suffix}", _Said(Kind.VECTOR, (f"{role} {axis} unknown",))
     for name, said in source.get("vector", {}).items():
-        yield name, _entry(f"{said} unknown", table, Kind.VECTOR)
+        yield name, _Said(Kind.VECTOR, (f"{said} unknown",))
     for name in source.get("buffer", {}).get("names", ()):
-        yield name, _buffer(table)
+        yield name, _BUFFER
 
 
-def _entry(said: str | Mapping[str, Any], table: int, kind: Kind, *, in_out: bool = False) -> Entry:
+_BUFFER = _Said(Kind.BUFFER, ("buffer unknown unknown",))
+
+
+def _said(said: str | Mapping[str, Any], kind: Kind, *, in_out: bool = False) -> _Said:
     if isinstance(said, str):
-        said = {"parts": [said]}
+        return _Said(kind, (said,), in_out=in_out)
     stored = said.get("stored")
-    return Entry(
-        table,
-        kind,
-        tuple(_part(part) for part in said["parts"]),
-        Split(said.get("split", "none")),
-        in_out if stored is None else stored == "in-out",
-        stacked=False,
-        numbers=(),
-    )
+    as_stored = in_out if stored is None else stored == "in-out"
+    return _Said(kind, tuple(said["parts"]), said.get("split", "none"), as_stored)
 
 
-def _part(said: str) -> Part:
+def _entry(said: _Said, table: int, numbers: Key) -> Entry:
+    parts = tuple(_part(part, bias=said.bias) for part in said.parts)
+    return Entry(table, said.kind, parts, Split(said.split), said.in_out, said.stacked, numbers)
+
+
+@cache
+def _part(said: str, *, bias: bool) -> Part:
     role, rows, columns, *group = said.split()
-    return Part(role, Role(role), Axis(rows), Axis(columns), group[0] if group else "")
-
-
-def _buffer(table: int) -> Entry:
-    return _entry("buffer unknown unknown", table, Kind.BUFFER)
-
-
-def _vector_of(entry: Entry) -> Entry:
-    """The entry of a linear map's bias: the same parts, of which only the rows remain."""
-    parts = tuple(replace(part, role=Role.BIAS, columns=Axis.UNKNOWN) for part in entry.parts)
-    return replace(entry, kind=Kind.VECTOR, parts=parts, in_out=False)
+    label = group[0] if group else ""
+    if bias:
+        return Part(role, Role.BIAS, Axis(rows), Axis.UNKNOWN, label)
+    return Part(role, Role(role), Axis(rows), Axis(columns), label)

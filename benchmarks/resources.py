@@ -307,30 +307,18 @@ medians of {runs} runs. Seconds are on the clock, and in brackets on a processor
 start of the process. The first ratio is that of a full scan to the checksum on the clock, the second on the processor:
 with both cores at work twice as much may be spent there. Memory is the peak of anonymous memory of all its processes,
 without the mapped file; the bound is {most:.0f} MB. `sketch` makes a signature for registration, with the digests after
-rounding: one run.
+rounding, a file of the size in the last column: one run.
 """
-_HEADS = [
-    "shapes",
-    "tensors",
-    "GB",
-    "sha256,_s",
-    "full_scan,_s",
-    "ratios",
-    "MB",
-    "quick_scan,_s",
-    "read,_MB",
-    "sketch,_s",
-    "MB",
-    "signature,_MB",
-]
+_HEADS = """
+| shapes | tensors | GB | sha256, s | full, s | ratios | MB | quick, s | read, MB | sketch, s | MB | file, MB |
+|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|
+""".strip()
 
 
 def page(rows: Sequence[Row], started: Sequence[tuple[str, Cost]], runs: int) -> str:
     """The page in Markdown."""
     about = _ABOUT.format(machine=platform.machine(), cores=os.cpu_count(), runs=runs, most=MOST_MEMORY / 1e6)
-    lines = ["# Resources", "", about]
-    lines.append(f"| {' | '.join(_HEADS).replace('_', ' ')} |")
-    lines.append("|---|" + "--:|" * (len(_HEADS) - 1))
+    lines = ["# Resources", "", about, _HEADS]
     for row in rows:
         plain = row.hashed
         ratios = "-"

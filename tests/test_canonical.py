@@ -392,8 +392,8 @@ def test_without_names_and_turned_no_more_axes_are_exchangeable(name: str) -> No
 @settings(max_examples=100, deadline=None)
 def test_of_any_piece_of_a_model_no_more_axes_are_exchangeable(name: str, way: str, seed: int, share: float) -> None:
     """Some of the layers, or the tensors of one shard, cut anywhere in the order of the file or of the names."""
-    # Its decoder has maps of the shape of its MLPs' second matrices. A piece that happens to have as many of these in all
-    # as of MLPs' first ones looks like MLPs and nothing else.
+    # Its decoder has maps of the shape of its MLPs' second matrices. A piece that happens to have as many of these in
+    # all as of MLPs' first ones looks like MLPs and nothing else.
     assume(way == "layers" or name != "protein-mpnn")
     tensors = views(ARCHITECTURES[name])
     if way == "layers":

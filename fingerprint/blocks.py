@@ -11,7 +11,7 @@ import importlib
 import math
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -29,6 +29,7 @@ def _built() -> ModuleType | None:
 _kernels = _built()
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
     from numpy.typing import NDArray
@@ -44,7 +45,10 @@ _SMALLEST: Final = 2.0**-30
 _LARGEST: Final = 2.0**26
 """Magnitudes whose fourth powers, and sums of them over a block, are normal numbers of float32."""
 _SIGNS: Final = 32
-_NO_PLACES = np.zeros(0, np.int64)
+_TILE: Final = 6
+"""Rows that the loop multiplies at a time."""
+_ROWS_TOGETHER: Final = 1 << 18
+"""Numbers of the rows that ``project`` looks at before it says so: 512 KB of bf16."""
 _PLUS, _MINUS = 0x3F80, 0xBF80
 """The bits of 1 and -1 in bf16."""
 
@@ -97,6 +101,11 @@ class Bits:
     high: float
     zeros: int
 
+    def and_those(self, others: Bits) -> Bits:
+        """The facts about both, if both are finite."""
+        low, high = min(self.low, others.low), max(self.high, others.high)
+        return Bits(True, self.normal and others.normal, low, high, self.zeros + others.zeros)
+
 
 def bits_of(flat: Array) -> Bits | None:
     """The facts about a block (1-D, contiguous, not empty) of bf16, f16 or f32; None for other types."""
@@ -145,7 +154,7 @@ def look(native: Array, limit: float, scratch: Scratch, *, column_squares: bool 
         )
     piece = None
     if _kernels is not None:
-        piece = _compiled(_kernels, native, limit, scratch, None, _NO_PLACES, column_squares=column_squares)
+        piece = _looked(_kernels, native, limit, scratch, column_squares=column_squares)
     return _interpreted(native, limit, scratch, column_squares=column_squares) if piece is None else piece
 
 
@@ -172,73 +181,141 @@ def projects(width: int) -> bool:
 
 
 def project(
-    native: Array, limit: float, signs: Signs, scratch: Scratch, places: Int64, *, column_squares: bool = False
-) -> Piece | None:
-    """``look`` at a piece, project it, and take the columns at ``places``; None where the loop is not made for these
-    numbers."""
-    if _kernels is None:
-        return None
-    return _compiled(_kernels, native, limit, scratch, signs, places, column_squares=column_squares)
-
-
-def _compiled(
-    kernels: ModuleType,
     native: Array,
     limit: float,
+    signs: Signs,
     scratch: Scratch,
-    signs: Signs | None,
     places: Int64,
     *,
-    column_squares: bool,
+    column_squares: bool = False,
+    done: Callable[[int, bool], None] = lambda _, __: None,
 ) -> Piece | None:
-    """See ``look`` and ``project``; None where the loop is not made for these numbers."""
+    """``look`` at a piece, project it, and take the columns at ``places``; None where the loop is not made for these
+    numbers.
+
+    ``done`` is told after some rows each how many were looked at, and whether all of them are ``normal``: they are in
+    the nearer cache then.
+    """
     dtype = native.dtype
-    if dtype == np.float16:
-        native = widened(native, scratch)
-    if native.dtype not in _INFINITY or native.strides[1] != native.itemsize:
-        return None
-    words = native.view(f"u{native.itemsize}")
-    if not words.flags.aligned:
+    if _kernels is None or dtype not in _INFINITY:
         return None
     rows, columns = native.shape
-    room = np.zeros(2 * (rows + columns), np.float32)
-    of_rows, row_squares = room[:rows], room[rows : 2 * rows]
-    of_columns, squares = room[2 * rows : 2 * rows + columns], room[2 * rows + columns :]
-    squares = squares if column_squares else squares[:0]
-    results = of_rows, of_columns, row_squares, squares
-    block = projected = taken = None
-    if signs is None:
-        block = scratch.floats(native.size).reshape(native.shape)
-        told = kernels.look(words, limit, block, *results)
-    else:
-        projected = np.empty((rows, _SIGNS), np.float32)
-        columns_taken = np.empty((places.size, rows), words.dtype)
-        told = kernels.sketch(words, limit, signs.single, signs.pairs, places, projected, *results, columns_taken)
-        if dtype == native.dtype:
-            taken = columns_taken.view(dtype)
-    least, most, largest, zeros, *powers = told
-    bits = _bits(native.dtype, least, most, largest, zeros)
-    if not bits.finite or not is_plain(max(abs(bits.low), abs(bits.high))):
+    sums = _Sums.of(rows, columns, column_squares=column_squares)
+    projected = np.empty((rows, _SIGNS), np.float32)
+    taken_columns: list[Array] = []
+    bits: Bits | None = None
+    powers = np.zeros(4)
+    step = max(1, _ROWS_TOGETHER // max(columns, 1) // _TILE) * _TILE
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
+        words = _words(native[part], scratch)
+        if words is None:
+            return None
+        columns_taken = np.empty((places.size, part.stop - start), words.dtype)
+        told = _kernels.sketch(
+            words,
+            limit,
+            signs.single,
+            signs.pairs,
+            places,
+            projected[part],
+            *sums.of_rows(part),
+            columns_taken,
+        )
+        found = _told(told, words.dtype)
+        if found is None:
+            return None
+        bits = found if bits is None else bits.and_those(found)
+        powers += told[4:]
+        taken_columns.append(columns_taken)
+        done(part.stop, bits.normal)
+    if bits is None:
         return None
-    normal = bits.normal and dtype in _INFINITY
-    low, high, sums = bits.low, bits.high, tuple(powers)
-    shape = rows, columns
-    return Piece(
-        shape,
-        block,
-        projected,
-        of_rows,
-        of_columns,
-        normal,
-        0,
-        bits.zeros,
-        low,
-        high,
-        sums,
-        row_squares,
-        squares,
-        taken,
-    )
+    taken_whole = taken_columns[0] if len(taken_columns) == 1 else np.concatenate(taken_columns, axis=1)
+    stored = taken_whole.view(dtype) if taken_whole.itemsize == dtype.itemsize else None
+    return sums.piece((rows, columns), None, projected, bits, powers, stored)
+
+
+def _looked(
+    kernels: ModuleType, native: Array, limit: float, scratch: Scratch, *, column_squares: bool
+) -> Piece | None:
+    """See ``look``; None where the loop is not made for these numbers."""
+    if native.dtype not in _INFINITY:
+        return None
+    words = _words(native, scratch)
+    if words is None:
+        return None
+    rows, columns = native.shape
+    sums = _Sums.of(rows, columns, column_squares=column_squares)
+    block = scratch.floats(native.size).reshape(native.shape)
+    told = kernels.look(words, limit, block, *sums.of_rows(slice(0, rows)))
+    bits = _told(told, words.dtype)
+    return None if bits is None else sums.piece((rows, columns), block, None, bits, np.array(told[4:]), None)
+
+
+def _words(native: Array, scratch: Scratch) -> Array | None:
+    """Rows as the loops take them, f16 made float32; None where they do not."""
+    if native.dtype == np.float16:
+        native = widened(native, scratch)
+    if native.strides[1] != native.itemsize:
+        return None
+    words: Array = native.view(f"u{native.itemsize}")
+    return words if words.flags.aligned else None
+
+
+def _told(told: tuple[Any, ...], words: np.dtype[Any]) -> Bits | None:
+    """The facts that a loop told; None where what else it told means nothing."""
+    bits = _bits(_BF16 if words.itemsize == _BF16.itemsize else np.dtype(np.float32), *told[:4])
+    largest = max(abs(bits.low), abs(bits.high))
+    return bits if bits.finite and (is_plain(largest) or not largest) else None
+
+
+class _Sums(NamedTuple):
+    """Room for the sums of a block's rows and columns, and of their squares (of columns empty unless asked for)."""
+
+    rows: Float32
+    columns: Float32
+    row_squares: Float32
+    column_squares: Float32
+
+    @classmethod
+    def of(cls, rows: int, columns: int, *, column_squares: bool) -> _Sums:
+        """Zeros."""
+        room = np.zeros(2 * (rows + columns), np.float32)
+        of_rows, row_squares, of_columns, squares = np.split(room, [rows, 2 * rows, 2 * rows + columns])
+        return cls(of_rows, of_columns, row_squares, squares if column_squares else squares[:0])
+
+    def of_rows(self, part: slice) -> _Sums:
+        """The room for some of the rows."""
+        return self._replace(rows=self.rows[part], row_squares=self.row_squares[part])
+
+    def piece(
+        self,
+        shape: tuple[int, int],
+        block: Float32 | None,
+        projected: Float32 | None,
+        bits: Bits,
+        powers: NDArray[np.float64],
+        taken: Array | None,
+    ) -> Piece:
+        """All that a loop found."""
+        first, second, third, fourth = powers.tolist()
+        return Piece(
+            shape,
+            block,
+            projected,
+            self.rows,
+            self.columns,
+            bits.normal,
+            0,
+            bits.zeros,
+            bits.low,
+            bits.high,
+            (first, second, third, fourth),
+            self.row_squares,
+            self.column_squares,
+            taken,
+        )
 
 
 def _interpreted(native: Array, limit: float, scratch: Scratch, *, column_squares: bool) -> Piece:

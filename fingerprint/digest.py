@@ -61,6 +61,10 @@ class TensorDigester:
                 if self._held == self._block:
                     self._flush_rest()
 
+    def whole(self, more: int) -> int:
+        """How many of ``more`` further elements fill blocks, the one that was begun included."""
+        return max(0, more - (self._held + more) % self._block)
+
     def digest(self) -> bytes:
         """The 32-byte digest of everything added so far; the digester is spent."""
         if self._held:

@@ -18,10 +18,11 @@ from fingerprint.digest import TensorDigester
 from fingerprint.dtypes import Kind
 from fingerprint.moments import Moments, SliceNorms
 from fingerprint.probe import Probe, Roughness
+from fingerprint.readers.base import StoredTensor
 from fingerprint.signs import Stream, sample_indices
 from fingerprint.sketch import MatrixSketch, MatrixSketcher, column_signs
 from fingerprint.slices import SliceCollector, StoredSlices, ceiling, ceiling_runs, clean, slice_digests, within
-from fingerprint.tensors import Transposed, element_count, read_rows
+from fingerprint.tensors import Reshaped, RowSlice, Transposed, element_count, read_rows
 from fingerprint.vectors import distinct
 from fingerprint.vocabulary import Content
 
@@ -40,15 +41,13 @@ SliceDigests = tuple[bytes, dict[str, bytes]]
 
 BLOCK_ELEMENTS: Final = 1 << 21
 """Elements per block of the pass, as they are stored: 4 MB in bf16."""
+STORED_BLOCK_ELEMENTS: Final = 1 << 23
+"""Larger where reading makes no copy: what is done once for a block takes as long as four million elements do."""
 BLOCK_COLUMNS: Final = 1 << 20
 """Most columns of a block: each takes a row of signs."""
 PIECE_ELEMENTS: Final = 1 << 18
 """Elements of a block that are in float32 at a time: 1 MB, so that they stay in the cache while they are used."""
 PIECE_COLUMNS: Final = 1 << 11
-FEW_ROWS: Final = 1 << 7
-"""Rows below which a block is made larger than it would be: a product of few rows takes up to twice as long."""
-MOST_ELEMENTS: Final = 1 << 21
-"""Elements up to which it is."""
 BLOCK_ROWS: Final = 1 << 15
 """Most rows of a block, however few columns: each takes a row of signs."""
 TRANSPOSED_BLOCK_ELEMENTS: Final = 1 << 24
@@ -130,9 +129,8 @@ def _measure(  # noqa: PLR0915 - one pass, step by step
     wants_sketch = is_float and len(view.shape) >= 2 and min(rows, columns) > 1
     wants_sketch = wants_sketch and rows * columns >= parameters.minimum_elements
     wants_sketch = wants_sketch and not has_long_axis(view.shape)
-    digester = TensorDigester(parameters.digest_block)
     narrower = narrower_types(view) if casts and is_float else {}
-    cast_digesters = {name: TensorDigester(parameters.digest_block) for name in narrower}
+    hashes = _Hashes(narrower, parameters.digest_block)
     sketcher = MatrixSketcher(rows, columns, parameters) if wants_sketch else None
     moments = Moments()
     probe = Probe(rows, columns, parameters) if wants_sketch else None
@@ -146,13 +144,13 @@ def _measure(  # noqa: PLR0915 - one pass, step by step
     projected_by = parameters if wants_sketch and columns <= MOST_PROJECTED and _can_project(parameters) else None
 
     for start, first, native in row_blocks(view):
-        flat = native.reshape(-1)
+        hashes.begin(native)
         if not is_float:
-            digester.update(flat)
-            moments.add_integers(flat)
+            moments.add_integers(native.reshape(-1))
+            hashes.finish(normal=False)
             continue
         normal, single = True, Slices(native)
-        for row, column, piece in _looked_at(native, limit, projected_by, first, places, squares=wants_squares):
+        for row, column, piece in _looked_at(native, limit, projected_by, first, places, hashes, squares=wants_squares):
             normal = normal and piece.normal
             moments.add(piece, native[row : row + piece.shape[0], column : column + piece.shape[1]] if exact else None)
             if slice_norms is not None:
@@ -167,9 +165,7 @@ def _measure(  # noqa: PLR0915 - one pass, step by step
                 corner = sketcher.corner(start, first, piece.shape)
                 if corner is not None:
                     sketcher.add_diagonal(within(clean(np.diagonal(native[corner])), limit))
-        digester.update(flat, normal=normal)
-        for name, dtype in narrower.items():
-            cast_digesters[name].update(_rounded(flat, dtype))
+        hashes.finish(normal=normal)
         if slices is not None:
             slices.add(start, first, native, single)
         if sketcher is not None and probe is not None:
@@ -187,8 +183,8 @@ def _measure(  # noqa: PLR0915 - one pass, step by step
         content = Content.ANALYTIC
     return TensorMeasurement(
         content=content,
-        digest=digester.digest(),
-        casts={name: one.digest() for name, one in cast_digesters.items()},
+        digest=hashes.digest(),
+        casts=hashes.casts(),
         statistics=statistics,
         sketch=sketch,
         slices=_slice_digests(slices if sketch is not None else None, narrower, parameters),
@@ -205,13 +201,61 @@ def _can_project(parameters: Parameters) -> bool:
     return projects(parameters.sketch_width) and chosen() is None
 
 
+class _Hashes:
+    """The digests of a tensor, of its blocks one after the other; of those after rounding to ``narrower`` types too.
+
+    Of a block what was looked at already can be hashed at once, as long as it is in the nearer cache.
+    """
+
+    def __init__(self, narrower: Mapping[str, np.dtype[Any]], block: int) -> None:
+        self._narrower = narrower
+        self._digester = TensorDigester(block)
+        self._casts = {name: TensorDigester(block) for name in narrower}
+        self._flat: Array = np.zeros(0, np.float32)
+        self._columns = self._hashed = 0
+
+    def begin(self, native: Array) -> None:
+        """The next block (b, c), contiguous."""
+        self._flat, self._columns, self._hashed = native.reshape(-1), native.shape[1], 0
+
+    def looked_at(self, rows: int, normal: bool) -> None:
+        """Of the block the first ``rows``: hash what they fill of blocks of the digest. See ``finish``."""
+        self._hash(self._digester.whole(rows * self._columns - self._hashed), normal=normal)
+
+    def finish(self, *, normal: bool) -> None:
+        """Hash the rest of the block; ``normal``: see ``TensorDigester.update``."""
+        self._hash(self._flat.size - self._hashed, normal=normal)
+
+    def digest(self) -> bytes:
+        """Of the values."""
+        return self._digester.digest()
+
+    def casts(self) -> dict[str, bytes]:
+        """Of the values after rounding, by type."""
+        return {name: one.digest() for name, one in self._casts.items()}
+
+    def _hash(self, count: int, *, normal: bool) -> None:
+        part = self._flat[self._hashed : self._hashed + count]
+        self._hashed += count
+        self._digester.update(part, normal=normal)
+        for name, dtype in self._narrower.items():
+            self._casts[name].update(_rounded(part, dtype))
+
+
 def _looked_at(
-    native: Array, limit: float, projected_by: Parameters | None, first: int, places: Int64, *, squares: bool
+    native: Array,
+    limit: float,
+    projected_by: Parameters | None,
+    first: int,
+    places: Int64,
+    hashes: _Hashes,
+    *,
+    squares: bool,
 ) -> Iterator[tuple[int, int, Piece]]:
     """A block, projected as a whole where that can be done, else in pieces; each with its first row and column."""
     if projected_by is not None:
         signs = column_signs(projected_by.seed, projected_by.sketch_width, first, first + native.shape[1])
-        piece = project(native, limit, signs, _scratch, places, column_squares=squares)
+        piece = project(native, limit, signs, _scratch, places, column_squares=squares, done=hashes.looked_at)
         if piece is not None:
             yield 0, 0, piece
             return
@@ -272,7 +316,8 @@ def row_blocks(view: TensorView) -> Iterator[tuple[int, int, Array]]:
     rows, columns = matrix_shape(view.shape)
     if not rows * columns:
         return
-    budget, widest = BLOCK_ELEMENTS, BLOCK_COLUMNS
+    block = STORED_BLOCK_ELEMENTS if _lies_together(view) else BLOCK_ELEMENTS
+    budget, widest = block, BLOCK_COLUMNS
     if isinstance(view, Transposed):
         budget = widest = TRANSPOSED_BLOCK_ELEMENTS
     if columns > widest:
@@ -281,15 +326,21 @@ def row_blocks(view: TensorView) -> Iterator[tuple[int, int, Array]]:
                 last = min(first + widest, columns)
                 yield row, first, view.read(row * columns + first, row * columns + last).reshape(1, -1)
         return
-    tall = min(FEW_ROWS, MOST_ELEMENTS // columns)
-    step = max(budget // columns, tall)
-    part = max(1, min(BLOCK_ELEMENTS // columns, BLOCK_ROWS), tall)
+    step = budget // columns
+    part = max(1, min(block // columns, BLOCK_ROWS))
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         held = view.read(start * columns, stop * columns).reshape(-1, columns)
         for row in range(0, len(held), part):
             for first in range(0, columns, BLOCK_COLUMNS):
                 yield start + row, first, held[row : row + part, first : first + BLOCK_COLUMNS]
+
+
+def _lies_together(view: TensorView) -> bool:
+    """Whether the elements lie in a source as they are read."""
+    while isinstance(view, (RowSlice, Reshaped)):
+        view = view.source
+    return isinstance(view, StoredTensor)
 
 
 def _slice_digests(

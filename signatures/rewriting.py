@@ -32,6 +32,8 @@ _FAIR: Final = -3.0
 _FAIR_AGREEMENT: Final = 0.5
 _SPREAD: Final = 0.2
 """Standard deviation of the logarithm of the neurons' scales from which they were rescaled."""
+_OF_SCALE: Final = 0.1
+"""Change of a matrix in place from which it is not rounding."""
 _UNCHANGED: Final = 0.999
 _NEARLY_ALL: Final = 0.9
 _LOST_WITH_LAYER_NORM: Final = 0.125
@@ -116,7 +118,7 @@ class Rewriting:
             ("gains-folded", agreement if self._folded else 0.0),
             ("gains-changed", self._regained),
             ("neurons-permuted", self._moved if self._moved > _MOVED else 0.0),
-            ("neurons-rescaled", agreement if self._rescaled else 0.0),
+            ("neurons-rescaled", agreement if self._rescaled or self._units_rescaled else 0.0),
             ("signs-scrambled", agreement if self._signs_scrambled else 0.0),
             ("signs-negated", agreement if self._negated else 0.0),
             *self.attention.measured.items(),
@@ -354,6 +356,19 @@ class Rewriting:
             if int(kept.sum()) >= 2:
                 spreads.append(float(np.std(np.log(other[kept] / mine[kept]))))
         return float(np.median(spreads)) > _SPREAD if spreads else False
+
+    @property
+    def _units_rescaled(self) -> bool:
+        """Whether the directions of hidden units that lie in place changed much less than the matrices that hold them.
+
+        Units that are written down without a stream keep no lengths to be compared.
+        """
+        if self.frame is None or self._on_stream or self.score < _ALIKE:
+            return False
+        places = {place for one in self._held for place in self._samples(one)[0].tensors}
+        changes = [match.change for match in self.comparison.matches if match.registered in places]
+        left = float(np.sqrt(2.0 * (1.0 - self.score)))
+        return bool(changes) and float(np.median(changes)) > max(_OF_SCALE, 2.0 * left)
 
     def _longer(self, ours: NeuronSample, theirs: NeuronSample) -> float:
         """By how much (logarithm) up, beside its gate, or down of an MLP became longer or shorter."""

@@ -102,6 +102,22 @@ def test_a_rewritten_network_is_found_without_its_names(
     assert ("neurons-permuted" in report.matches[0].undone) == name.startswith("permuted")
 
 
+def test_convolutions_that_were_only_rescaled_are_said_to_be_rewritten(registry: Registry, tmp_path: Path) -> None:
+    made, _ = rewrite(network(Kind.CNN, 1), Kind.CNN, REWRITES[Kind.CNN]["rescaled"], "test")
+    (match,) = scan_path(registry, save(made, tmp_path / "suspect.safetensors", named=True)).matches
+    assert match.relation is Relation.REWRITTEN
+    assert "neurons-rescaled" in match.undone
+
+
+def test_convolutions_that_were_trained_on_are_not(registry: Registry, tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(3)
+    noise = {name: 0.3 * w.std() * torch.randn(w.shape, generator=random) for name, w in network(Kind.CNN, 1).items()}
+    made = {name: w + noise[name] if w.ndim > 1 else w for name, w in network(Kind.CNN, 1).items()}
+    (match,) = scan_path(registry, save(made, tmp_path / "suspect.safetensors", named=True)).matches
+    assert match.relation is not Relation.REWRITTEN
+    assert "neurons-rescaled" not in match.undone
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_network_of_another_seed_is_not(kind: Kind, registry: Registry, tmp_path: Path) -> None:
     name = list(REWRITES[kind])[-1]

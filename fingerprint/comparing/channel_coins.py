@@ -28,6 +28,8 @@ Bools = NDArray[np.bool_]
 _DUPLICATE_SCORE: Final = 0.6
 _FOLLOWED: Final = 4
 """Samples of the suspect whose heads are matched one by one for each registered one: those that look most alike."""
+_CLEARLY: Final = 0.3
+"""Lead in likeness with which the best of them needs no other beside it: of unrelated models .13 at most (120)."""
 _LEAST_SHARED: Final = 4
 """Frequencies that two heads' samples must share to be compared."""
 
@@ -81,9 +83,14 @@ def match_channels(
             continue
         ours = _Heads(sample)
         recut = {where: _Heads(suspect[where], sample.head) if where in ungrouped else one for where, one in theirs}
-        alike = [(where, other) for where, other in recut.items() if ours.fits(other)]
-        alike.sort(key=lambda one: -ours.likeness(one[1]))
-        options = [match for where, other in alike[:_FOLLOWED] if (match := _match(at, ours, where, other)) is not None]
+        alike = [(ours.likeness(other), where, other) for where, other in recut.items() if ours.fits(other)]
+        alike.sort(key=lambda one: -one[0])
+        clear = len(alike) > 1 and alike[0][0] - alike[1][0] >= _CLEARLY
+        options = [
+            match
+            for _, where, other in alike[: 1 if clear else _FOLLOWED]
+            if (match := _match(at, ours, where, other)) is not None
+        ]
         if options:
             found.append(max(options, key=lambda one: one.score))
     return found

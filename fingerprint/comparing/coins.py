@@ -46,6 +46,9 @@ _NO_SCORE: Final = 1e-6
 _GLANCES: Final = ((12, 16), (48, 4))
 """Neurons of a registered MLP that are looked at, and MLPs of the suspect that are best by them and looked at further:
 at first, at second glance. Those left are matched in full."""
+_CLEARLY: Final = 0.75
+"""Lead in the sum of two or three mean cosines with which the best MLP needs no other beside it: between unrelated
+models the largest of 928 leads was .18."""
 _AMONG: Final = 192
 """Neurons of each of the suspect's MLPs that are looked at."""
 _DIGITS: Final = 6
@@ -233,19 +236,24 @@ class _Glances:
         return found
 
     def _best(self, mine: Sequence[_Reading], glanced: int, many: int) -> list[Int64]:
-        """For each of ``mine`` the places of the ``many`` readings that look most like it, or of all of fewer ones.
+        """For each of ``mine`` the places of the ``many`` readings that look most like it, or of all of fewer ones; of
+        one that looks much more like it than all others, that one alone.
 
         By about the mean scores of the best partners of some of its neurons.
         """
-        if len(self.numbers) <= many:
-            return [np.arange(len(self.numbers))] * len(mine)
+        if len(self.numbers) == 1:
+            return [np.arange(1)] * len(mine)
         found = []
         step = max(1, _NUMBERS_AT_ONCE // (glanced * len(self.rows.gate)))
         for start in range(0, len(mine), step):
             parts = [one.largest(glanced) for one in mine[start : start + step]]
             best = np.maximum.reduceat(_Rows.joined(parts).likeness(self.rows), self.starts[:-1], axis=1)
             ends = np.cumsum([len(part.gate) for part in parts])
-            found += [np.argsort(-one.mean(axis=0), kind="stable")[:many] for one in np.split(best, ends[:-1])]
+            for one in np.split(best, ends[:-1]):
+                scores = one.mean(axis=0)
+                order = np.argsort(-scores, kind="stable")
+                clear = scores[order[0]] - scores[order[1]] >= _CLEARLY
+                found.append(order[: 1 if clear else many])
         return found
 
     def _taken(self, places: Int64) -> _Glances:

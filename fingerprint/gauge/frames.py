@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.dtypes import to_float32
+from fingerprint.blocks import taken
+from fingerprint.directions import energies
 from fingerprint.signs import Stream, sample_indices
+from fingerprint.slices import clean
 from fingerprint.tensors import read_rows
 from fingerprint.vocabulary import Frame
 
@@ -88,11 +90,12 @@ def _frame(view: TensorView, stream: Stream, parameters: Parameters, *, centred:
     step = max(1, _READ_NUMBERS // width)
     for start in range(0, pool, step):
         stop = min(start + step, pool)
-        block = to_float32(read_rows(view, start, stop)).astype(np.float64)
-        block = np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0)
-        total += block.sum(axis=0)
+        native = read_rows(view, start, stop)
+        with np.errstate(over="ignore"):
+            added = energies(native, np.ones(width, np.float32))[1]
+        total += added if np.isfinite(added).all() else clean(native).sum(axis=0, dtype=np.float64)
         low, high = np.searchsorted(ids, (start, stop))
-        chosen[low:high] = block[ids[low:high] - start]
+        chosen[low:high] = clean(taken(native, ids[low:high] - start, 0))
     chosen -= total / pool
     if centred:
         chosen -= chosen.mean(axis=1, keepdims=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from fingerprint.comparing.evidence import Test
 from fingerprint.comparing.gauge import AGREED, NEURONS
+from fingerprint.neurons import UNNAMED
 from fingerprint.vocabulary import LAYERLESS_ROLES, Axis, Content, Frame, Role
 from signatures.attention import Attention
 from signatures.gains import gains_changed, gains_folded
@@ -166,12 +167,27 @@ class Rewriting:
         Of a suspect without names the mean over the stream is taken out, which costs norms that do not subtract it
         about half a direction of all: scores of .992 at width 64, .996 at 152.
         """
-        tensors = self.comparison.registered.tensors
-        width = max((sample.size for one in tensors for sample in one.axes if sample.axis is Axis.RESIDUAL), default=0)
-        if not width:
+        if not self._width:
             return _UNCHANGED
-        lost = _LOST_WITH_LAYER_NORM if any(one.role is Role.NORM_BIAS for one in tensors) else 1.0
-        return min(_UNCHANGED, 1.0 - lost / width)
+        lost = _LOST_WITH_LAYER_NORM if self._subtracts_mean else 1.0
+        return min(_UNCHANGED, 1.0 - lost / self._width)
+
+    @property
+    def _width(self) -> int:
+        """Channels of the registered model's stream, 0 if that is not known."""
+        tensors = self.comparison.registered.tensors
+        return max((sample.size for one in tensors for sample in one.axes if sample.axis is Axis.RESIDUAL), default=0)
+
+    @property
+    def _subtracts_mean(self) -> bool:
+        return any(one.role is Role.NORM_BIAS for one in self.comparison.registered.tensors)
+
+    @property
+    def lost(self) -> float:
+        """What the mean over the stream, which is taken out of a suspect without names alone, adds to the squared
+        distance of its neurons (as vectors of length one): half a direction of all, twice."""
+        nameless = any(self._samples(one)[1].activation in {"", UNNAMED} for one in self._held)
+        return 1.0 / self._width if nameless and self._width and not self._subtracts_mean else 0.0
 
     @property
     def same(self) -> bool:

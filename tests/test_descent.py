@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,20 @@ def test_a_pruned_fine_tune_goes_on() -> None:
     weights = base + registered
     kept = np.abs(weights) > np.median(np.abs(weights))
     assert not changes(weights * kept - base, registered).turned_off
+
+
+def test_what_is_kept_of_a_change_tells_descent_from_two_changes_alike() -> None:
+    registered, alike, own = directions(0.6)
+    assert changes(registered + 3.0 * own, registered).kept == pytest.approx(1.0, abs=0.05)
+    assert not changes(registered + 3.0 * own, registered).lacks_some
+    sibling = changes(1.1 * alike + 2.0 * own, registered)  # so much of its own that it hardly points back
+    assert sibling.kept == pytest.approx(0.66, abs=0.05)
+    assert not sibling.turned_off
+    assert sibling.lacks_some
+    assert changes(registered + 6.0 * own, registered).kept is None
+    assert replace(sibling, aligned=True).kept is None
+    assert not changes(0.7 * registered + 0.3 * alike, registered).lacks_some
+    assert not changes(0.99 * registered, registered).lacks_some
 
 
 def test_nothing_is_said_without_a_change() -> None:

@@ -19,14 +19,15 @@ import numpy as np
 from fingerprint.dtypes import to_float32
 
 
-def _built() -> ModuleType | None:
+def compiled(name: str) -> ModuleType | None:
+    """The compiled loops of that name; None where there was no compiler."""
     try:
-        return importlib.import_module("fingerprint._kernels")
-    except ImportError:  # there was no compiler
+        return importlib.import_module(f"fingerprint.{name}")
+    except ImportError:
         return None
 
 
-_kernels = _built()
+_kernels = compiled("_kernels")
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,6 @@ bf16: in a third of the time that making it float32 first and a product of BLAS 
 
 from __future__ import annotations
 
-import importlib
 import math
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import ml_dtypes
 import numpy as np
 
-from fingerprint.blocks import Scratch, taken, widened, without_nonfinite
+from fingerprint.blocks import Scratch, compiled, taken, widened, without_nonfinite
 from fingerprint.device import chosen, product
 
 if TYPE_CHECKING:
@@ -28,11 +27,8 @@ if TYPE_CHECKING:
 
 
 def _built() -> ModuleType | None:
-    try:
-        found = importlib.import_module("fingerprint._directions")
-    except ImportError:  # there was no compiler
-        return None
-    return found if found.is_built() else None
+    found = compiled("_directions")
+    return found if found is not None and found.is_built() else None
 
 
 _loops = _built()
@@ -117,6 +113,14 @@ def energies(native: Array, weights: Float32) -> tuple[Float32, Float32]:
     block = without_nonfinite(widened(native, _scratch))
     totals = np.ones(len(block), np.float32) @ block
     return np.square(block, out=block if _scratch.holds(block) else None) @ weights, totals
+
+
+def column_energies(native: Array, weights: Float32) -> tuple[Float32, Float32]:
+    """Sums of squares of the columns of a block (b, c) times each of ``weights`` (s, b): (c, s); and the sums of its
+    rows: (b,). Values that are not finite count as 0."""
+    block = without_nonfinite(widened(native, _scratch))
+    totals = block @ np.ones(block.shape[1], np.float32)
+    return np.square(block, out=block if _scratch.holds(block) else None).T @ weights.T, totals
 
 
 def are_multiplied_as_stored(dtype: np.dtype[Any]) -> bool:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from fingerprint.errors import WorkerLostError
-from fingerprint.memory import keep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -150,7 +149,6 @@ def _work(
 ) -> NoReturn:
     """Answer until nobody asks any more; the process ends without what its parent would do at its end."""
     try:
-        keep()
         for end in unused:  # so that this process sees its parent's end, though others live
             end.close()
         while True:

@@ -48,13 +48,14 @@ _FOUND: Final = 0.5
 class Changes:
     """Inner products of ``suspect`` = S - B and ``registered`` = R - B, in any one unit.
 
-    ``aligned``: two layers were turned to each other before they were compared, which takes a part of any change away.
+    ``shared``: of hidden units in one frame, which tell how much of a change is kept. Layers that were turned to each
+    other before they were compared do not: that takes a part of any change away.
     """
 
     suspect: float
     registered: float
     both: float
-    aligned: bool = False
+    shared: bool = False
 
     @property
     def cosine(self) -> float:
@@ -70,26 +71,19 @@ class Changes:
     def kept(self) -> float | None:
         """How much of the registered change the suspect has: about 1 if it was made of that model, the share that two
         fine-tunes have in common if not. None where it cannot be told, or noise would decide."""
-        told = not self.aligned and self.registered > 0.0 and self.apart <= _TOLD * self.registered
+        told = self.shared and self.registered > 0.0 and self.apart <= _TOLD * self.registered
         return self.both / self.registered if told else None
 
     @property
     def turned_off(self) -> bool:
-        """Whether the suspect lacks what makes the registered model differ from the base, and has what that lacks."""
+        """Whether the suspect lacks what makes the registered model differ from the base, or some of it, and has what
+        that lacks."""
         if self.apart < _NEAR * self.registered:  # what is left of noise would say where it points
             return False
         back = _cosine(self.both - self.registered, self.apart, self.registered)
         ahead = _cosine(self.both - self.suspect, self.apart, self.suspect)
-        return max(back, ahead) < _BACK
-
-    @property
-    def lacks_some(self) -> bool:
-        """``turned_off``, or the suspect lacks a part of the registered change, and has what that model lacks."""
-        if self.turned_off:
-            return True
-        ahead = _cosine(self.both - self.suspect, self.apart, self.suspect)
-        enough = self.apart >= _NEAR * self.registered and ahead < _BACK
-        return enough and self.kept is not None and self.kept < KEPT
+        lacks = back < _BACK or (self.kept is not None and self.kept < KEPT)
+        return lacks and ahead < _BACK
 
 
 def _cosine(product: float, left: float, right: float) -> float:
@@ -143,7 +137,7 @@ def changes_of_neurons(finding: Rewriting, base: Rewriting) -> Changes | None:
     if apart is None:
         return None
     suspect, other = (max(0.0, 2.0 * (1.0 - one.score) - finding.lost) for one in (base, finding))
-    return Changes(suspect, apart, (suspect + apart - other) / 2.0, aligned=finding.frame.frame == Frame.SELF)
+    return Changes(suspect, apart, (suspect + apart - other) / 2.0, shared=finding.frame.frame != Frame.SELF)
 
 
 def _distance(ours: Mapping[str, NeuronSample], others: Mapping[str, NeuronSample]) -> float | None:

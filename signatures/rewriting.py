@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
@@ -383,7 +384,7 @@ class Rewriting:
             return False
         places = {place for one in self._held for place in self._samples(one)[0].tensors}
         changes = [match.change for match in self.comparison.matches if match.registered in places]
-        left = float(np.sqrt(2.0 * (1.0 - self.score)))
+        left = _change(self.score, math.inf)
         return bool(changes) and float(np.median(changes)) > max(_OF_SCALE, 2.0 * left)
 
     def _longer(self, ours: NeuronSample, theirs: NeuronSample) -> float:

@@ -250,17 +250,16 @@ def _why_explained(finding: Finding, base: Finding) -> str:
     if theirs.moved and of_base.moved and (both := theirs.beside(of_base)) is not None:
         theirs, of_base = both  # distances in two frames, or over other layers, cannot be compared
         to_registered, to_base = finding.distance_at(theirs.residual), base.distance_at(of_base.residual)
+    if theirs.moved or of_base.moved:
+        changes = changes_of_neurons(theirs, of_base)
+    else:
+        changes = changes_in_place(finding.comparison, base.comparison)
+    if to_base > to_registered + finding.undecided(theirs):
+        return _TURNED_OFF if changes is not None and changes.turned_off else ""
+    if changes is not None and changes.kept is not None and changes.kept >= KEPT:
+        return ""  # damage may hide by how much it is nearer to what it was made of
     in_place = changes_in_place(finding.comparison, base.comparison)
-    moved = theirs.moved or of_base.moved
-    changes = changes_of_neurons(theirs, of_base) if moved else in_place
-    if to_base <= to_registered + finding.undecided(theirs):
-        kept = changes.kept if moved and changes is not None else None
-        # Damage may hide by how much it is nearer to what it was made of.
-        related = in_place.cosine >= _RELATED_DELTA or (kept is not None and kept >= KEPT)
-        return "" if related else _NOTHING_ELSE
-    if changes is None:
-        return ""
-    return _TURNED_OFF if (changes.lacks_some if moved else changes.turned_off) else ""
+    return _NOTHING_ELSE if in_place.cosine < _RELATED_DELTA else ""
 
 
 def _can_be_base(base: Finding, of: Finding, declared: Sequence[str]) -> bool:

@@ -70,16 +70,20 @@ def test_a_pruned_fine_tune_goes_on() -> None:
 
 def test_what_is_kept_of_a_change_tells_descent_from_two_changes_alike() -> None:
     registered, alike, own = directions(0.6)
-    assert changes(registered + 3.0 * own, registered).kept == pytest.approx(1.0, abs=0.05)
-    assert not changes(registered + 3.0 * own, registered).lacks_some
-    sibling = changes(1.1 * alike + 2.0 * own, registered)  # so much of its own that it hardly points back
+
+    def of_units(suspect: np.ndarray) -> Changes:
+        return replace(changes(suspect, registered), shared=True)
+
+    assert of_units(registered + 3.0 * own).kept == pytest.approx(1.0, abs=0.05)
+    assert not of_units(registered + 3.0 * own).turned_off
+    sibling = of_units(1.1 * alike + 2.0 * own)  # so much of its own that it hardly points back
     assert sibling.kept == pytest.approx(0.66, abs=0.05)
-    assert not sibling.turned_off
-    assert sibling.lacks_some
-    assert changes(registered + 6.0 * own, registered).kept is None
-    assert replace(sibling, aligned=True).kept is None
-    assert not changes(0.7 * registered + 0.3 * alike, registered).lacks_some
-    assert not changes(0.99 * registered, registered).lacks_some
+    assert sibling.turned_off
+    assert not replace(sibling, shared=False).turned_off
+    assert of_units(registered + 6.0 * own).kept is None
+    assert replace(sibling, shared=False).kept is None
+    assert not of_units(0.7 * registered + 0.3 * alike).turned_off
+    assert not of_units(0.99 * registered).turned_off
 
 
 def test_nothing_is_said_without_a_change() -> None:

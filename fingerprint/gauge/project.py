@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from fingerprint.blocks import Scratch, taken, widened, without_nonfinite
-from fingerprint.directions import Directions, are_multiplied_as_stored, energies
+from fingerprint.blocks import taken
+from fingerprint.directions import Directions, are_multiplied_as_stored, column_energies, energies
 from fingerprint.measure import matrix_shape
 from fingerprint.slices import clean
 from fingerprint.tensors import Transposed, read_rows
@@ -32,7 +32,6 @@ _NUMBERS_AT_ONCE: Final = 1 << 20
 """Numbers of a block: 4 MB where they have to be made float32."""
 _STORED_AT_ONCE: Final = 1 << 22
 """Where they are multiplied as they are stored: columns take room for all of their coordinates for each block."""
-_scratch = Scratch()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,7 @@ def project(view: TensorView, directions: Float32, scales: Float32, *, columns: 
             if across:
                 coordinates += along.of_columns(native, start)
                 if len(scales):
-                    energy += _column_energies(native, squares[:, start:stop])
+                    energy += column_energies(native, squares[:, start:stop])[0]
             else:
                 coordinates[start:stop] = along.of_rows(native)
                 for at, weights in enumerate(squares):
@@ -98,9 +97,8 @@ def survey(view: TensorView, scales: Float32, directions: Float32, *, columns: b
         for start, native in _blocks(source, rows, width):
             stop = start + len(native)
             if across:
-                block = without_nonfinite(widened(native, _scratch))
-                total[start:stop] = block @ np.ones(width, np.float32)
-                energy += _column_energies(native, squares[:, start:stop])
+                added, total[start:stop] = column_energies(native, squares[:, start:stop])
+                energy += added
                 if len(directions):
                     products += along.of_columns(native, start)
                 continue
@@ -146,13 +144,6 @@ def project_centred(view: TensorView, indices: Int64, directions: Float32, *, co
         centred: Float32 = (found[:, :-1] - sums).astype(np.float32)
     centred[~np.isfinite(centred).all(axis=1)] = 0.0
     return centred
-
-
-def _column_energies(native: Array, squares: Float32) -> Float32:
-    """Sums of squares of the columns of a block times ``squares`` (s, b): (c, s)."""
-    block = without_nonfinite(widened(native, _scratch))
-    found: Float32 = np.square(block, out=block if _scratch.holds(block) else None).T @ squares.T
-    return found
 
 
 def take_slices(view: TensorView, indices: Int64, *, columns: bool) -> Float32:

@@ -227,31 +227,6 @@ static int are_words(const Py_buffer *words)
 
 enum { WORDS, FIRST, SECOND, THIRD, BUFFERS };
 
-/* The buffers of ``number`` objects, those from ``written`` on to be written to; how many were had. */
-static int hold(PyObject **given, int number, int written, Py_buffer *held)
-{
-    int had = 0;
-    for (; had < number; had++) {
-        const int flags = had == WORDS ? PyBUF_STRIDES : PyBUF_C_CONTIGUOUS | (had >= written ? PyBUF_WRITABLE : 0);
-        if (PyObject_GetBuffer(given[had], &held[had], flags) < 0)
-            break;
-    }
-    return had;
-}
-
-static PyObject *let_go(Py_buffer *held, int had, const char *wrong)
-{
-    while (had > 0)
-        PyBuffer_Release(&held[--had]);
-    if (PyErr_Occurred())
-        return NULL;
-    if (wrong) {
-        PyErr_SetString(PyExc_ValueError, wrong);
-        return NULL;
-    }
-    Py_RETURN_NONE;
-}
-
 static Factors factors_of(const Py_buffer *words, const Py_buffer *pairs, Py_ssize_t length)
 {
     const Py_ssize_t row = (length + 1) / 2 * 2 * (Py_ssize_t)sizeof(uint16_t);
@@ -267,7 +242,7 @@ static PyObject *of_rows(PyObject *module, PyObject *args)
     (void)module;
     if (!PyArg_ParseTuple(args, "OOOO:of_rows", &given[WORDS], &given[FIRST], &given[SECOND], &given[THIRD]))
         return NULL;
-    const int had = hold(given, BUFFERS, THIRD, held);
+    const int had = hold(given, BUFFERS, THIRD, 1, held);
     if (had < BUFFERS || level_of_processor() < 2 || !are_words(&held[WORDS]))
         return let_go(held, had, "rows of two bytes, where products of bf16 are built");
     const Factors factors = factors_of(&held[WORDS], &held[FIRST], held[WORDS].shape[1]);
@@ -289,7 +264,7 @@ static PyObject *of_columns(PyObject *module, PyObject *args)
     (void)module;
     if (!PyArg_ParseTuple(args, "OOO:of_columns", &given[WORDS], &given[FIRST], &given[SECOND]))
         return NULL;
-    const int had = hold(given, THIRD, SECOND, held);
+    const int had = hold(given, THIRD, SECOND, 1, held);
     if (had < THIRD || level_of_processor() < 2 || !are_words(&held[WORDS]))
         return let_go(held, had, "rows of two bytes, where products of bf16 are built");
     const Factors factors = factors_of(&held[WORDS], &held[FIRST], held[WORDS].shape[0]);
@@ -308,7 +283,7 @@ static PyObject *energies(PyObject *module, PyObject *args)
     (void)module;
     if (!PyArg_ParseTuple(args, "OOOO:energies", &given[WORDS], &given[FIRST], &given[SECOND], &given[THIRD]))
         return NULL;
-    const int had = hold(given, BUFFERS, SECOND, held);
+    const int had = hold(given, BUFFERS, SECOND, 1, held);
     if (had < BUFFERS || !are_words(&held[WORDS]))
         return let_go(held, had, "rows of two bytes");
     const Factors factors = {held[WORDS].buf, held[WORDS].strides[0], held[WORDS].shape[0], held[WORDS].shape[1], NULL, 0};

@@ -53,4 +53,31 @@ INLINE int are_below(const int64_t *numbers, Py_ssize_t count, Py_ssize_t bound)
     return 1;
 }
 
+/* The buffers of ``number`` objects, those from ``written`` on to be written to, the first ``strided`` of them in which
+ * rows may lie apart; how many were had. */
+INLINE int hold(PyObject **given, int number, int written, int strided, Py_buffer *held)
+{
+    int had = 0;
+    for (; had < number; had++) {
+        const int flags = had < strided ? PyBUF_STRIDES : PyBUF_C_CONTIGUOUS | (had >= written ? PyBUF_WRITABLE : 0);
+        if (PyObject_GetBuffer(given[had], &held[had], flags) < 0)
+            break;
+    }
+    return had;
+}
+
+/* Gives back the buffers that were had: None, or an exception, the one that is there already or of ``wrong`` values. */
+INLINE PyObject *let_go(Py_buffer *held, int had, const char *wrong)
+{
+    while (had > 0)
+        PyBuffer_Release(&held[--had]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (wrong) {
+        PyErr_SetString(PyExc_ValueError, wrong);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
 #endif

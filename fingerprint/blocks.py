@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import struct
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 _INFINITY: Final = {_BF16: 0x7F80, np.dtype(np.float16): 0x7C00, np.dtype(np.float32): 0x7F800000}
 """The bits of infinity; those of a NaN without its sign are larger."""
+_SINGLE: Final = struct.Struct("<f")
 _SMALLEST: Final = 2.0**-30
 _LARGEST: Final = 2.0**26
 """Magnitudes whose fourth powers, and sums of them over a block, are normal numbers of float32."""
@@ -137,7 +139,10 @@ def _bits(dtype: np.dtype[Any], least: int, most: int, largest: int, zeros: int)
 
 
 def _value(word: int, dtype: np.dtype[Any]) -> float:
-    return float(np.array(word, f"u{dtype.itemsize}").view(dtype))
+    if dtype == np.float16:
+        return float(np.array(word, np.uint16).view(dtype))
+    single: float = _SINGLE.unpack((word << (32 - 8 * dtype.itemsize)).to_bytes(4, "little"))[0]  # a tenth of the time
+    return single
 
 
 def look(native: Array, limit: float, scratch: Scratch, *, column_squares: bool = False) -> Piece:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fingerprint.blocks import compiled
 from fingerprint.patterns import are_curves, are_grid, have_moving_peak, is_mask_of_few_values
 
 if TYPE_CHECKING:
@@ -19,11 +20,16 @@ if TYPE_CHECKING:
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 
+_loops = compiled("_patterns")
 SLICE_SAMPLES: Final = 24
 LATTICE_TILE: Final = 64
 _MAX_BITS: Final = 8
 _GRID_TOLERANCE: Final = 0.04
 _AGREEMENT: Final = 0.7
+_RUN: Final = 32
+"""Numbers of a run that are tried as a grid, where it has as many."""
+_FEWEST_IN_BOOK: Final = 32
+_MOST_IN_BOOK: Final = 16
 _STEPS_OF_A_GAP: Final = np.array([1.0, 2.0, 3.0])
 
 
@@ -68,7 +74,7 @@ def _bits_of_sides(sides: Sequence[Sequence[NDArray[Any]]]) -> list[list[int | N
     held = [np.concatenate([tile[:: max(1, len(tile) // 8)] for tile in side]).astype(np.float64) for side in sides]
     if not held:
         return []
-    beginnings = [runs[:, :32] for runs in held]
+    beginnings = [runs[:, :_RUN] for runs in held]
     if len({one.shape[1] for one in beginnings}) == 1:  # in one go: calls of numpy cost more than what they do here
         ends = np.cumsum([len(one) for one in beginnings])
         parts = np.split(_grid_levels(np.concatenate(beginnings)), ends[:-1])
@@ -76,30 +82,35 @@ def _bits_of_sides(sides: Sequence[Sequence[NDArray[Any]]]) -> list[list[int | N
         parts = [_grid_levels(one) for one in beginnings]
     found: list[list[int | None]] = []
     for side, runs, levels in zip(sides, held, parts, strict=True):
-        distinct, present = _distinct(runs)
-        told = np.where((levels == 0) & (present >= 32) & (distinct <= 16), distinct, levels)
-        found.append([_bits_of(part) for part in told.reshape(len(side), -1)])
+        told = np.where(levels == 0, _book_size(runs), levels).reshape(len(side), -1)
+        on_none = told.max(axis=1).tolist()
+        found.append(
+            [_bits_of(part) if most > 0 else (0, None)[most] for part, most in zip(told, on_none, strict=True)]
+        )
     return found
 
 
-def _bits_of(levels: NDArray[np.int64]) -> int | None:
-    most = int(levels.max())
-    if most <= 0:
-        return None if most < 0 else 0
+def _bits_of(levels: NDArray[np.int64]) -> int:
     levels = levels[levels >= 0]
     if np.mean(levels > 0) < _AGREEMENT:
         return 0
     return max(1, int(np.ceil(np.log2(np.median(levels[levels > 0])))))
 
 
-def _distinct(runs: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many distinct numbers other than zero each run has, and how many numbers other than zero."""
-    ordered = np.sort(np.where(runs != 0, runs, np.inf), axis=1)
-    present = np.count_nonzero(runs, axis=1)
-    with np.errstate(invalid="ignore"):
-        steps = np.diff(ordered, axis=1) > 0
-    first_zero = (present < runs.shape[1]) & (present > 0)  # the step from the last number to the infinite ones
-    return steps.sum(axis=1) + (present > 0) - first_zero, present
+def _book_size(runs: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How many distinct numbers other than zero each run has: 0 where they are too many for a code book, or where too
+    few numbers are other than zero."""
+    if _loops is not None and runs.shape[1] <= LATTICE_TILE:
+        distinct = np.empty(len(runs), np.int64)
+        _loops.different(np.ascontiguousarray(runs), distinct, _FEWEST_IN_BOOK, _MOST_IN_BOOK)
+    else:
+        ordered = np.sort(np.where(runs != 0, runs, np.inf), axis=1)
+        present = np.count_nonzero(runs, axis=1)
+        with np.errstate(invalid="ignore"):
+            steps = np.diff(ordered, axis=1) > 0
+        first_zero = (present < runs.shape[1]) & (present > 0)  # the step from the last number to the infinite ones
+        distinct = np.where(present >= _FEWEST_IN_BOOK, steps.sum(axis=1) + 1 - first_zero, 0)
+    return np.where((distinct > 0) & (distinct <= _MOST_IN_BOOK), distinct, 0)
 
 
 def _grid_levels(runs: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -109,6 +120,9 @@ def _grid_levels(runs: NDArray[np.float64]) -> NDArray[np.int64]:
     gaps of their own.
     """
     levels = np.zeros(len(runs), np.int64)
+    if _loops is not None:
+        _loops.levels(np.ascontiguousarray(runs), levels)
+        return levels
     for length in (runs.shape[1], 16):
         part = runs[:, :length]
         ordered = np.sort(np.where(part != 0, part, np.nan), axis=1)  # zeros last

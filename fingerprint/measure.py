@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.blocks import Scratch, Slices, look, project, projects
+from fingerprint.blocks import Scratch, Slices, cut, look, project, projects, widened, without_nonfinite
 from fingerprint.content import SLICE_SAMPLES
 from fingerprint.device import chosen
 from fingerprint.digest import TensorDigester
@@ -194,6 +194,7 @@ def _measure(  # noqa: PLR0915 - one pass, step by step
 
 
 _scratch = Scratch()
+_scratch_of_slices = Scratch()
 
 
 def _can_project(parameters: Parameters) -> bool:
@@ -275,8 +276,8 @@ def _pieces(native: Array) -> Iterator[tuple[int, int, Array]]:
 
 
 def _along(slices: Slices, limit: float, axis: int, indices: Int64) -> Float32:
-    """Some rows or columns of a block, as the sketches see them."""
-    return within(clean(slices.along(axis, indices)), limit)
+    """Some rows or columns of a block, as the sketches see them: there until the next ones are asked for."""
+    return cut(without_nonfinite(widened(slices.along(axis, indices), _scratch_of_slices)), limit, _scratch_of_slices)
 
 
 @lru_cache(maxsize=256)

@@ -23,7 +23,7 @@ class Parameters:
     matrix gets no sketch.
     """
 
-    version: int = 1
+    version: int = 2
     seed: int = 0x77656967687470
     sketch_width: int = 32
     index_width: int = 16

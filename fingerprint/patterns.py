@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fingerprint.blocks import compiled
 from fingerprint.vectors import distinct
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
+_loops = compiled("_patterns")
 _TRIED_FIRST: Final = 6
 """Slices that are looked at before all are: nearly every matrix of trained weights is through with these."""
 _RUNS: Final = 0.1
@@ -170,10 +172,14 @@ def unexplained(slices: Float64) -> Float64:
     count, length = slices.shape
     if length < 16:
         return np.ones(count)
-    order = 4 if length >= 20 else 2
     if length > _WINDOW:
         place = _most_energetic(slices)[:, None] + np.arange(_WINDOW)
         slices = np.take_along_axis(slices, place, axis=1)
+    share = np.empty(count)
+    if _loops is not None:
+        _loops.unexplained(np.ascontiguousarray(slices), share)
+        return share
+    order = 4 if length >= 20 else 2
     squares = np.square(slices)
     energy = squares.sum(axis=1)
     lagged = np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(slices, order + 1, axis=1))
@@ -183,7 +189,7 @@ def unexplained(slices: Float64) -> Float64:
     errors = np.square(lagged[:, :, order] - (lagged[:, :, :order] @ weights)[:, :, 0])
     smaller = np.partition(errors, -_JUMPS, axis=1)[:, :-_JUMPS].sum(axis=1)
     spread = energy**2 >= _SPREAD * np.sum(squares**2, axis=1)
-    share: Float64 = np.where(spread, smaller, errors.sum(axis=1)) / np.maximum(products[:, order, order], 1e-300)
+    np.divide(np.where(spread, smaller, errors.sum(axis=1)), np.maximum(products[:, order, order], 1e-300), out=share)
     return share
 
 
@@ -232,7 +238,11 @@ def repetition(slices: Float64) -> tuple[Float64, Int64]:
 
     The smallest distance that is as good as the best. 0 for slices of too few entries.
     """
-    length = slices.shape[1]
+    count, length = slices.shape
+    if _loops is not None:
+        best, distance = np.empty(count), np.empty(count, np.int64)
+        _loops.repetition(np.ascontiguousarray(slices), best, distance)
+        return best, distance
     most = length // 2
     squares = slices**2
     before = np.cumsum(squares, axis=1)
@@ -285,6 +295,8 @@ def _may_be_steep(slices: Float32) -> bool:
     length = slices.shape[1]
     if length < _PARTS * 8:
         return True
+    if _loops is not None:
+        return bool(_loops.any_steep(np.ascontiguousarray(slices)))
     largest = np.maximum(slices.max(axis=1), -slices.min(axis=1))
     squares = slices / np.maximum(largest, np.float32(1e-38))[:, None]
     np.square(squares, out=squares)

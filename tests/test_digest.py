@@ -31,18 +31,18 @@ def test_golden_digest_follows_the_definition() -> None:
     for part in (values[:64], values[64:]):  # eighths up to 12.375 are exact in bf16
         raw = struct.pack(f"<{len(part)}f", *part)
         high = b"".join(raw[i + 2 : i + 4] for i in range(0, len(raw), 4))
-        blocks += blake3(b"\x01" + high).digest()
-    outer = blake3(b"weightprint tensor 1\x00float\x00" + struct.pack("<Q", 100) + blake3(blocks).digest())
+        blocks += blake3(high + b"\x01").digest()
+    outer = blake3(b"weightprint tensor 2\x00float\x00" + struct.pack("<Q", 100) + blake3(blocks).digest())
     assert digest(values) == outer.digest()
 
 
 def test_golden_digests_are_pinned() -> None:
     eighths = np.arange(1000, dtype=np.float32) / 8
-    expected = "6ebf1cab16b80f68ad57690305396d1d1124380051af0b6b8b6e9529120bc39d"
+    expected = "317da3b38f558fa2c48a7373b88ba16d484c0359d14a309c488a07296034b78a"
     assert digest(eighths, block=65536).hex() == expected
-    expected = "252c18931d3315511f5d94c568e12be49df333dac2e5944c86733198f2f57d55"
+    expected = "82f47a819a7fc09ca32389f9569b636ae5c350ac7985c85ac6778af438b3c442"
     assert digest(np.arange(10, dtype=np.int64), block=65536).hex() == expected
-    expected = "82944eb3986739231131f470f36d1327327b17df2c57453bc74de9e5ff51e81c"
+    expected = "4b6bc1351386f77032eb60009ec020d744fbab0cc1a4fc34d5e77d0e7d1b80f8"
     assert digest(np.arange(3.0) / 3, block=65536).hex() == expected
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 GOLDEN = Path(__file__).parent / "data" / "golden.fpsig"
-GOLDEN_IDENTITY = "sha256:e90c256dfc03cd58f5f64ce1791b4eb00884322188d4afe75ec58e6112f78472"
+GOLDEN_IDENTITY = "sha256:df3c12a15ae23e259895ae9da95f160ed6889d2dbd2d092b3e5b6b7a4855c49f"
 GOLDEN_TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 GOLDEN_PARAMETERS = Parameters(
     sketch_width=4,

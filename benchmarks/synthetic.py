@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import replace
 
 import numpy as np
+from msgspec.structs import replace
 
 from fingerprint.parameters import DEFAULT_PARAMETERS, Parameters
 from fingerprint.records import (

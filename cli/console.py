@@ -6,8 +6,9 @@ import os
 import shutil
 import sys
 import traceback
-from dataclasses import dataclass
 from typing import IO, Final
+
+from msgspec import Struct
 
 from cli.text import printable
 
@@ -17,8 +18,7 @@ WIDEST: Final = 100
 PIPE_WIDTH: Final = 80
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(Struct, frozen=True):
     """How text is to look: columns, whether colours are wanted, whether symbols beyond ASCII can be shown."""
 
     width: int = PIPE_WIDTH

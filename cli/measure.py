@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from cli.console import Console
@@ -12,8 +13,7 @@ if TYPE_CHECKING:
     from signatures.signature import Signature
 
 
-@dataclass(frozen=True, slots=True)
-class Measuring:
+class Measuring(Struct, frozen=True):
     """How to measure what is to be registered.
 
     Without ``depth`` everything is read, unless much would have to be fetched. With a ``key`` there is a second sketch

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
 
 from cli import options
 from cli.exits import Exit, strongest
@@ -113,8 +114,7 @@ def _registered(
                 yield writer.register(entry, measured, journal)
 
 
-@dataclass(frozen=True, slots=True)
-class _Here:
+class _Here(Struct, frozen=True):
     """The task of a list where this process does the work: warnings and bars go to the console at once."""
 
     how: Measuring

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from cli import options
 from cli.bulk import Answer
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
     from signatures.scan import ScanOptions
 
 
-@dataclass(frozen=True, slots=True)
-class ScanTask:
+class ScanTask(Struct, frozen=True):
     """Scans the suspect at a path, seen from the folder ``cwd``; ``registry`` is its folder, None if there is none."""
 
     cwd: str
@@ -53,16 +53,14 @@ class ScanTask:
         return Answer(failed(item, f"{item}: not scanned: {reason}"))
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(Struct, frozen=True):
     """The signature file of a model as bytes, or an error."""
 
     data: bytes = b""
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class MeasureTask:
+class MeasureTask(Struct, frozen=True):
     """Measures the model at an entry's path, seen from the folder ``cwd``."""
 
     cwd: str

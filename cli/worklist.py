@@ -6,8 +6,10 @@ import json
 import os
 import re
 import sys
-from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
+from msgspec.structs import fields
 
 from cli.paths import MAX_PATH, STANDARD
 from fingerprint.errors import UsageError, clipped
@@ -20,8 +22,7 @@ _PLACES: Final = ("stem", "folder")
 _PLACE: Final = re.compile(r"\{([^{}]*)\}")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """A model to be registered: where it is, and what is said about it."""
 
     path: str

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from msgspec import Struct
+from msgspec.structs import replace
 from threadpoolctl import threadpool_limits
 
 from fingerprint.canonical import lay_out, with_fixed_residual
@@ -65,8 +66,7 @@ ENOUGH_NEURONS: Final = 1 << 14
 """Neurons of all MLPs together beyond which there are only ``FEWER_NEURONS`` of each."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """What measuring found out about how a checkpoint is laid out: needed to look deeper."""
 
     layout: Layout
@@ -76,8 +76,7 @@ class Found:
     hints: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(Struct, frozen=True):
     """A fingerprint and the canonical tensors that it was measured on, in the same order; ``found`` of a full look."""
 
     fingerprint: Fingerprint

@@ -11,11 +11,11 @@ import importlib
 import math
 import struct
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from msgspec import Struct
 
 from fingerprint.dtypes import to_float32
 
@@ -56,8 +56,7 @@ _PLUS, _MINUS = 0x3F80, 0xBF80
 """The bits of 1 and -1 in bf16."""
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(Struct, frozen=True):
     """Some rows of some columns of a matrix, as the sketch sees them, and what they were before.
 
     ``block`` (b, c) float32, without NaN and infinities, cut to magnitudes up to a limit, or None where its product
@@ -91,8 +90,7 @@ class Piece:
         return self.block
 
 
-@dataclass(frozen=True, slots=True)
-class Bits:
+class Bits(Struct, frozen=True):
     """Facts about a block of 16- or 32-bit floats, exact. ``low`` and ``high`` are its smallest and largest values.
 
     ``finite``: neither NaN nor infinities; only then the others mean anything. ``normal``: no -0 either.
@@ -164,8 +162,7 @@ def look(native: Array, limit: float, scratch: Scratch, *, column_squares: bool 
     return _interpreted(native, limit, scratch, column_squares=column_squares) if piece is None else piece
 
 
-@dataclass(frozen=True, slots=True)
-class Signs:
+class Signs(Struct, frozen=True):
     """Signs of the columns of a block, as the compiled product takes them: (c, 32) float32 of -1 and +1, and the same
     as bf16, those of two columns beside each other."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from fingerprint.hints import Hints
 from fingerprint.roles.layout import OFFSET_GLU, CanonicalTensor, Layout, Mlp

@@ -6,9 +6,11 @@ import math
 import os
 import stat
 from collections import Counter
-from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from fingerprint.readers import GGUF, containers, folder, reader_for
 from fingerprint.readers.base import Catalogue, Contents, FileRecord, Finding
@@ -29,8 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "FileRecord", "Finding", "open_checkpoint"]
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
+class Checkpoint(Struct, frozen=True):
     """Tensors that belong together, read on demand.
 
     ``path`` as it was given; ``format`` the reader's name; ``metadata`` the checkpoint's claims about itself, never
@@ -45,8 +46,8 @@ class Checkpoint:
     findings: tuple[Finding, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     complete: bool = True
-    sources: tuple[Source, ...] = field(default=(), repr=False, compare=False)
-    transfer: Transfer | None = field(default=None, repr=False, compare=False)
+    sources: tuple[Source, ...] = ()
+    transfer: Transfer | None = None
 
     @property
     def bytes(self) -> int:

@@ -7,9 +7,10 @@ metadata of GGUF (``general.*``, https://github.com/ggml-org/ggml/blob/master/do
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from fingerprint.errors import clipped
 
@@ -32,8 +33,7 @@ class ClaimKind(StrEnum):
     SCRATCH = "from-scratch"
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(Struct, frozen=True):
     """One claim: its ``kind``; the ``value`` as claimed; the ``source``, a file and the field in it.
 
     ``name`` is the model that the value names, as ``org/model`` or ``model`` (empty for ``SCRATCH``); ``relation`` how
@@ -49,8 +49,7 @@ class Claim:
     part: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Claims:
+class Claims(Struct, frozen=True):
     """What is claimed of a checkpoint.
 
     ``architectures`` and ``quantisation`` are what its configs say that it is; ``described`` tells whether there is
@@ -63,8 +62,7 @@ class Claims:
     described: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Field:
+class _Field(Struct, frozen=True):
     """How the keys of the metadata that ``pattern`` matches (behind a component's name, if any) make claims."""
 
     pattern: re.Pattern[str]

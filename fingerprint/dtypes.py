@@ -7,12 +7,12 @@ Sub-byte types are packed without padding between elements, the first element in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,8 +30,7 @@ class Kind(StrEnum):
     COMPLEX = "complex"
 
 
-@dataclass(frozen=True, slots=True)
-class DType:
+class DType(Struct, frozen=True):
     """An element type as stored.
 
     ``name`` in safetensors' spelling, ``bits`` of one stored element, ``kind``, and ``numpy``: the dtype that decoded

@@ -11,8 +11,9 @@ import sys
 import threading
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+
+from msgspec import Struct, field
 
 from fingerprint.errors import WorkerLostError
 
@@ -66,8 +67,7 @@ def forked(
             worker.end()
 
 
-@dataclass(slots=True)
-class _Worker:
+class _Worker(Struct):
     """A process, both ends of the talk with it, and the numbers that it works on."""
 
     pid: int

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final
 
 import ml_dtypes
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from fingerprint.blocks import Scratch, Slices, cut, look, project, projects, widened, without_nonfinite
@@ -72,8 +73,7 @@ CASTS: Final = {
 """The narrower float types whose rounding of a tensor gets a digest of its own."""
 
 
-@dataclass(slots=True)
-class TensorMeasurement:
+class TensorMeasurement(Struct):
     """What one pass found out.
 
     ``sketch`` is None for anything but a matrix of weights; ``slices`` are the digests of its first rows and of its

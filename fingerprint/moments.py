@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from msgspec import Struct, field
 
 from fingerprint.dtypes import to_float32
 from fingerprint.records import TensorStatistics
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     Float32 = NDArray[np.float32]
 
 
-@dataclass(slots=True)
-class Moments:
+class Moments(Struct):
     """Sums of the first four powers over the finite elements, piece by piece.
 
     Of the distances from a ``pivot`` among them, where the numbers may lie close together: their own powers would then

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from fingerprint.gauge.project import project_centred
@@ -33,8 +33,7 @@ MOST_WIDTH: Final = 1 << 18
 """Widest residual stream whose neurons are sampled."""
 
 
-@dataclass(frozen=True, slots=True)
-class Projections:
+class Projections(Struct, frozen=True):
     """Positions of an MLP's matrices among the canonical tensors, and which of them are stored transposed.
 
     Each of ``gate``, ``up`` and ``down`` is (position, transposed): a neuron is a row of gate and up and a column of

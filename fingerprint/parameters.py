@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+from msgspec.structs import asdict, fields
 
 from fingerprint.errors import IncompatibleParametersError
 
@@ -11,8 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-@dataclass(frozen=True, slots=True)
-class Parameters:
+class Parameters(Struct, frozen=True):
     """What two fingerprints must share to be comparable.
 
     ``seed`` keys the generator of signs and of hashed samples; ``sketch_width`` is k of the tensor sketch (k x k

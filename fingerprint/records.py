@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 Float32 = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class TensorStatistics:
+class TensorStatistics(Struct, frozen=True):
     """Moments and marks of one tensor, in the units of its values; over finite elements.
 
     ``mean``, ``deviation`` (standard deviation), ``largest`` (of absolute values), ``kurtosis`` (3 for a Gaussian),
@@ -37,8 +36,7 @@ class TensorStatistics:
     lattice_bits: int
 
 
-@dataclass(frozen=True, slots=True)
-class AxisSample:
+class AxisSample(Struct, frozen=True):
     """Sketches of sampled slices along one axis of a matrix.
 
     ``dimension`` 0 samples rows, 1 samples columns; ``size`` is the length of that axis; ``indices`` (m,) int64,
@@ -59,8 +57,7 @@ class AxisSample:
     casts: Mapping[str, bytes] = field(default_factory=lambda: MappingProxyType({}))
 
 
-@dataclass(frozen=True, slots=True)
-class TensorRecord:
+class TensorRecord(Struct, frozen=True):
     """One canonical tensor.
 
     ``shape`` is canonical, (out, in, ...); ``oriented`` says whether that orientation is known or only as stored;
@@ -93,8 +90,7 @@ class TensorRecord:
         return math.prod(self.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class NeuronSample:
+class NeuronSample(Struct, frozen=True):
     """Coordinates of sampled hidden neurons of one MLP in a frame of the residual stream.
 
     ``size`` is the number of neurons of the MLP; ``indices`` (m,) int64 those sampled, ascending; ``gate`` (rows of
@@ -118,8 +114,7 @@ class NeuronSample:
     descriptors: Float32 | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ChannelSample:
+class ChannelSample(Struct, frozen=True):
     """Coordinates of sampled attention channels of one layer in a frame of the residual stream.
 
     ``size`` is the number of channels (of frequency pairs, if rotary) of all key/value heads, ``head`` that of one
@@ -138,8 +133,7 @@ class ChannelSample:
     parts: Float32
 
 
-@dataclass(frozen=True, slots=True)
-class LayerGram:
+class LayerGram(Struct, frozen=True):
     """A unit vector (index_width**2,) float32 of one circuit of a layer, by which it is looked up: never evidence.
 
     The circuit is a product of two matrices in ``frame``, which no rewrite of the layer changes; ``tensors`` are their
@@ -153,8 +147,7 @@ class LayerGram:
     values: Float32
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
+class Fingerprint(Struct, frozen=True):
     """Everything measured about one checkpoint, at one depth, with one set of parameters.
 
     ``tensors`` are in the order of the checkpoint after splitting; ``stored_bytes`` is the size of its files,

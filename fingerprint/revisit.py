@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fingerprint.assemble import Measured, record_of
 from fingerprint.measure import measure_digest, measure_tensor
@@ -21,8 +23,7 @@ _MOST_OF_A_KERNEL: Final = 1 << 24
 """Elements of the largest kernel that is read a second time, turned."""
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(Struct, frozen=True):
     """How a matrix is to be split: into these numbers of rows, after transposing it if ``flipped``."""
 
     sizes: tuple[int, ...]

@@ -11,11 +11,11 @@ where it stands out); it is applied to the sums afterwards, since everything is 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from fingerprint.blocks import Signs, Slices
@@ -36,8 +36,7 @@ _TRACE_OUT_OF_CHANCE = 8.0
 """In standard deviations of the trace of independent entries: the matrix's norm over the root of its size."""
 
 
-@dataclass(frozen=True, slots=True)
-class MatrixSketch:
+class MatrixSketch(Struct, frozen=True):
     """Sketches of one matrix, all doubly centred, in the units of its values.
 
     ``whole`` (k, k); ``rows`` (m, w) of the rows ``row_indices``; ``columns`` (l, w) of the columns

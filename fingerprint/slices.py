@@ -7,10 +7,10 @@ smallest random words, of those that a full look sketches; so what both know of 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from fingerprint.blocks import without_nonfinite
@@ -62,8 +62,7 @@ def places_within(wanted: Int64, indices: Int64) -> Int64:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class StoredSlices:
+class StoredSlices(Struct, frozen=True):
     """Those slices of a canonical matrix that lie together in the file.
 
     ``size`` slices of ``length`` elements along ``dimension``: rows (0), or columns (1) where the matrix is stored the

@@ -6,10 +6,10 @@ A view reads its elements on demand, so that a checkpoint of any size is measure
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ def read_rows(view: TensorView, start: int, stop: int) -> Array:
     return view.read(start * width, stop * width).reshape(stop - start, width)
 
 
-@dataclass(frozen=True, slots=True)
-class LikeSource:
+class LikeSource(Struct, frozen=True):
     """Base of views that change the elements or their order; the rest is as in ``source``, unless a view says so."""
 
     source: TensorView
@@ -76,8 +75,7 @@ class LikeSource:
         return self.source.shape
 
 
-@dataclass(frozen=True, slots=True)
-class RowSlice:
+class RowSlice(Struct, frozen=True):
     """Rows ``start`` to ``stop`` of the first axis of ``source``, as a tensor of its own: a part of a fused block."""
 
     source: TensorView
@@ -101,8 +99,7 @@ class RowSlice:
         return self.source.read(base + start, base + stop)
 
 
-@dataclass(frozen=True, slots=True)
-class Reshaped:
+class Reshaped(Struct, frozen=True):
     """The same elements in the same row-major order under another shape."""
 
     source: TensorView
@@ -123,8 +120,7 @@ class Reshaped:
         return self.source.read(start, stop)
 
 
-@dataclass(frozen=True, slots=True)
-class Chained:
+class Chained(Struct, frozen=True):
     """The elements of ``parts``, of one type, one after the other in row-major order: an array stored in pieces."""
 
     name: str
@@ -158,8 +154,7 @@ def renamed(view: TensorView, name: str) -> TensorView:
     return Reshaped(view, name, view.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class RowGather:
+class RowGather(Struct, frozen=True):
     """Runs of rows of ``source`` joined in the given order: a part of a block whose heads are interleaved.
 
     ``runs`` holds pairs ``(start, stop)`` of row numbers along the first axis.
@@ -195,8 +190,7 @@ class RowGather:
         return np.concatenate(pieces) if pieces else self.source.read(0, 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Transposed:
+class Transposed(Struct, frozen=True):
     """The transpose of a 2-D ``source``: ``(in, out)`` layouts turned into ``(out, in)``.
 
     Reads whole strips of the source's columns in pieces of bounded size; the caller asks for row-aligned ranges large

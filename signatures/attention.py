@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fingerprint.comparing.channel_coins import match_channels, ungrouped_samples
 from fingerprint.comparing.gauge import alike_circuits
@@ -35,8 +36,7 @@ _LEAST_HEAD: Final = 4
 """Channels, or frequency pairs, that have to move together to count as heads."""
 
 
-@dataclass(frozen=True, slots=True)
-class CircuitMatch:
+class CircuitMatch(Struct, frozen=True):
     """A registered circuit of attention that is as it was, and the suspect's one; ``cosine`` of the two.
 
     ``placed``: both of its matrices are where they were, with no more change than the circuit. ``channels`` match those
@@ -58,8 +58,7 @@ class CircuitMatch:
         return self.channels is not None or (self.placed and self.sampled > 0)
 
 
-@dataclass(frozen=True)
-class Attention:
+class Attention(Struct, frozen=True, dict=True):
     """Measured on circuits that agree in a moving frame in which neurons agree; nothing is said without.
 
     ``reordered`` are registered matrices whose values are found in another order; ``still``: the residual stream and

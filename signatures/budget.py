@@ -10,8 +10,10 @@ units: first everything outside of experts, then experts by a hash of layer and 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fingerprint.units import ordered_units, unit_of
 from signatures.sections import DIGEST_BYTES
@@ -31,8 +33,7 @@ SHARES: Final = {"sketches": 0.35, "axes": 0.25, "neurons": 0.3, "channels": 0.1
 _SAMPLE_HEAD: Final = 64  # bytes of a sample besides its numbers: its row of the table, its share of the indices
 
 
-@dataclass(frozen=True, slots=True)
-class Budgeted:
+class Budgeted(Struct, frozen=True):
     """A fingerprint whose samples fit, and of how many tensors (MLPs for "neurons") samples were left out."""
 
     fingerprint: Fingerprint

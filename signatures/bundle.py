@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, BinaryIO, Final
+
+from msgspec import Struct
 
 from fingerprint.errors import InputNotFoundError, MalformedSignatureError, SignatureVersionError, UsageError
 from signatures.container import MAX_FILE_BYTES, canonical_json, parse_object
@@ -37,8 +38,7 @@ _LABELS: Final = ("owner", "license", "revision", "base", "note")
 _LAST_MOMENT: Final = 253402300799
 
 
-@dataclass(frozen=True, slots=True)
-class BundleEntry:
+class BundleEntry(Struct, frozen=True):
     """One model of a bundle: its identity and names as the record states them, and the signature file, unchecked."""
 
     identity: str

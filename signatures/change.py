@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from fingerprint.comparing.matching import EXACT
@@ -39,8 +39,7 @@ _OF_A_FACTOR: Final = 0.1
 """A change of which less than this share is left when the least-squares factor is taken out is a change of scale."""
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(Struct, frozen=True, dict=True):
     """The differences within one comparison; every property is computed when it is first asked for."""
 
     comparison: Comparison

@@ -13,8 +13,9 @@ import re
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
+
+from msgspec import Struct
 
 from fingerprint.errors import InputError, MalformedSignatureError, SignatureVersionError, UsageError
 from fingerprint.readers.bounded_json import Json, JsonCursor
@@ -54,8 +55,7 @@ _IDENTITY_PREFIX: Final = b"fpsig 1\n"
 _CREATED_LIMIT: Final = 253402300800  # the year 10000, where datetime ends
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(Struct, frozen=True):
     """One typed part: ``kind`` is four ASCII capitals or digits, ``data`` the bytes before compression.
 
     ``essential`` says that a reader that does not know the kind must refuse the file instead of ignoring the part.
@@ -66,8 +66,7 @@ class Section:
     essential: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(Struct, frozen=True):
     """A signature file taken apart and checked; ``created`` is in seconds since 1970 (UTC)."""
 
     minor: int

@@ -10,10 +10,10 @@ point back along ``S - B`` then. Where both do, two fine-tunes are told apart th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 
 from fingerprint.comparing.procrustes import match_self_frames
 from fingerprint.vectors import unit_rows
@@ -44,8 +44,7 @@ _FOUND: Final = 0.5
 """Share of the neurons of a layer that must find themselves in the other model for these to stand for all."""
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(Struct, frozen=True):
     """Inner products of ``suspect`` = S - B and ``registered`` = R - B, in any one unit.
 
     ``shared``: of hidden units in one frame, which tell how much of a change is kept. Layers that were turned to each

@@ -20,8 +20,9 @@ What an engine owes, and the protocol suite (``tests/test_index.py``) asks of ea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
+
+from msgspec import Struct
 
 from fingerprint.errors import RegistryError
 
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
     from signatures.index import Float32, Hits, Int64
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(Struct, frozen=True):
     """A place in a registry's log of changes: the number of an entry and its token. The default is before all."""
 
     number: int = 0
@@ -57,8 +57,7 @@ class EngineAwayError(EngineError):
     """An engine that was asked for (``FP_INDEX``) cannot be reached or used."""
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStatus:
+class EngineStatus(Struct, frozen=True):
     """What an engine holds.
 
     ``kind`` says in a few words how it searches ("flat", "flat + inverted lists", "milvus", "empty"); ``rows`` counts

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
+
+from msgspec import Struct
 
 from fingerprint.errors import MalformedSignatureError
 from fingerprint.vocabulary import Content
@@ -20,8 +21,7 @@ LOOKED_UP: Final = frozenset({Content.WEIGHTS, Content.VECTOR})
 """Contents whose digests are looked up: trained numbers. Constants and tables are shared by models without relation."""
 
 
-@dataclass(frozen=True, slots=True)
-class Holding:
+class Holding(Struct, frozen=True):
     """What tells signatures of the same weights apart that were measured at one depth: the owner's wishes.
 
     ``key`` names the secret key of its second sketch, ``None`` if it has none; ``less`` whether it discloses less.
@@ -42,8 +42,7 @@ class Holding:
         return f"{key}{', disclosing less' if self.less else ''}"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """A signature as the registry stores it.
 
     ``weights`` is a hash of the digests of all tensors in sorted order, ``None`` unless all have one and the

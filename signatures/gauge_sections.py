@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec.structs import replace
 
 from fingerprint.errors import UsageError
 from fingerprint.gauge.descriptors import UNGATED_DESCRIPTORS

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from fingerprint.errors import RegistryBrokenError, UsageError
@@ -42,8 +42,7 @@ _BLOCK_NUMBERS: Final = 1 << 24
 _BLOCK_ROWS: Final = 1 << 15
 
 
-@dataclass(frozen=True, slots=True)
-class Hits:
+class Hits(Struct, frozen=True):
     """For each query the best models, best first: arrays (queries, width).
 
     ``scores`` float32, ``models`` and ``positions`` int64: the best row of each model. Rows of the arrays that are
@@ -55,8 +54,7 @@ class Hits:
     positions: Int64
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(Struct, frozen=True):
     """Rows of several models, those of one lying together in the order of ``models``.
 
     ``models`` and ``counts`` (k,) int64, ``positions`` (m,) int64, ``vectors`` (m, width) float32; m is the sum of the

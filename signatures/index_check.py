@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 
 from signatures.index import TIE, Float32, Hits, best_of_models, blocks_of, merged, padded
 
@@ -20,8 +20,7 @@ _ROUNDING: Final = 1e-4
 _DRAWS: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(Struct, frozen=True):
     """How many queries were compared, a line for each disagreement, and which share of the slow search's nearest
     model, and of its ``NEAREST`` nearest, was found."""
 

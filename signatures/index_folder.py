@@ -19,9 +19,10 @@ import secrets
 import shutil
 import sqlite3
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct, field
 
 from fingerprint.errors import RegistryBrokenError, UsageError
 from signatures.engine import START, EngineBehindError, EngineError, EngineStatus, Mark
@@ -43,8 +44,7 @@ _log = logging.getLogger(__name__)
 Rows = tuple[Int64, Float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Tuning:
+class Tuning(Struct, frozen=True):
     """Numbers of rows at which the form of the index changes; see the module. ``small_rows`` are always merged."""
 
     flat_rows: int = 1 << 17
@@ -63,8 +63,7 @@ class Tuning:
         return cls(flat_rows=max(standard.small_rows, min(standard.flat_rows, rows)))
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(Struct, frozen=True):
     """A part of the index: its name on disk (empty for one in memory only), and the models of it that are gone."""
 
     name: str

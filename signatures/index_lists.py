@@ -17,10 +17,10 @@ import json
 import math
 import os
 import secrets
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from fingerprint.errors import RegistryBrokenError
@@ -56,8 +56,7 @@ _QUERY_BITS: Final = 4
 _FILES: Final = ("lists.faiss", "vectors.i16", "scales.f32", "ids.i64", "models.i64")
 
 
-@dataclass(frozen=True, slots=True)
-class Effort:
+class Effort(Struct, frozen=True):
     """How far a search looks.
 
     ``codes`` are looked through in one call at most, all queries together, but for each query those of ``least_lists``

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
+
+from msgspec import Struct, field
 
 from fingerprint.errors import RegistryBrokenError, RegistryBusyError, RegistryError
 from fingerprint.slices import DIGESTED_SLICES
@@ -55,8 +56,7 @@ class Log(Protocol):
         """Ids and identities of all models."""
 
 
-@dataclass(frozen=True, slots=True)
-class IndexStatus:
+class IndexStatus(Struct, frozen=True):
     """What the indexes hold together: ``missing`` and ``superfluous`` are ids of models; ``bytes`` those stored,
     ``memory`` those that searches go through; ``kinds`` says of each kind of vectors how it is searched."""
 
@@ -76,8 +76,7 @@ class IndexStatus:
         return not self.missing and not self.superfluous
 
 
-@dataclass(frozen=True, slots=True)
-class IndexCheck:
+class IndexCheck(Struct, frozen=True):
     """Outcome of comparing the indexes with the signatures and with the slow search.
 
     ``queries`` were searched both ways. Of the models that the slow search finds nearest, ``recall`` is the share that
@@ -97,8 +96,7 @@ class IndexCheck:
 _PROBLEMS: Final = 20
 
 
-@dataclass(slots=True)
-class _Pending:
+class _Pending(Struct):
     """What an engine at ``since`` lacks up to ``mark``: rows held in memory, and models that do not count any more."""
 
     since: Mark

@@ -10,12 +10,13 @@ that starts from the tag. Tag and stream are keyed BLAKE3, a pseudorandom functi
 from __future__ import annotations
 
 import hmac
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from blake3 import blake3
+from msgspec.structs import replace
 
 from fingerprint.assemble import measure_checkpoint
 from fingerprint.errors import UsageError, WrongKeyError

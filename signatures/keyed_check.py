@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
 from threadpoolctl import threadpool_limits
 
 from fingerprint.checkpoint import open_checkpoint

@@ -19,11 +19,11 @@ import re
 import secrets
 import sqlite3
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
+from msgspec import Struct
 
 from fingerprint.errors import UsageError, clipped
 from signatures.engine import START, EngineAwayError, EngineBehindError, EngineError, EngineStatus, Mark
@@ -50,8 +50,7 @@ _NOBODY: Final = [0.0, 0.0]
 """Milvus wants a vector in every collection."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     """Where Milvus is: the address that its client takes, the file if it is the embedded one, and the kind of index
     with which collections are made (that of one which is there stays)."""
 
@@ -80,8 +79,7 @@ def place_of(url: str) -> Place | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Pointer:
+class _Pointer(Struct, frozen=True):
     """Which space counts and its mark; ``former`` is the one before it, which may still be searched, or empty."""
 
     mark: Mark

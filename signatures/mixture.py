@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from fingerprint.units import first_of, unit_of
@@ -45,8 +45,7 @@ _SLICES_WEIGHT: Final = 0.25
 _Place = tuple["Role", int | None, int | None, tuple[int, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(Struct, frozen=True):
     """Tensors of one layer of the suspect; of none, if ``layer`` is None.
 
     Where the suspect's layers have no numbers, ``layer`` is that of the registered layer, and ``candidate`` whose.
@@ -56,8 +55,7 @@ class Group:
     candidate: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Cover:
+class Cover(Struct, frozen=True):
     """A greedy cover: positions among the candidates with their coefficients, and the relative residual left.
 
     ``groups`` holds the cover of every group of the suspect's tensors (a layer).

@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from fnmatch import translate
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from fingerprint.readers.findings import FindingCode
 from fingerprint.vocabulary import Content
@@ -42,8 +43,7 @@ _FOLDER: Final = re.compile(r"component (.{1,400}): [^:]*, [0-9,]+ tensors, [0-9
 _Place = tuple[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Component:
+class Component(Struct, frozen=True):
     """Words for one kind of component; see ``components.toml``. ``alone``: it makes a checkpoint a composite one."""
 
     kind: str

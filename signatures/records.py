@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
+
+from msgspec import Struct
 
 from fingerprint.errors import UsageError, clipped
 
@@ -18,8 +19,7 @@ MAX_LABEL: Final = 256
 MAX_NOTE: Final = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Registration:
+class Registration(Struct, frozen=True):
     """One name of a model, and what whoever registered it said.
 
     ``base`` is the name of the declared base model, registered or not. ``registered`` is the time (UTC) at which this
@@ -37,8 +37,7 @@ class Registration:
     claimed: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRecord:
+class ModelRecord(Struct, frozen=True):
     """One registered model: a signature, and its names, the first of which stands for it.
 
     ``id`` is never used again in one registry; ``parameters`` and ``tensors`` count elements and canonical tensors;
@@ -104,8 +103,7 @@ class ModelRecord:
         return next((entry for entry in self.registrations if entry.name.lower() == name.lower()), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Imported:
+class Imported(Struct, frozen=True):
     """What a bundle brought: its models as they now are, and its names, each either new here or known before.
 
     A known name has the same weights here, and is left as it was, origin and all.
@@ -123,8 +121,7 @@ def anonymous_model(name: str) -> ModelRecord:
     return ModelRecord(0, "", "", 0, 0, None, (registration,))
 
 
-@dataclass(frozen=True, slots=True)
-class DigestHit:
+class DigestHit(Struct, frozen=True):
     """A registered tensor with a digest that was looked up.
 
     ``model`` is the id of the model, ``position`` that of the tensor in its signature; ``kind`` is ``"exact"``, or the

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from fingerprint.comparing.matching import layer_map
 from fingerprint.vocabulary import LAYERLESS_ROLES, NEURON_ROLES, Axis, Role
@@ -37,8 +38,7 @@ _MISSING: Final = 0.03
 """Share of the registered weights whose absence makes a suspect a part: converters drop poolers and unused heads."""
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
+class Description(Struct, frozen=True):
     """The strongest relation, what was undone to see it, and the shares that were measured of some of that."""
 
     relation: Relation

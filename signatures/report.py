@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping  # noqa: TC003 - reports are put together from JSON by these
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from fingerprint.claims import ClaimKind  # noqa: TC001 - reports are put together from JSON by these
+from msgspec import Struct, field, to_builtins
+from msgspec.structs import replace
+
+from fingerprint.claims import ClaimKind  # noqa: TC001 - likewise
 from fingerprint.errors import described
 from fingerprint.undoing.result import Undoing  # noqa: TC001 - likewise
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 SCAN_SCHEMA: Final = "fp.scan/1"
 COMPARE_SCHEMA: Final = "fp.compare/1"
@@ -69,16 +69,14 @@ class Relation(StrEnum):
     UNCLEAR = "unclear"
 
 
-@dataclass(frozen=True, slots=True)
-class Coverage:
+class Coverage(Struct, frozen=True):
     """Shares (0 to 1) of the weight elements of either side that the match explains."""
 
     suspect: float
     registered: float
 
 
-@dataclass(frozen=True, slots=True)
-class EvidenceItem:
+class EvidenceItem(Struct, frozen=True):
     """One test: statistic, log10 of the p-value corrected for ``trials``, and the kind of its null hypothesis."""
 
     test: str
@@ -89,8 +87,7 @@ class EvidenceItem:
     detail: Mapping[str, float | int | str]
 
 
-@dataclass(frozen=True, slots=True)
-class Component:
+class Component(Struct, frozen=True):
     """A part of the suspect (a layer's MLP, the embeddings) and the registered part that it corresponds to."""
 
     suspect: str
@@ -98,8 +95,7 @@ class Component:
     similarity: float
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(Struct, frozen=True):
     """One registered model at ``possible`` or above.
 
     ``aliases`` are other names of the same registered weights; ``layers`` maps layers of the suspect to registered
@@ -127,8 +123,7 @@ class Match:
     measured: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Mixture:
+class Mixture(Struct, frozen=True):
     """Coefficients of registered models that add up to the suspect, and the relative residual (0 to 1) left.
 
     ``layers`` gives the coefficients of each layer of the suspect where layers are known.
@@ -139,8 +134,7 @@ class Mixture:
     layers: Mapping[str, Mapping[str, float]]
 
 
-@dataclass(frozen=True, slots=True)
-class PartMatch:
+class PartMatch(Struct, frozen=True):
     """What a registered model explains of a component of the suspect.
 
     ``registered`` is the component of it that this corresponds to, empty where its names tell none apart; ``coverage``
@@ -155,8 +149,7 @@ class PartMatch:
     identical: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """A component of a composite suspect, told by its names.
 
     ``name`` is what the names of its tensors have in common, and empty for the rest, which no known word stands for and
@@ -173,8 +166,7 @@ class Part:
     matches: tuple[PartMatch, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Power:
+class Power(Struct, frozen=True):
     """Which tests ran, which could not and why, and what would have been found."""
 
     tested: tuple[str, ...]
@@ -182,8 +174,7 @@ class Power:
     detectable: str
 
 
-@dataclass(frozen=True, slots=True)
-class KeyedCheck:
+class KeyedCheck(Struct, frozen=True):
     """One registered model under its owner's secret key.
 
     ``key`` is the key's identity; ``log10_p`` that of the strongest ``test`` under the key, corrected for all models
@@ -199,8 +190,7 @@ class KeyedCheck:
     matched: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SuspectSummary:
+class SuspectSummary(Struct, frozen=True):
     """What was scanned; ``complete`` is false if tensors were absent, unreadable or left out."""
 
     path: str
@@ -215,8 +205,7 @@ class SuspectSummary:
     complete: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class RegistrySummary:
+class RegistrySummary(Struct, frozen=True):
     """What it was compared with: the number of registered models and a digest of their identities."""
 
     models: int
@@ -242,8 +231,7 @@ class Standing(StrEnum):
     UNCHECKED = "unchecked"
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedClaim:
+class CheckedClaim(Struct, frozen=True):
     """A claim (see ``fingerprint.claims.Claim``), the registered model of that name, if any, and how it stands.
 
     ``says`` is a sentence without a full stop.
@@ -259,8 +247,7 @@ class CheckedClaim:
     says: str
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimsReport:
+class ClaimsReport(Struct, frozen=True):
     """The claims of a suspect beside what its weights say; never a part of the evidence.
 
     ``unnamed`` are models whose weights the suspect shares, which no claim names and no claimed model is registered as
@@ -274,8 +261,7 @@ class ClaimsReport:
     statements: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Struct, frozen=True):
     """The result of scanning one suspect. ``error`` is one line, or None.
 
     ``claims`` is what the suspect says about itself beside what its weights say, and no part of the evidence; None if
@@ -315,7 +301,7 @@ class Report:
 
     def to_json(self, schema: str = SCAN_SCHEMA) -> dict[str, Any]:
         """The object of the JSON contract; only finite numbers."""
-        found = {"schema": schema, **asdict(self)}
+        found = {"schema": schema, **to_builtins(self, enc_hook=float)}
         for optional in ("undoing", "keyed"):
             if found[optional] is None:
                 del found[optional]

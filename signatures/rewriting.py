@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fingerprint.comparing.evidence import Test
 from fingerprint.comparing.gauge import AGREED, NEURONS
@@ -50,8 +51,7 @@ _RESEMBLES: Final = 0.15
 """Agreement from which a layer is not absent: .101 was the largest between unrelated models."""
 
 
-@dataclass(frozen=True)
-class Rewriting:
+class Rewriting(Struct, frozen=True, dict=True):
     """Everything here is measured on neurons that agree in a frame that moves with the residual stream.
 
     ``frame`` is None, and nothing is said, where they do not.

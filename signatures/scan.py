@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from msgspec import Struct
+from msgspec.structs import replace
 from threadpoolctl import threadpool_limits
 
 from fingerprint.comparing.comparison import compare_fingerprints
@@ -49,8 +50,7 @@ _IN_OWN_FRAMES: Final = 10
 """Candidates whose layers are aligned in their own frames: half a second each, and retrieval has ranked them."""
 
 
-@dataclass(frozen=True, slots=True)
-class ScanOptions:
+class ScanOptions(Struct, frozen=True):
     """How to scan. ``base`` names models that are declared to be the suspect's base; ``include`` and ``exclude`` are
     globs over stored tensor names; ``top_k`` bounds the matches in the report, not what is compared."""
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from itertools import islice, product
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from fingerprint.comparing.matching import SketchTable, is_distinctive
@@ -42,8 +42,7 @@ _ALIKE: Final = frozenset({Frame.SELF, Frame.UNITS})
 Float32 = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Struct, frozen=True):
     """A registered model to compare with; ``votes`` orders candidates and is no evidence."""
 
     model: ModelRecord

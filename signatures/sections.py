@@ -7,10 +7,11 @@ from the header, and trusts nothing else.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from fingerprint.errors import UsageError
@@ -48,8 +49,7 @@ _FLOATS: Final = ("mean", "deviation", "largest", "kurtosis", "zeros")
 Float32 = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Vocabulary:
+class Vocabulary(Struct, frozen=True):
     """The words that the columns of one signature use; the header holds the lists."""
 
     activations: Words
@@ -218,8 +218,7 @@ def neurons_section(neurons: Sequence[NeuronSample], words: Vocabulary, width: i
     )
 
 
-@dataclass(frozen=True, slots=True)
-class TensorRow:
+class TensorRow(Struct, frozen=True):
     """What the table says of one tensor."""
 
     role: Role

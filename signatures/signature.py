@@ -5,10 +5,11 @@ A signature holds what was measured and nothing that somebody claims about it: n
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from fingerprint.errors import UsageError
 from signatures.budget import DEFAULT_LIMIT, fixed_bytes, within_budget
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
     from fingerprint.records import Fingerprint
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
+class Signature(Struct, frozen=True):
     """A fingerprint as a file holds it.
 
     ``identity`` ("sha256:" and 64 hexadecimal digits) covers everything but ``created`` (UTC, whole seconds) and

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from fingerprint.assemble import SUSPECT_NEURONS, deepened, measure_checkpoint
 from fingerprint.checkpoint import open_checkpoint
@@ -40,8 +42,7 @@ _RELATED: Final = -3.0
 """log10 p from which a model is taken to know how the suspect's blocks are fused."""
 
 
-@dataclass(slots=True)
-class Suspect:
+class Suspect(Struct):
     """What is known of a suspect so far. ``measured`` is None where there is no second look: of a signature, of a quick
     look."""
 
@@ -126,8 +127,7 @@ def _fusions(registered: Sequence[TensorRecord]) -> dict[tuple[int, int], tuple[
     return fused
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(Struct, frozen=True):
     """A checkpoint that can be measured at any depth, or a signature, whose depth is what it is.
 
     ``registered`` measures as for registration: with the digests after rounding, and the smaller sample of neurons.

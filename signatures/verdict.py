@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from fingerprint.comparing.evidence import Null, Test
 from fingerprint.vocabulary import Content, Role
@@ -56,8 +58,7 @@ _UNDECIDED: Final = 0.1
 up to .065 nearer to each other than to their base, in one layer of four; what was tuned from one was .126 and more."""
 
 
-@dataclass(slots=True)
-class Finding:
+class Finding(Struct, dict=True):
     """One candidate that reached ``possible``, on its way to a match of the report."""
 
     model: ModelRecord
@@ -69,10 +70,11 @@ class Finding:
     note: str = ""
     contradiction: str = ""
     """Why its own tests contradict each other, if they do; see ``contradiction``."""
-    change: Change = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.change = Change(self.comparison)
+    @cached_property
+    def change(self) -> Change:
+        """What differs within the comparison."""
+        return Change(self.comparison)
 
     @property
     def log10_p(self) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
+
+from msgspec.structs import replace
 
 from fingerprint.claims import ClaimKind
 from signatures.indexes import IndexCheck, IndexStatus

@@ -12,11 +12,11 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec import convert
 
 from fingerprint.errors import UsageError, WorkerLostError
 from fingerprint.threads import processors, thread_count
 from signatures.bulk.journal import Journal, state_of
-from signatures.bulk.parsed import parsed
 from signatures.bulk.pool import Pool
 from signatures.bulk.work import ATTEMPTS, Alone, in_order
 from signatures.report import Report
@@ -254,7 +254,7 @@ class TestScan:
     def test_a_report_survives_the_journal(self, fp, zoo: Zoo) -> None:
         ran = fp("scan", zoo.tuned, zoo.sibling, "--base", "acme/base", "--format", "jsonl", registry=zoo.registry)
         for line in ran.out.splitlines():
-            assert json.loads(json.dumps(parsed(Report, json.loads(line)).to_json())) == json.loads(line)
+            assert json.loads(json.dumps(convert(json.loads(line), Report).to_json())) == json.loads(line)
 
     def test_a_pool_gives_what_one_process_gives_even_if_a_worker_is_killed(self, fp, zoo: Zoo) -> None:
         command = ["scan", *self.paths(zoo), "--format", "jsonl"]

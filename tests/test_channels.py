@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from fingerprint.comparing.channel_coins import match_channels, usable_channels
 from fingerprint.comparing.coins import toss

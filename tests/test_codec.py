@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import struct
 import tracemalloc
 import zlib
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import Struct
+from msgspec.structs import replace
 
 from benchmarks.synthetic import small_model
 from fingerprint.errors import InputNotFoundError, MalformedSignatureError, SignatureError, UsageError
@@ -36,9 +36,9 @@ def assert_same(left: object, right: object, tolerance: float = 0.0) -> None:
         assert left.dtype == right.dtype
         bound = tolerance * np.max(np.abs(left), axis=-1, keepdims=True, initial=0) if tolerance else 0
         assert np.all(np.abs(left - right) <= bound)
-    elif dataclasses.is_dataclass(left):
-        for item in dataclasses.fields(left):
-            assert_same(getattr(left, item.name), getattr(right, item.name), tolerance)
+    elif isinstance(left, Struct):
+        for name in left.__struct_fields__:
+            assert_same(getattr(left, name), getattr(right, name), tolerance)
     elif isinstance(left, tuple) and isinstance(right, tuple):
         assert len(left) == len(right)
         for one, other in zip(left, right, strict=True):

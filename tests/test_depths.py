@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from fingerprint.assemble import deepened, measure_checkpoint
 from fingerprint.checkpoint import open_checkpoint

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from fingerprint.comparing.coins import NeuronMatch
 from fingerprint.comparing.gauge import FrameMatch, Gauge

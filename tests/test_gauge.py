@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from scipy.stats import nbinom
 
 from benchmarks.rewrites.cases import rewrite, rewrites

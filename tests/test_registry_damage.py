@@ -5,10 +5,10 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from benchmarks.synthetic import small_model
 from fingerprint.errors import IncompatibleParametersError, MalformedSignatureError, NameTakenError, RegistryBrokenError

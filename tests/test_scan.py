@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import gguf
 import ml_dtypes
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint

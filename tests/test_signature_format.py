@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from importlib import util
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from benchmarks.synthetic import deepseek_671b, llama_8b, small_model
 from fingerprint.errors import MalformedSignatureError, SignatureVersionError, UsageError

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from benchmarks.error_rates.moving import gauge_p, with_own_frames
 from benchmarks.error_rates.parts import in_parts

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
@@ -191,7 +193,9 @@ def nameless(zoo: Path, sources: Iterable[Model]) -> list[Model]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "suspect.safetensors"
             write_file(path, items)
-            made.append(replace(source, id=f"{source.id}:{NAMELESS}", kind=NAMELESS, suspect=as_suspect(path)))
+            made.append(
+                dataclasses.replace(source, id=f"{source.id}:{NAMELESS}", kind=NAMELESS, suspect=as_suspect(path))
+            )
     return made
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from msgspec.structs import replace
 from scipy.optimize import linear_sum_assignment
 
 from fingerprint.comparing.align import Alignment, align_samples, log10_p_landed
@@ -107,12 +109,12 @@ def _gaussian(largest: float, trials: int) -> float:
 
 
 BROKEN: Mapping[str, Procedures] = {
-    "align-unshuffled": replace(TRUE, align=_align_in_order),
-    "coins-weights": replace(TRUE, match=_match_seeing_coins),
-    "coins-duplicates": replace(TRUE, usable=_usable_all),
-    "coins-one-sided": replace(TRUE, toss=_toss_one_sided),
-    "sketch-gaussian": replace(TRUE, sketch=_gaussian),
-    "third": replace(
+    "align-unshuffled": dataclasses.replace(TRUE, align=_align_in_order),
+    "coins-weights": dataclasses.replace(TRUE, match=_match_seeing_coins),
+    "coins-duplicates": dataclasses.replace(TRUE, usable=_usable_all),
+    "coins-one-sided": dataclasses.replace(TRUE, toss=_toss_one_sided),
+    "sketch-gaussian": dataclasses.replace(TRUE, sketch=_gaussian),
+    "third": dataclasses.replace(
         TRUE,
         align=_align_third,
         toss=_toss_third,

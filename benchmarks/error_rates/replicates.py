@@ -8,10 +8,10 @@ must be at most alpha.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec.structs import replace
 
 from benchmarks.error_rates.comparisons import ALIGN, COIN, FISHER, Samples, same_place
 from benchmarks.error_rates.moving import CHANNELS, GAUGE, channels_p

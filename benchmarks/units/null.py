@@ -7,16 +7,18 @@ correction an unrelated pair reaches ``possible``.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from threadpoolctl import threadpool_limits
 
 from benchmarks.error_rates.__main__ import failures
@@ -96,7 +98,7 @@ class Found:
             self.largest[key] = max(self.largest.get(key, (0.0, 0)), largest)
 
 
-class _ExpectedRarely(FrameMatch):
+class _ExpectedRarely(FrameMatch, frozen=True):
     """Concordance as if a twentieth of the units that were seen to agree between unrelated networks were expected."""
 
     @property
@@ -112,7 +114,7 @@ def _gauge_expecting_little(registered: Fingerprint, suspect: Fingerprint, usabl
 
 
 BROKEN: Mapping[str, Procedures] = {
-    "even-twentieth": replace(TRUE, gauge=_gauge_expecting_little),
+    "even-twentieth": dataclasses.replace(TRUE, gauge=_gauge_expecting_little),
     "coins-weights": BROKEN_COINS["coins-weights"],
     "coins-one-sided": BROKEN_COINS["coins-one-sided"],
 }

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import resource
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from benchmarks.synthetic import Maker
 from benchmarks.vectors.population import WIDTH, Population, near, unit

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec import Struct, ValidationError, convert
 
 from cli import options
 from cli.bulk import Answer
@@ -173,8 +173,7 @@ def _require_engine(bulk: Bulk) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Here:
+class _Here(Struct, frozen=True):
     """The task of a list where this process does the work."""
 
     registry: Registry | None
@@ -203,8 +202,9 @@ def _task(registry: Registry | None, wanted: ScanOptions, key: Key | None, conso
 def _settings(registry: Registry | None, wanted: ScanOptions, key: Key | None) -> dict[str, Any]:
     """What reports depend on besides the suspect: the registered models with their names, options, the program."""
     import hashlib
-    from dataclasses import asdict
     from importlib.metadata import version
+
+    from msgspec.structs import asdict
 
     names = hashlib.sha256()
     for record in () if registry is None else registry.models():
@@ -216,13 +216,11 @@ def _settings(registry: Registry | None, wanted: ScanOptions, key: Key | None) -
 
 def _from_journal(values: Any) -> Report | None:
     """A report as the journal keeps it; None if there is none, or if another version of the program wrote it."""
-    from signatures.bulk.parsed import parsed
-
     if values is None:
         return None
     try:
-        return parsed(Report, values)
-    except (KeyError, TypeError, ValueError):
+        return convert(values, Report)
+    except ValidationError:
         return None
 
 

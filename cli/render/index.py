@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
 
 from cli.render.layout import EachText, fields
 from cli.render.view import View
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 INDEX_SCHEMA: Final = "fp.index/1"
 
 
-@dataclass(frozen=True, slots=True)
-class IndexState:
+class IndexState(Struct, frozen=True):
     """What a command of ``fp index`` (``action``) found; ``check`` is the outcome of a check."""
 
     action: str

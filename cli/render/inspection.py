@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from cli.render.layout import EachText, fields, table
 from cli.render.view import View
@@ -25,8 +27,7 @@ _MANY: Final = 8
 _INTEGERS: Final = ("I", "U", "BOOL")
 
 
-@dataclass(frozen=True, slots=True)
-class InspectedTensor:
+class InspectedTensor(Struct, frozen=True):
     """A canonical tensor: as stored, or a part of a stored one that was split; ``dtype`` is the stored type."""
 
     name: str
@@ -38,8 +39,7 @@ class InspectedTensor:
     oriented: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
+class Inspection(Struct, frozen=True):
     """What is known of a checkpoint without reading its weights.
 
     ``kind`` is checkpoint or signature; ``quantisation`` describes what names and types show of it, empty if nothing;

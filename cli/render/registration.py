@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
 
 from cli.render.layout import EachText, fields
 from cli.render.models import model_object
@@ -30,8 +31,7 @@ class Step(StrEnum):
     ERROR = "error"
 
 
-@dataclass(frozen=True, slots=True)
-class Registered:
+class Registered(Struct, frozen=True):
     """A registration that was carried out, or one of a list that failed: then ``record`` is None and ``error`` a line.
 
     ``models`` is the number of models in the ``registry`` after it.

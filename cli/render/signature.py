@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
+
+from msgspec import Struct
 
 from cli.render.layout import EachText, fields, table
 from cli.render.models import model_object, moment
@@ -22,8 +23,7 @@ SHOWN_SCHEMA: Final = "fp.show/1"
 _MANY: Final = 12
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
+class Shown(Struct, frozen=True):
     """A model of the registry and its signature; ``bytes`` is the size of the signature file."""
 
     record: ModelRecord

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -27,8 +28,7 @@ class Renderer(Protocol[Value_contra]):
         """What comes after the last value; what was made is then a whole document, however few values there were."""
 
 
-@dataclass(frozen=True, slots=True)
-class View(Generic[Value]):
+class View(Struct, Generic[Value], frozen=True):
     """How values of one kind are shown.
 
     ``to_object`` gives the JSON object, with its ``schema``; ``columns`` and ``to_rows`` the table, at least one row a

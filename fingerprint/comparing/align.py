@@ -10,10 +10,10 @@ known to be hidden on the registered side; nothing is assumed of the suspect.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from fingerprint.comparing.evidence import LN10
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 Float64 = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Alignment:
+class Alignment(Struct, frozen=True):
     """How many of ``compared`` slices landed on their own number, and the mean cosine of equal numbers.
 
     ``log10_p`` is that of one test, uncorrected; ``axis`` is the dimension of the registered tensor.

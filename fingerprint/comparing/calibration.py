@@ -16,10 +16,10 @@ do depends on that of the layers: the more units a layer has, the fewer of them 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from msgspec import Struct
 
 from fingerprint.comparing.evidence import LN10
 from fingerprint.vocabulary import Frame
@@ -37,8 +37,7 @@ _DECAYS: Final = 60.0
 """How far a tail is summed, in standard deviations and in lengths over which its terms fall by e."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(Struct, frozen=True):
     """Concordance seen between unrelated models: mean share of the neurons, or number in each layer if ``by_layer``;
     variance over mean of the count among ``number`` neurons or layers."""
 

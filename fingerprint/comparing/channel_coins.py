@@ -6,10 +6,10 @@ head is their frequency; then the coins are looked at. Layers and heads are chos
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from fingerprint.vectors import distinct, unit_rows
@@ -34,8 +34,7 @@ _LEAST_SHARED: Final = 4
 """Frequencies that two heads' samples must share to be compared."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChannelMatch:
+class ChannelMatch(Struct, frozen=True):
     """Partners of one registered sample's channels in one sample of the suspect.
 
     ``registered`` and ``suspect`` are positions in the fingerprints' lists of channel samples; ``partners`` (m,) index

@@ -9,10 +9,10 @@ does not see the coin; then the coins are looked at. Negating all pairs is free,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from fingerprint.comparing.evidence import LN10
@@ -62,8 +62,7 @@ UNKNOWN: Final = "unknown"
 """Activation of an MLP of which it is not known which matrix is the gate."""
 
 
-@dataclass(frozen=True, slots=True)
-class NeuronMatch:
+class NeuronMatch(Struct, frozen=True):
     """Partners of one registered MLP's sampled neurons in one MLP of the suspect.
 
     ``registered`` and ``suspect`` are positions in the fingerprints' lists of neuron samples; ``partners`` (m,) index
@@ -209,8 +208,7 @@ class _Rows(NamedTuple):
         return rest
 
 
-@dataclass(frozen=True, slots=True)
-class _Glances:
+class _Glances(Struct, frozen=True):
     """A few neurons of each of a suspect's readings, those of largest gates, one reading after the other.
 
     ``numbers`` (r,) are those of the readings, ``starts`` (r + 1,) where the rows of each begin and the last ones end.
@@ -415,8 +413,7 @@ class Matched(Protocol):
         """(m,) signs."""
 
 
-@dataclass(frozen=True, slots=True)
-class CoinToss:
+class CoinToss(Struct, frozen=True):
     """The coins of all MLPs together.
 
     ``coins`` were tossed in ``groups`` MLPs; ``agreement`` is the mean over MLPs of the absolute weighted mean coin (1

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
+from msgspec import Struct, field
 
 from fingerprint.comparing.align import Alignment, align_tensors, may_align
 from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, toss, usable_coins
@@ -50,8 +50,7 @@ _TABLES: Final[dict[str, Role]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Struct, frozen=True):
     """What was found between one registered fingerprint and one suspect.
 
     ``matches`` pair tensors, ``neurons`` pair MLPs in the fixed frame, ``gauge`` holds what was found in frames that
@@ -357,8 +356,7 @@ def _beyond_samples(
                 covered[position] = max(covered[position], min(1.0, found / its.share))
 
 
-@dataclass(frozen=True, slots=True)
-class _Projected:
+class _Projected(Struct, frozen=True):
     """Positions of one side's matrices of some roles that were projected in a frame, and of all that are like them."""
 
     sampled: frozenset[int]

@@ -9,11 +9,12 @@ are asked: how many partners by gate and by the rest are the same (concordance, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from fingerprint.comparing.calibration import FLOOR, VERSION, concordance_log10_p
 from fingerprint.comparing.channel_coins import ChannelMatch, match_channels, ungrouped_samples, usable_channels
@@ -51,8 +52,7 @@ def least_agreement(frame: str) -> float:
     return UNITS_AGREED if frame == Frame.UNITS else AGREED
 
 
-@dataclass(frozen=True, slots=True)
-class FrameMatch:
+class FrameMatch(Struct, frozen=True):
     """All registered MLPs sampled in one frame, each with its best match in the suspect.
 
     ``theirs`` is the number of MLPs that the suspect has in this frame: where it is less than that of the registered
@@ -108,8 +108,7 @@ class FrameMatch:
         return bonferroni(single, math.comb(len(self.matches), len(self._best)))
 
 
-@dataclass(frozen=True, slots=True)
-class ExactTest:
+class ExactTest(Struct, frozen=True):
     """One test of coins: ``kind`` is ``NEURONS`` or a ``ChannelKind``; ``toss.log10_p`` is not corrected."""
 
     frame: str
@@ -117,17 +116,17 @@ class ExactTest:
     toss: CoinToss
 
 
-@dataclass(frozen=True, slots=True)
-class Gauge:
+class Gauge(Struct, frozen=True):
     """Everything found in frames that move with the residual stream."""
 
     frames: tuple[FrameMatch, ...] = ()
     tests: tuple[ExactTest, ...] = ()
-    evidence: tuple[Evidence, ...] = field(init=False)
+    evidence: tuple[Evidence, ...] = ()
+    """Follows from the others."""
 
     def __post_init__(self) -> None:
         found = (_gauge_evidence(self), _even_evidence(self))
-        object.__setattr__(self, "evidence", tuple(one for one in found if one is not None))
+        force_setattr(self, "evidence", tuple(one for one in found if one is not None))
 
     @property
     def agrees(self) -> bool:
@@ -157,8 +156,7 @@ class Gauge:
         return max(self.frames, key=lambda one: one.concordance, default=None)
 
 
-@dataclass(frozen=True, slots=True)
-class ChannelMatches:
+class ChannelMatches(Struct, frozen=True):
     """Attention channels of one kind, matched in one frame."""
 
     frame: str

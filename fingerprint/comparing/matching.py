@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from fingerprint.measure import matrix_shape
@@ -56,8 +56,7 @@ class Difference(NamedTuple):
     residual: float
 
 
-@dataclass(frozen=True, slots=True)
-class TensorMatch:
+class TensorMatch(Struct, frozen=True):
     """One pair of corresponding tensors, by their positions in the two fingerprints.
 
     ``digest`` is "exact", the name of the float type after rounding to which the digests agree, or "".
@@ -121,8 +120,7 @@ class SketchTable:
         return np.ascontiguousarray(units).reshape(len(units), units.shape[1] * units.shape[2])
 
 
-@dataclass(frozen=True, slots=True)
-class SketchCosines:
+class SketchCosines(Struct, frozen=True):
     """Cosines of all pairs of a suspect's and a registered sketch: of the larger magnitude of the two orientations.
 
     Only shapes that can correspond are compared, since sketches of a grown axis keep those of its prefix: one axis at
@@ -205,8 +203,7 @@ class Likeness(NamedTuple):
     negated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
+class _Block(Struct, frozen=True):
     """Scores of some rows of the suspect's table with all columns that correspond to them."""
 
     rows: NDArray[np.int64]

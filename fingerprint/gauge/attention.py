@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fingerprint.gauge.project import project
 from fingerprint.hints import Hints
@@ -36,8 +37,7 @@ MOST_VOTERS: Final = 16
 _ROLES: Final = (Role.QUERY, Role.KEY, Role.VALUE, Role.ATTENTION_OUTPUT)
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(Struct, frozen=True):
     """One layer's attention: positions of its matrices, -1 for one that is absent.
 
     ``queries`` is the number of query heads that is claimed beside the weights, None if there is no such claim;
@@ -53,8 +53,7 @@ class Block:
     head: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Attention:
+class Attention(Struct, frozen=True):
     """A block's rows in coordinates: (channels, variants * frame_width) float32 each, None for one that is absent.
 
     ``query`` and ``output`` have a whole number of times as many channels as ``key`` and ``value``. ``heads`` are the

@@ -16,12 +16,13 @@ by pairs above .2.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
 from itertools import chain, product
 from math import prod
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fingerprint.gauge.unit_rows import MOST_COMPOSED, compose, composed_shape, natural_order, read_whole, sample_of
 
@@ -63,8 +64,7 @@ _End = tuple[int, int]
 """A kernel's position, with 0 for the space that it writes, 1 for that which it reads."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Kernel:
+class _Kernel(Struct, frozen=True):
     """A convolution from one space to another."""
 
     position: int
@@ -73,8 +73,7 @@ class _Kernel:
     target: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Space:
+class _Space(Struct, frozen=True):
     """A space of channels as it is written down: ``units`` (channels, inputs, h, w) of length 1, by the ``kernels``
     on the way from the input, the last of which writes it, through the spaces ``way``."""
 

@@ -8,12 +8,12 @@ Nothing in such a network is odd, so there are no coins.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import permutations, zip_longest
 from math import prod
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 
 from fingerprint.gauge.unit_rows import (
     MOST_COMPOSED,
@@ -45,8 +45,7 @@ _MOST_INPUTS: Final = 16
 _EPSILON: Final = 1e-5
 
 
-@dataclass(frozen=True, slots=True)
-class _Map:
+class _Map(Struct, frozen=True):
     """A kernel as (out, in, height, width), with the factors of a batch norm behind it folded in; or a classifier."""
 
     position: int

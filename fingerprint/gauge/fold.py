@@ -10,10 +10,10 @@ cannot be moved and are left alone.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 
 from fingerprint.dtypes import to_float32
 from fingerprint.vocabulary import Axis, Role
@@ -49,8 +49,7 @@ _NEGATIVE: Final = 0.05
 _SOME_NEGATIVE: Final = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class Gains:
+class Gains(Struct, frozen=True):
     """The gains of one checkpoint.
 
     ``values`` (width,) float64 by position of the vector; ``read_by`` is the position of the gain that each matrix

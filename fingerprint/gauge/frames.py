@@ -7,10 +7,10 @@ for a frame F made of them. ``X = U S Vᵀ`` are the embeddings of the anchors, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from fingerprint.blocks import taken
@@ -41,8 +41,7 @@ RIDGE: Final = 0.3
 _READ_NUMBERS: Final = 1 << 22
 
 
-@dataclass(frozen=True, slots=True)
-class ResidualFrame:
+class ResidualFrame(Struct, frozen=True):
     """Directions (frame_width, width) float64 of the residual stream, zeros after the last anchor."""
 
     name: Frame

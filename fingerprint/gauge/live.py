@@ -7,10 +7,10 @@ leading singular pair of ``Σ up_j ⊗ down_j`` is the neuron that they were spl
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
 from fingerprint.neurons import UNNAMED
 from fingerprint.vectors import row_norms, unit_rows

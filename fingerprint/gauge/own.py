@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec.structs import replace
 
 from fingerprint.gauge.descriptors import Descriptors, neuron_descriptors
 from fingerprint.gauge.live import Neurons, contributing, is_nearly_all, live_neurons

@@ -5,10 +5,10 @@ Or some rows and columns alone, which are then taken out before they are convert
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 
 from fingerprint.blocks import taken
 from fingerprint.directions import Directions, are_multiplied_as_stored, column_energies, energies
@@ -34,8 +34,7 @@ _STORED_AT_ONCE: Final = 1 << 22
 """Where they are multiplied as they are stored: columns take room for all of their coordinates for each block."""
 
 
-@dataclass(frozen=True, slots=True)
-class Projection:
+class Projection(Struct, frozen=True):
     """Coordinates (m, w) float32 of the slices of a matrix, and their norms (m, s) after scaling their entries."""
 
     coordinates: Float32
@@ -72,8 +71,7 @@ def project(view: TensorView, directions: Float32, scales: Float32, *, columns: 
     return Projection(coordinates, norms)
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(Struct, frozen=True):
     """Of all slices of a matrix: their norms (m, s) after scaling their entries, their products (m, d) with some
     directions, and their mean (length,): float32."""
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 
 from fingerprint.gauge.frames import make_frames
 from fingerprint.gauge.unit_rows import choose_units, natural_order, read_whole, spread_directions
@@ -42,8 +42,7 @@ _HEADS: Final = ("decoder", "head", "out", "proj", "softmax", "classif")
 _NAMED: Final = re.compile(r"(.*)weight_(ih|hh)_l(\d{1,3})(_reverse)?")
 
 
-@dataclass(frozen=True, slots=True)
-class _Cell:
+class _Cell(Struct, frozen=True):
     """The matrix that reads the network's input, (gates * units, inputs), and (gates * units, units) beside it.
 
     ``levels`` are input and loop matrices of the levels above, the first pair being this cell's loop alone; empty where
@@ -57,8 +56,7 @@ class _Cell:
     others: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
+class _Rows(Struct, frozen=True):
     """Rows (gates * units, inputs) of one matrix in the space of the network's input; whether its units have coins."""
 
     position: int

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from itertools import islice, product
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fingerprint.gauge.attention import MOST_HEAD_SIZES, Attention, Block, project_attention, with_heads
 from fingerprint.gauge.attention_samples import CHANNEL_LAYERS, rotary_of, sample_channels
@@ -63,8 +64,7 @@ MOVING: Final = frozenset({Frame.ANCHORS, Frame.POSITIONS})
 """The frames of ``Plan``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
+class Sampled(Struct, frozen=True):
     """What was sampled in frames that move with the residual stream; ``missing`` says why nothing was."""
 
     neurons: tuple[NeuronSample, ...] = ()
@@ -73,8 +73,7 @@ class Sampled:
     missing: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class MlpSample:
+class MlpSample(Struct, frozen=True):
     """Of one MLP: a sample for each variant, the product of down and up (or fc-in) over all neurons, and of a suspect
     what is left of the samples where that is not all."""
 
@@ -83,8 +82,7 @@ class MlpSample:
     live: tuple[NeuronSample, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """What is to be sampled of a checkpoint in frames that move with its residual stream, in parts that do not need one
     another: ``mlps`` one by one, and ``blocks`` of attention; ``missing`` says why there are none.
 

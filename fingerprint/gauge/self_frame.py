@@ -6,10 +6,10 @@ frames agree only up to an orthogonal matrix, which ``comparing.procrustes`` fin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from fingerprint.gauge.descriptors import NORMS, Descriptors, neuron_descriptors
@@ -39,8 +39,7 @@ SELF_REFERENCE: Final = 1024
 _AT_ONCE: Final = 512
 
 
-@dataclass(frozen=True, slots=True)
-class SelfCoordinates:
+class SelfCoordinates(Struct, frozen=True):
     """Neurons of one MLP in its self frame: ``gate``, ``up`` (None if ungated) and ``down`` are (n, width) unit rows.
 
     All float32.

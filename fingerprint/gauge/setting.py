@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct
 
 from fingerprint.directions import rounded
 
@@ -22,16 +22,14 @@ if TYPE_CHECKING:
     Float32 = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
+class Variant(Struct, frozen=True):
     """One reading of a checkpoint: a frame, and what is added to stored norm gains."""
 
     frame: ResidualFrame
     offset: float
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(Struct, frozen=True):
     """What all layers share. ``centred``: norms subtract the mean over the residual stream.
 
     Directions are rounded to bf16, so that they are the same however they are multiplied.

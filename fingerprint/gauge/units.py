@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from fingerprint.gauge.branches import branch_samples
 from fingerprint.gauge.convolutional import convolutional_samples
@@ -36,8 +37,7 @@ MOST_UNITS: Final = 1 << 12
 """Units of a layer that are kept of a suspect."""
 
 
-@dataclass(frozen=True, slots=True)
-class Units:
+class Units(Struct, frozen=True):
     """Samples of units, the vectors by which their layers are looked up, and what is told of tables, by position."""
 
     samples: tuple[NeuronSample, ...] = ()

@@ -6,8 +6,10 @@ Whatever tells, what follows is the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fingerprint.gauge.attention import MOST_BLOCKS, Block, attention_blocks
 from fingerprint.gauge.fold import Gains, find_gains, has_layer_norm, reading_by_names, says_offset
@@ -25,8 +27,7 @@ if TYPE_CHECKING:
 _FRAMES: Final = ((Frame.ANCHORS, Role.TOKEN_EMBEDDING), (Frame.POSITIONS, Role.POSITION_EMBEDDING))
 
 
-@dataclass(frozen=True, slots=True)
-class Wired:
+class Wired(Struct, frozen=True):
     """What is known of one checkpoint before it is written down in frames.
 
     ``tensors`` are the canonical ones, those of attention and the tables turned to (out, in); ``tables`` the frames

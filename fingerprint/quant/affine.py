@@ -6,10 +6,10 @@ As in ONNX (DequantizeLinear), TFLite (https://ai.google.dev/edge/litert/models/
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct
 
 from fingerprint.dtypes import DType, Kind, to_float32
 
@@ -22,8 +22,7 @@ def quantised_dtype(name: str) -> DType:
     return DType(name, 32, Kind.FLOAT, np.dtype(np.float32))
 
 
-@dataclass(frozen=True, slots=True)
-class Affine:
+class Affine(Struct, frozen=True):
     """The numbers that ``numbers`` stand for.
 
     Each axis of ``numbers`` is divided into runs of ``blocks`` elements (the last run may be shorter) that share a

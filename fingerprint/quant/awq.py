@@ -7,7 +7,6 @@ config. The first keeps (in, out), the others (out, in).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,8 +25,7 @@ _FAST_ORDER = np.arange(32).reshape(4, 4, 2).transpose(1, 0, 2).reshape(4, 4, 2)
 """Which of 32 neighbouring inputs the stored ones are: threads take pairs, and even numbers go before odd ones."""
 
 
-@dataclass(frozen=True, slots=True)
-class Awq(RowsView):
+class Awq(RowsView, frozen=True):
     """``qweight`` (in, out / 8) packed along the outputs in ``AWQ_ORDER``, ``qzeros`` (groups, out / 8) likewise,
     ``scales`` (groups, out); groups of inputs follow one another."""
 
@@ -61,8 +59,7 @@ def padded_groups(inputs: int, size: int) -> int:
     return math.ceil(needed / many) * many
 
 
-@dataclass(frozen=True, slots=True)
-class AwqGemv(RowsView):
+class AwqGemv(RowsView, frozen=True):
     """``qweight`` (out, in / 8), the first of eight neighbouring inputs in the lowest bits; ``qzeros`` (out, words)
     likewise along the groups of ``size`` inputs; ``scales`` (out, 8 * words), of which the first are used."""
 
@@ -84,8 +81,7 @@ class AwqGemv(RowsView):
         return values.reshape(last - first, columns)
 
 
-@dataclass(frozen=True, slots=True)
-class AwqGemvFast(RowsView):
+class AwqGemvFast(RowsView, frozen=True):
     """``qweight`` (out / 4, in), words of 16 bits over runs of 64 inputs of four rows in turn.
 
     ``scales`` and ``qzeros`` (groups or more, out) are of groups of ``size`` inputs; the latter is added after scaling.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct
 
 from fingerprint.dtypes import DType, Kind
 from fingerprint.quant.rows import PIECE, floats
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from fingerprint.tensors import Array, TensorView
 
 
-@dataclass(frozen=True, slots=True)
-class FlatView:
+class FlatView(Struct, frozen=True):
     """A tensor whose elements are dequantised by range; layouts implement ``values``."""
 
     name: str
@@ -44,8 +43,7 @@ class FlatView:
         return (pieces[0] if len(pieces) == 1 else np.concatenate(pieces)).astype(np.float32, copy=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Nested:
+class Nested(Struct, frozen=True):
     """Scales of blocks that are themselves 8-bit codes: ``codes`` looked up in ``table``, times ``scales`` of blocks of
     ``block`` of them, plus ``offset``."""
 
@@ -55,8 +53,7 @@ class Nested:
     offset: float
 
 
-@dataclass(frozen=True, slots=True)
-class Bnb4(FlatView):
+class Bnb4(FlatView, frozen=True):
     """bitsandbytes' NF4 and FP4: two codes in a byte, the first in the high bits, looked up in ``table`` (16).
 
     ``absmax`` has a scale for each ``block`` elements of the flattened weight; ``nested`` where it is coded itself.
@@ -98,8 +95,7 @@ class Bnb4(FlatView):
         return floats(inner.table.read(0, 256))[stored] * scales + np.float32(inner.offset)
 
 
-@dataclass(frozen=True, slots=True)
-class Hqq(FlatView):
+class Hqq(FlatView, frozen=True):
     """HQQ: the flattened weight cut into ``rows`` rows of ``columns``, packed in ``8 / bits`` strips of rows.
 
     The first strip is in the highest bits. ``scale`` and ``zero`` belong to rows (``by_rows``) or to columns.

@@ -7,11 +7,11 @@ file is checked before, and also where, that package is not there.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from msgspec import Struct
 
 from fingerprint.dtypes import DType, Kind
 from fingerprint.errors import UnsupportedFormatError
@@ -24,8 +24,7 @@ PIECE = 1 << 18
 """Elements dequantised at a time: the package makes several temporary arrays of them."""
 
 
-@dataclass(frozen=True, slots=True)
-class BlockType:
+class BlockType(Struct, frozen=True):
     """A type of block: its ``number`` in files, how many ``elements`` a block has and how many ``bytes`` it takes.
 
     ``halves`` are the offsets of the 16-bit floats in a block, which big-endian files hold swapped; None where nobody
@@ -75,8 +74,7 @@ BLOCK_TYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class BlockTensor:
+class BlockTensor(Struct, frozen=True):
     """A tensor stored as blocks along its last axis, row after row, at byte ``offset`` of ``source``."""
 
     name: str

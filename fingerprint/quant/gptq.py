@@ -7,7 +7,6 @@ quantised are its transpose.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
     from fingerprint.tensors import Array, TensorView
 
 
-@dataclass(frozen=True, slots=True)
-class Gptq(RowsView):
+class Gptq(RowsView, frozen=True):
     """``qweight`` (in * bits / 32, out) packed along the inputs; ``qzeros`` (groups, out * bits / 32); ``scales``
     (groups, out); ``g_idx`` (in) the group of each input, or None where groups follow one another.
 

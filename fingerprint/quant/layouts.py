@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fingerprint.dtypes import Kind
 from fingerprint.errors import InputError
@@ -37,8 +39,7 @@ MAX_STATE = 1 << 14
 _INTS = (Kind.INT, Kind.UINT)
 
 
-@dataclass(frozen=True, slots=True)
-class AboutLayout:
+class AboutLayout(Struct, frozen=True):
     """A row of the table of quantised layouts, in Markdown: ``tensors`` of a module, and the types it is ``shown`` as.
 
     ``read_by`` are the functions of this module that put it together. A star marks what the config is heard about.

@@ -7,7 +7,6 @@ Layout as in ``_get_perms`` and ``pack`` of IST-DASLab's marlin, which AutoGPTQ 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,8 +36,7 @@ _LONE_SCALES = np.add.outer(2 * np.arange(4), [0, 1, 8, 9, 16, 17, 24, 25]).resh
 """The same of 32, where one scale stands for all inputs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Marlin(RowsView):
+class Marlin(RowsView, frozen=True):
     """``packed`` (in / 16, 2 * out) and ``scales`` (groups, out), for weights (in, out)."""
 
     packed: TensorView

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from fingerprint.dtypes import Kind
 from fingerprint.tensors import Reshaped
@@ -22,8 +23,7 @@ class NotUnderstoodError(Exception):
     """A module that looks like a layout's and has shapes or settings that it should not have; the reason is shown."""
 
 
-@dataclass(frozen=True, slots=True)
-class Module:
+class Module(Struct, frozen=True):
     """``leaves`` are the tensors of the module ``name`` by what follows it; ``hints`` are claims of the checkpoint."""
 
     name: str
@@ -69,8 +69,7 @@ class Module:
         return int(text) if text.isascii() and text.isdigit() and len(text) <= 5 else 0
 
 
-@dataclass(frozen=True, slots=True)
-class Restored:
+class Restored(Struct, frozen=True):
     """The view that stands for a module's weight, and the leaves that it was made of."""
 
     view: TensorView

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct
 
 from fingerprint.dtypes import F32, DType, Kind, to_float32
 from fingerprint.errors import MalformedFileError
@@ -21,8 +21,7 @@ MAX_ROW = 1 << 22
 """Most elements of a row: rows are dequantised whole."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowsView:
+class RowsView(Struct, frozen=True):
     """A tensor whose rows (along the last axis, leading axes flattened) are dequantised on demand.
 
     ``storage`` names the layout in reports. Layouts implement ``rows``.
@@ -109,8 +108,7 @@ def spread(values: Array, block: int, size: int) -> Array:
     return repeated
 
 
-@dataclass(frozen=True, slots=True)
-class Exponents(LikeSource):
+class Exponents(LikeSource, frozen=True):
     """E8M0 scales that are stored as bytes, as the powers of two that they stand for."""
 
     @property

@@ -8,7 +8,6 @@ Layouts: DeepSeek-V3's inference code (``weight_scale_inv``, multiplied in spite
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
     from fingerprint.tensors import Array, TensorView
 
 
-@dataclass(frozen=True, slots=True)
-class Scaled(RowsView):
+class Scaled(RowsView, frozen=True):
     """``numbers`` (..., rows, columns) times the scale of their block, after subtracting its zero point.
 
     ``scale`` (..., row blocks, column blocks), ``zero`` like it or None; a block has ``block`` rows and columns, and
@@ -63,8 +61,7 @@ class Scaled(RowsView):
         return spread(grid, self.block[1], self.shape[-1])
 
 
-@dataclass(frozen=True, slots=True)
-class PackedInts(RowsView):
+class PackedInts(RowsView, frozen=True):
     """Integers of ``bits`` bits in words along the columns, an offset of half their range added (compressed-tensors).
 
     ``scale`` and ``zero`` (packed along the rows, or None) are (rows, groups); ``g_idx`` (columns) or None as in GPTQ.
@@ -97,8 +94,7 @@ class PackedInts(RowsView):
         return times(values, scales) if self.g_idx is None and columns % count == 0 else values * scales[:, groups]
 
 
-@dataclass(frozen=True, slots=True)
-class Floats4(RowsView):
+class Floats4(RowsView, frozen=True):
     """4-bit floats, two in a byte (``codes``: (..., columns / 2) or words of eight), the first in the lowest bits.
 
     ``scale`` (..., groups) are bytes of exponents (``exponents``) or floats; ``factor`` a scale for the whole tensor,
@@ -128,8 +124,7 @@ class Floats4(RowsView):
         return math.prod(self.shape) // math.prod(self.scale.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class Mlx(RowsView):
+class Mlx(RowsView, frozen=True):
     """``packed`` (..., rows, words) numbers times ``scales`` plus ``biases``, both (..., rows, groups)."""
 
     bits: int

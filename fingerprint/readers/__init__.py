@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from fingerprint.errors import MalformedFileError, UnsupportedFormatError
 
@@ -13,8 +14,7 @@ if TYPE_CHECKING:
     from fingerprint.source import Source
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+class Format(Struct, frozen=True):
     """Where the reader of a format is: its module is not imported before somebody asks for it, since few of all formats
     are in the files of a scan, and some take longer to import than a small file to read.
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fingerprint.dtypes import DType, Kind, to_float64
 from fingerprint.readers.base import Finding, bounded, some
@@ -49,8 +50,7 @@ _TILE: Final = 1 << 21
 _BLOCK: Final = 1 << 18
 
 
-@dataclass(frozen=True, slots=True)
-class LowRank:
+class LowRank(Struct, frozen=True):
     """``scale * up @ down``, computed as it is read.
 
     ``up`` is ``(rows, rank)``, ``down`` ``(rank, columns)``, ``shape`` ``(rows, ...)`` with ``columns`` elements a row.

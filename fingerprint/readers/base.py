@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct, field
 
 from fingerprint.dtypes import DType, decode
 from fingerprint.errors import LimitExceededError, MalformedFileError, clipped
@@ -34,8 +34,7 @@ MAX_FINDINGS = 64
 """Most findings of one code; the rest is counted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """Something about a checkpoint that a report must mention: ``code`` for programs, ``message`` for people."""
 
     code: str
@@ -43,16 +42,14 @@ class Finding:
     tensor: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class FileRecord:
+class FileRecord(Struct, frozen=True):
     """A file of a checkpoint: ``path`` (relative to the folder, where a folder was given) and size in ``bytes``."""
 
     path: str
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Contents:
+class Contents(Struct, frozen=True):
     """What a reader found in one file.
 
     ``metadata`` are claims of the file about itself. ``complete`` is False where the file holds tensors that could not
@@ -64,11 +61,10 @@ class Contents:
     metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     complete: bool = True
     files: tuple[FileRecord, ...] = ()
-    sources: tuple[Source, ...] = field(default=(), repr=False, compare=False)
+    sources: tuple[Source, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class About:
+class About(Struct, frozen=True):
     """A row of the table of formats, in Markdown: what a format is called and recognised by, what is read and what not.
 
     ``extra`` is the extra of the package that it needs.
@@ -81,8 +77,7 @@ class About:
     extra: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Reader:
+class Reader(Struct, frozen=True):
     """A format: its ``name`` in reports, the ``suffixes`` it usually has, and how to recognise and open it.
 
     ``recognises`` looks at a few bytes and never raises for bytes of another format. ``open`` counts the tensors in the
@@ -98,8 +93,7 @@ class Reader:
     about: tuple[About, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
+class StoredTensor(Struct, frozen=True):
     """A tensor stored contiguously and row-major at byte ``offset`` of ``source``; ``big_endian`` or little-endian."""
 
     name: str

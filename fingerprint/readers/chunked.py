@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from fingerprint.dtypes import DType
     from fingerprint.tensors import Array, TensorView
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(Struct, frozen=True):
     """Part of a tensor: ``view`` is the box that begins at ``offsets``; what of it lies outside does not count."""
 
     offsets: tuple[int, ...]
     view: TensorView
 
 
-@dataclass(frozen=True, slots=True)
-class Chunked:
+class Chunked(Struct, frozen=True):
     """A tensor in boxes that do not overlap and together make it up.
 
     ``blank`` is a 1-D array of one element, which stands where there is no box; None: they leave nothing out. A box

@@ -7,8 +7,10 @@ file. Nothing is written beside the archive.
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fingerprint.errors import InputNotFoundError, LimitExceededError, UnsupportedFormatError, clipped
 from fingerprint.readers import compressed, reader_for, recognised
@@ -135,8 +137,7 @@ def _zip(source: Source) -> tuple[ArchivePlace, list[Finding], bool]:
     return ArchivePlace(source.path, _named(members, findings)), findings, not archive.truncated
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(Struct, frozen=True):
     """Opens an entry of a ZIP archive."""
 
     archive: ZipArchive
@@ -175,8 +176,7 @@ def _tar(source: Source) -> tuple[ArchivePlace, list[Finding], bool]:
     return ArchivePlace(source.path, _named(members, findings)), findings, not archive.truncated and not archive.sparse
 
 
-@dataclass(frozen=True, slots=True)
-class _Window:
+class _Window(Struct, frozen=True):
     """Opens a member that is stored as it is."""
 
     source: Source

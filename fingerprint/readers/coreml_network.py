@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct, field
 
 from fingerprint import dtypes
 from fingerprint.dtypes import DType, Kind
@@ -46,8 +46,7 @@ class _OddError(Exception):
     """A layer that cannot be read; the message says why."""
 
 
-@dataclass(slots=True)
-class Network:
+class Network(Struct):
     """The weights of a network; ``read`` fills them in."""
 
     wire: Wire
@@ -235,8 +234,7 @@ class Network:
         return StoredTensor("", dtypes.F32, (one.size // 4,), self.wire.source, one.start)
 
 
-@dataclass(frozen=True, slots=True)
-class _Shifted:
+class _Shifted(Struct, frozen=True):
     """``numbers * scale + bias``, one of each for all or for each row."""
 
     name: str

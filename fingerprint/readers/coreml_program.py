@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct, field
 
 from fingerprint.dtypes import DType, Kind
 from fingerprint.errors import LimitExceededError
@@ -44,8 +44,7 @@ _LEAF: Final = re.compile(r"_(weight|bias|gamma|beta|running_mean|running_var|em
 _ORDINAL: Final = re.compile(r"_([0-9]{1,5})(?=_|\Z)")
 
 
-@dataclass(slots=True)
-class _Operation:
+class _Operation(Struct):
     kind: str = ""
     name: str = ""
     inputs: dict[str, str | Field] = field(default_factory=dict)
@@ -53,14 +52,12 @@ class _Operation:
     attributes: dict[str, Field] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class _Use:
+class _Use(Struct, frozen=True):
     operation: _Operation
     slot: str
 
 
-@dataclass(slots=True)
-class Program:
+class Program(Struct):
     """The weights of a program; ``read`` fills them in."""
 
     wire: Wire

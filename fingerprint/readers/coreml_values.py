@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 
 from fingerprint import dtypes
 from fingerprint.dtypes import DType, Kind
@@ -52,8 +52,7 @@ class UnreadableError(Exception):
     """A value that is there and cannot be read; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class TensorType:
+class TensorType(Struct, frozen=True):
     """The number of an element type and the sizes of the axes; -1 for one that is not known."""
 
     code: int

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct, field
 
 from fingerprint.errors import MalformedFileError
 from fingerprint.readers.packed import taken
@@ -23,8 +23,7 @@ _STEP = 1 << 16
 """Elements of a sparse array between two places whose number of values is kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bits:
+class Bits(Struct, frozen=True):
     """Whole numbers of ``bits`` bits in ``octets`` (1-D, U8), without gaps.
 
     The first bit is the lowest of a byte, or the highest where ``high_first``. Those of a signed ``dtype`` are in two's
@@ -55,8 +54,7 @@ class Bits:
         return codes
 
 
-@dataclass(frozen=True, slots=True)
-class Palettised:
+class Palettised(Struct, frozen=True):
     """Codes into palettes: ``palettes`` (…, colours, width) are shared by runs of ``indices`` along every axis.
 
     Each code stands for ``width`` neighbouring elements along ``axis`` (0 where the width is 1).
@@ -99,8 +97,7 @@ class Palettised:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class Sparse:
+class Sparse(Struct, frozen=True):
     """Zeros but where ``mask`` (0 or 1, one for each element) says that the next of ``values`` (1-D) is."""
 
     name: str
@@ -108,8 +105,8 @@ class Sparse:
     shape: tuple[int, ...]
     mask: TensorView
     values: TensorView
-    _before: list[int] = field(default_factory=lambda: [0], repr=False, compare=False)
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+    _before: list[int] = field(default_factory=lambda: [0])
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, start: int, stop: int) -> Array:
         """See ``TensorView.read``."""

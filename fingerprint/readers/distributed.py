@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
+
+from msgspec import Struct
 
 from fingerprint.errors import InputError, LimitExceededError, MalformedFileError, clipped
 from fingerprint.readers.base import About, Catalogue, Contents, FileRecord, Finding, bounded, checked_count, some
@@ -48,8 +49,7 @@ _MODULES: Final = ("torch.distributed.checkpoint", "pathlib", "torch.distributed
 _Box = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(Struct, frozen=True):
     """Where a chunk is stored."""
 
     file: str

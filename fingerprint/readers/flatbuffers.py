@@ -7,8 +7,9 @@ Format: https://flatbuffers.dev/internals/. Offsets of tables and vectors point 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from fingerprint.errors import InputError, LimitExceededError, MalformedFileError
 
@@ -56,8 +57,7 @@ class Flat:
         return MalformedFileError(f"{self.what}: {message}", path=self.source.path, offset=offset)
 
 
-@dataclass(frozen=True, slots=True)
-class Vector:
+class Vector(Struct, frozen=True):
     """``count`` items from byte ``start`` on."""
 
     flat: Flat
@@ -77,8 +77,7 @@ class Vector:
         return list(struct.unpack(f"<{self.count}{kind}", raw))
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Struct, frozen=True):
     """A table at ``start`` whose fields are laid out as the ``size`` bytes at ``layout`` say."""
 
     flat: Flat

@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 import struct
 from collections import Counter
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from fingerprint.errors import InputError, LimitExceededError, MalformedFileError, clipped
 from fingerprint.readers.base import (
@@ -54,16 +56,14 @@ _NUMBERS: Final = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class _Blob:
+class _Blob(Struct, frozen=True):
     """A byte string, left in the file."""
 
     offset: int
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Extension:
+class _Extension(Struct, frozen=True):
     """An extension type: its ``kind``, and what its payload holds if that is an array."""
 
     kind: int
@@ -74,8 +74,7 @@ class _Stop(Exception):  # noqa: N818 - not an error: enough was seen
     """The first array was reached."""
 
 
-@dataclass(slots=True)
-class _Parser:
+class _Parser(Struct):
     """Reads values from front to back; ``end`` is where a payload ends."""
 
     source: Source
@@ -212,8 +211,7 @@ def open_flax(source: Source, catalogue: Catalogue | None = None) -> Contents:
     return Contents(as_in_torch(tensors), bounded(findings), complete=not unread)
 
 
-@dataclass(slots=True)
-class _Found:
+class _Found(Struct):
     """The arrays of a tree while it is walked."""
 
     source: Source

@@ -6,8 +6,10 @@ import math
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from fingerprint.errors import InputError, LimitExceededError, UnsupportedFormatError, clipped
 from fingerprint.readers import FORMATS, GGUF, marks, reader_for, recognised
@@ -48,8 +50,7 @@ _NUMBERED = re.compile(r"(.{0,200})-([0-9]{5})-of-([0-9]{5})\.([a-z]{2,16})")
 _USUAL_SUFFIXES = tuple(suffix for one in FORMATS for suffix in one.suffixes)
 
 
-@dataclass(frozen=True, slots=True)
-class FolderContents:
+class FolderContents(Struct, frozen=True):
     """What a folder or an index holds: the contents of its shards together.
 
     ``container`` is the archive that it lies in, if any; ``components`` are folders of a composite checkpoint.
@@ -293,8 +294,7 @@ def _is_likely(name: str) -> bool:
     return name.lower().endswith(_USUAL_SUFFIXES)
 
 
-@dataclass(slots=True)
-class _Joined:
+class _Joined(Struct):
     """The shards of a folder while they are read one after the other."""
 
     place: Folder

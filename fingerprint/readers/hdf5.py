@@ -11,10 +11,10 @@ import math
 import threading
 import zlib
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from msgspec import Struct, field
 
 from fingerprint import dtypes
 from fingerprint.dtypes import DTYPES, DType
@@ -39,8 +39,7 @@ _MAX_COMPACT = 1 << 16
 _DEFLATE, _SHUFFLE, _FLETCHER = 1, 2, 3
 
 
-@dataclass(frozen=True, slots=True)
-class Dataset:
+class Dataset(Struct, frozen=True):
     """A dataset: the words of its path, the tensor, or ``reason`` why that cannot be read."""
 
     path: tuple[str, ...]
@@ -213,8 +212,7 @@ def _text(value: object) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-@dataclass(slots=True)
-class _Chunks:
+class _Chunks(Struct):
     """The chunks of a dataset, unpacked as they are asked for; a few are kept."""
 
     source: Source
@@ -222,8 +220,8 @@ class _Chunks:
     filters: tuple[int, ...]
     shape: tuple[int, ...]
     dtype: DType
-    big_endian: bool = field(kw_only=True)
-    fill: bytes = field(kw_only=True)
+    big_endian: bool
+    fill: bytes
     _kept: OrderedDict[tuple[int, ...], Array] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -270,8 +268,7 @@ class _Chunks:
         return data
 
 
-@dataclass(frozen=True, slots=True)
-class Chunked:
+class Chunked(Struct, frozen=True):
     """A dataset in chunks."""
 
     name: str

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fingerprint.errors import MalformedFileError, clipped
 from fingerprint.readers.base import StoredTensor, checked_count
@@ -34,8 +36,7 @@ KNOWN: Final = (
 """Names that pickles of arrays and scalars hold."""
 
 
-@dataclass(frozen=True, slots=True)
-class ArrayNote:
+class ArrayNote(Struct, frozen=True):
     """An array as the pickle describes it; ``data`` are its bytes, in column-major order if ``fortran``."""
 
     name: str

@@ -6,8 +6,9 @@ bounded in number and size before they are unpacked, and data files lie below th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
+
+from msgspec import Struct
 
 from fingerprint.errors import LimitExceededError, MalformedFileError, UnsupportedFormatError, clipped
 from fingerprint.readers.compressed import unpacked
@@ -39,8 +40,7 @@ _SINGLE: Final = 0
 _CHECKSUM: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
-class _Value:
+class _Value(Struct, frozen=True):
     """Where a value is stored: in a data file, or as ``inline``."""
 
     file: str = ""
@@ -49,8 +49,7 @@ class _Value:
     inline: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Files:
+class _Files(Struct, frozen=True):
     """A table of data files: their paths, and how much of each applies to the files that are named in them."""
 
     paths: tuple[str, ...]

@@ -5,10 +5,10 @@ Format: docs/ContribOperators.md of ONNX Runtime 1.32, and blockwise_quant_block
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 
 from fingerprint.dtypes import F32, DType, Kind
 from fingerprint.quant.affine import Affine, quantised_dtype
@@ -34,8 +34,7 @@ _TABLES: Final = {
 """By ``quant_type``: FP4 and NF4, as bitsandbytes has them."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
+class _Table(Struct, frozen=True):
     """The values of the codes, as a tensor."""
 
     values: Array

@@ -6,10 +6,10 @@ Format: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto and docs/External
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct, field
 
 from fingerprint import dtypes
 from fingerprint.dtypes import DType, Kind
@@ -32,8 +32,7 @@ _STRING = 8
 _FLOATS, _INT32S, _INT64S, _DOUBLES, _UINT64S = 4, 5, 7, 10, 11
 
 
-@dataclass(frozen=True, slots=True)
-class _Type:
+class _Type(Struct, frozen=True):
     dtype: DType
     field: int
     bits: int = 0
@@ -72,8 +71,7 @@ _TYPES = {
 """By ``TensorProto.DataType``; those of less than a byte have ``bits``."""
 
 
-@dataclass(slots=True)
-class TensorProto:
+class TensorProto(Struct):
     """A ``TensorProto`` as found: where its bytes are, not what they are."""
 
     name: str = ""
@@ -265,8 +263,7 @@ def _stored(name: str, kind: _Type, shape: tuple[int, ...], source: Source, offs
     return Packed(name, kind.dtype, shape, kind.bits, StoredTensor(name, dtypes.U8, (octets,), source, offset))
 
 
-@dataclass(frozen=True, slots=True)
-class FromVarints:
+class FromVarints(Struct, frozen=True):
     """A tensor whose elements are written as numbers of variable length; floats as their bits."""
 
     name: str

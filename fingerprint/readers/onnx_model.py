@@ -6,8 +6,9 @@ exporters put weights there too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from fingerprint.errors import LimitExceededError, clipped
 from fingerprint.readers.base import MAX_NAME, Catalogue
@@ -33,8 +34,7 @@ _KEPT_NUMBERS = frozenset({
 })  # fmt: skip
 
 
-@dataclass(slots=True)
-class Constant:
+class Constant(Struct):
     """A tensor in a graph under the ``name`` that nodes know it by; ``loose``: the value of a Constant node."""
 
     name: str
@@ -42,8 +42,7 @@ class Constant:
     loose: bool
 
 
-@dataclass(slots=True)
-class Node:
+class Node(Struct):
     """An operation. Of its attributes only whole numbers, short lists of them, and short texts are kept."""
 
     op: str = ""
@@ -55,8 +54,7 @@ class Node:
     texts: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(slots=True, eq=False)
-class Graph:
+class Graph(Struct, eq=False):
     """A graph; names that it does not define are those of its ``parent``."""
 
     parent: Graph | None
@@ -66,8 +64,7 @@ class Graph:
     sparse: int = 0
 
 
-@dataclass(slots=True)
-class Model:
+class Model(Struct):
     """The graphs of a file: the main one, then those of its functions; and what it says about itself."""
 
     graphs: list[Graph] = field(default_factory=list)

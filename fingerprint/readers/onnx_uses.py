@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from fingerprint.readers.base import MAX_NAME
 from fingerprint.tensors import Reshaped, RowGather, TensorView, Transposed
@@ -37,8 +38,7 @@ _MOST_HOPS = 5
 _MOST_TAKERS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
+class Value(Struct, frozen=True):
     """A constant behind some operations: what it stands for, and ``zero``, already taken off it."""
 
     constant: int
@@ -47,8 +47,7 @@ class Value:
     zero: TensorView | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(Struct, frozen=True):
     """Input ``place`` of ``node``, in ``scope``, is a constant."""
 
     value: Value
@@ -57,8 +56,7 @@ class Use:
     scope: Scope
 
 
-@dataclass(slots=True, eq=False)
-class Scope:
+class Scope(Struct, eq=False):
     """A graph while it is walked: its constants by name, who makes a value and who takes it."""
 
     graph: Graph

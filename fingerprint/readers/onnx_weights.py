@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from fingerprint import dtypes
 from fingerprint.dtypes import Kind
@@ -52,8 +54,7 @@ _MOST_TAKERS = 4
 _COUNTING = frozenset({"I64", "I32", "U64", "U32", "BOOL"})
 
 
-@dataclass(slots=True)
-class Weights:
+class Weights(Struct):
     """What came out: weights in the order of the file, findings, and whether everything could be read."""
 
     tensors: list[TensorView] = field(default_factory=list)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from fingerprint.dtypes import DType
@@ -30,8 +30,7 @@ def taken(source: TensorView, places: Array) -> Array:
     return values
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
+class Packed(Struct, frozen=True):
     """Elements of ``bits`` (2 or 4) bits, the first in the lowest bits of a byte; ``dtype`` is that of the elements.
 
     ``octets`` (1-D, U8) may end in padding. Integers of a signed ``dtype`` are in two's complement; codes of a float
@@ -58,8 +57,7 @@ class Packed:
         return np.asarray(codes if self.dtype.numpy.kind == "u" else codes.view(self.dtype.numpy))
 
 
-@dataclass(frozen=True, slots=True)
-class Permuted:
+class Permuted(Struct, frozen=True):
     """``source`` with its axes in another order: axis ``k`` of the view is axis ``order[k]`` of the source."""
 
     source: TensorView
@@ -95,8 +93,7 @@ class Permuted:
         return places
 
 
-@dataclass(frozen=True, slots=True)
-class Cropped:
+class Cropped(Struct, frozen=True):
     """The first ``columns`` columns of a matrix whose rows are padded."""
 
     source: TensorView
@@ -121,8 +118,7 @@ class Cropped:
         return rows.reshape(-1)[start - first * self.columns : stop - first * self.columns]
 
 
-@dataclass(frozen=True, slots=True)
-class Repeated:
+class Repeated(Struct, frozen=True):
     """A tensor whose elements are all ``value``: a parameter that a format leaves out."""
 
     name: str

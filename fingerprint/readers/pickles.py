@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from msgspec import Struct, field
 
 from fingerprint.errors import LimitExceededError, MalformedFileError, clipped
 from fingerprint.source import MemorySource
@@ -35,8 +36,7 @@ MAX_INLINE = 1 << 14
 _CHUNK = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class Global:
+class Global(Struct, frozen=True):
     """The name of something importable; never imported."""
 
     module: str
@@ -46,8 +46,7 @@ class Global:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(slots=True, eq=False)
-class Call:
+class Call(Struct, eq=False):
     """The wish that ``function`` be called; never granted.
 
     ``state``, ``pairs`` and ``items`` are what the pickle puts into the result afterwards.
@@ -61,22 +60,19 @@ class Call:
     items: list[Any] = field(default_factory=list)
 
 
-@dataclass(slots=True, eq=False)
-class Pairs:
+class Pairs(Struct, eq=False):
     """A dict, in the order of its insertions, duplicates included."""
 
     pairs: list[tuple[Any, Any]]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Persistent:
+class Persistent(Struct, frozen=True, eq=False):
     """A persistent id: what it stands for is kept outside the pickle."""
 
     key: Any
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Blob:
+class Blob(Struct, frozen=True, eq=False):
     """A long string, left in the file: ``length`` bytes at ``offset``, which are text in UTF-8 if ``encoded``."""
 
     source: Source
@@ -85,8 +81,7 @@ class Blob:
     encoded: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Pickle:
+class Pickle(Struct, frozen=True):
     """What a pickle describes: its ``root``, every ``Global`` it names, and the position ``end`` behind it.
 
     ``persistents`` are all persistent ids, in order; ``memory``: bytes, by estimate, that all this takes.

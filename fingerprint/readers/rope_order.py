@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec.structs import replace
 
 from fingerprint.readers.base import Contents, Finding, some
 from fingerprint.tensors import LikeSource
@@ -33,8 +33,7 @@ _NAME = re.compile(r"blk\.([0-9]{1,6})\.attn_([qk])\.(?:weight|bias|weight\.lora
 _PIECE = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class HalvesFirst(LikeSource):
+class HalvesFirst(LikeSource, frozen=True):
     """``source``, whose rows hold pairs side by side in each of ``heads`` heads, with the first halves in front.
 
     Row ``half * size / 2 + i`` of a head of ``size`` rows is row ``2 * i + half`` of the source's.

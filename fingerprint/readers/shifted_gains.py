@@ -7,10 +7,10 @@ were, but for those below 2^-16. Gemma 3n and 4 store gains as they are, and are
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec.structs import replace
 
 from fingerprint.dtypes import F32
 from fingerprint.tensors import LikeSource
@@ -27,8 +27,7 @@ _UNSHIFTED: Final = "ssm_norm.weight"
 """The norm of Qwen's linear attention, which stores its gain."""
 
 
-@dataclass(frozen=True, slots=True)
-class LessOne(LikeSource):
+class LessOne(LikeSource, frozen=True):
     """``source`` less one, in float32."""
 
     def read(self, start: int, stop: int) -> Array:

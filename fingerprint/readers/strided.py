@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from fingerprint.dtypes import DType
@@ -33,8 +33,7 @@ def extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 
-@dataclass(frozen=True, slots=True)
-class StridedTensor:
+class StridedTensor(Struct, frozen=True):
     """A view of ``storage`` (1-D, from the view's first element on) with the given ``strides`` in elements.
 
     Whole bytes an element only. Reads at most the part of the storage between the first and the last element that is

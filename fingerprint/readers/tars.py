@@ -7,8 +7,9 @@ nowhere; sparse members are not read.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from fingerprint.errors import LimitExceededError, MalformedFileError, clipped
 from fingerprint.readers.base import MAX_NAME
@@ -25,8 +26,7 @@ _LINKS = frozenset(b"12")
 _SPARSE = re.compile(rb" GNU\.sparse\.")
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(Struct, frozen=True):
     """A file in an archive: ``size`` bytes at ``offset``, or a link to the member ``target``."""
 
     name: str
@@ -36,8 +36,7 @@ class Member:
     hard: bool = False
 
 
-@dataclass(slots=True)
-class Tar:
+class Tar(Struct):
     """The files and links of an archive; ``truncated`` where its end is not there, ``sparse`` members are not read."""
 
     members: list[Member] = field(default_factory=list)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fingerprint import dtypes
 from fingerprint.errors import InputError, LimitExceededError, MalformedFileError
@@ -60,8 +62,7 @@ _SLOTS = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(Struct, frozen=True):
     key: str
     code: int
     shape: tuple[int, ...]

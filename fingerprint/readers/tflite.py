@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct
 
 from fingerprint import dtypes
 from fingerprint.dtypes import DType, Kind
@@ -55,8 +55,7 @@ _QUANTISED = {"I8": "INT8", "U8": "UINT8", "I16": "INT16", "U16": "UINT16", "I32
 _CONVOLUTION, _DEPTHWISE, _DEQUANTIZE, _TRANSPOSED, _CONVOLUTION_3D = 3, 4, 6, 67, 132
 
 
-@dataclass(frozen=True, slots=True)
-class _Buffer:
+class _Buffer(Struct, frozen=True):
     offset: int
     size: int
 

@@ -7,8 +7,9 @@ inside it, whatever class it claims to be.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct, field
 
 from fingerprint import dtypes
 from fingerprint.errors import LimitExceededError
@@ -113,8 +114,7 @@ _QUIET_PARTS: Final = {"_modules", "_parameters", "_buffers"}
 """Dicts inside a pickled module, which its own ``state_dict`` leaves out of the names."""
 
 
-@dataclass(frozen=True, slots=True)
-class StorageNote:
+class StorageNote(Struct, frozen=True):
     """A storage as the pickle describes it: element ``dtype`` (None: raw bytes), ``key`` of its bytes, ``count``."""
 
     dtype: DType | None
@@ -122,8 +122,7 @@ class StorageNote:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class TensorNote:
+class TensorNote(Struct, frozen=True):
     """A tensor as the pickle describes it; offset and strides count elements."""
 
     name: str
@@ -138,8 +137,7 @@ class TensorNote:
         return TensorNote(name, self.storage, self.dtype, self.offset, self.shape, self.strides)
 
 
-@dataclass(slots=True)
-class Found:
+class Found(Struct):
     """What a walk found: tensors, names of those that are there and cannot be read, and optimiser states."""
 
     tensors: list[TensorNote | ArrayNote] = field(default_factory=list)

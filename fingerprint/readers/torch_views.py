@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from fingerprint import dtypes
 from fingerprint.errors import InputError, LimitExceededError, MalformedFileError, clipped
@@ -42,8 +43,7 @@ class AbsentError(Exception):
     """The bytes of a storage are behind the end of a file that was cut off."""
 
 
-@dataclass(slots=True)
-class Storages:
+class Storages(Struct):
     """Where the storages of a file lie.
 
     ``locate`` gives, for the key of a storage, a source, the offset in it and the bytes there; it raises

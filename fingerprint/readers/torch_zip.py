@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from fingerprint.errors import InputError, LimitExceededError, MalformedFileError, clipped
 from fingerprint.readers.base import Catalogue, Contents, Finding, some, truncated

@@ -8,10 +8,10 @@ computed.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from msgspec import Struct
 
 from fingerprint.dtypes import DType, Kind
 from fingerprint.errors import LimitExceededError, MalformedFileError, clipped
@@ -33,8 +33,7 @@ class LeftError(Exception):
     """Why an array is left out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Codecs:
+class Codecs(Struct, frozen=True):
     """How the elements of a box become bytes: the order of its axes (None: as they are), then of bytes, then packed.
 
     ``packed`` names compressions, the outermost last; ``crc32c`` among them is four bytes at the end.
@@ -45,8 +44,7 @@ class Codecs:
     packed: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Sharding:
+class Sharding(Struct, frozen=True):
     """Chunks of the shape ``chunk`` inside a chunk, which has an index of their places at its end or beginning."""
 
     chunk: tuple[int, ...]
@@ -56,8 +54,7 @@ class Sharding:
     index_checked: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ArrayLayout:
+class ArrayLayout(Struct, frozen=True):
     """An array of ``shape`` in chunks of the shape ``chunk``; ``blank`` stands for a chunk that is not there."""
 
     shape: tuple[int, ...]

@@ -11,8 +11,9 @@ from __future__ import annotations
 import stat
 import struct
 import zlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from fingerprint.errors import LimitExceededError, MalformedFileError, UnsupportedFormatError
 from fingerprint.readers.base import MAX_NAME, Finding, some
@@ -41,8 +42,7 @@ _STORED, _DEFLATED = 0, 8
 _ENCRYPTED = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """A file in an archive: ``packed`` and unpacked ``size`` in bytes, and where its local header lies."""
 
     name: str

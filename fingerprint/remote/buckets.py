@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import posixpath
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
 
 from fingerprint.errors import InputError, InputNotFoundError, LimitExceededError, MalformedFileError, clipped
 from fingerprint.readers.index import is_plain_name
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from fingerprint.remote.transfer import Transfer
 
 
-@dataclass(frozen=True, slots=True)
-class Scheme:
+class Scheme(Struct, frozen=True):
     """Which packages read a kind of URL, and the extra of this project that has them."""
 
     package: str

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
+
+from msgspec import Struct
 
 from fingerprint.errors import InputNotFoundError, LimitExceededError
 
@@ -18,8 +19,7 @@ MAX_AHEAD: Final = 4096
 """Most files that are opened ahead: as many as a checkpoint may have shards."""
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(Struct, frozen=True):
     """Names of what lies in a folder."""
 
     files: frozenset[str]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import quote, unquote, urljoin
+
+from msgspec import Struct
 
 from fingerprint.errors import InputError, InputNotFoundError, LimitExceededError, MalformedFileError, clipped
 from fingerprint.readers.bounded_json import Json, JsonCursor
@@ -30,8 +31,7 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _NEXT: Final = re.compile(r'<([^<>]{1,4096})>\s*;\s*rel="?next"?')
 
 
-@dataclass(frozen=True, slots=True)
-class Repository:
+class Repository(Struct, frozen=True):
     """What ``hf://org/name[@revision][/path]`` means; ``path`` is empty for the whole repository."""
 
     name: str

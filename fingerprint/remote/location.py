@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import unquote, urlsplit
+
+from msgspec import Struct, field
 
 from fingerprint.errors import InputError, InputNotFoundError, UnsupportedFormatError, clipped
 from fingerprint.remote.folders import RemoteFolder
@@ -21,8 +22,7 @@ _BUCKETS: Final = ("s3", "gs", "gcs")
 _PAGE: Final = re.compile(r"/([^/]+/[^/]+)(?:/(?:tree|blob|resolve)/([^/]+)(?:/(.+))?)?/?")
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
+class Location(Struct, frozen=True):
     """A URL of a checkpoint, with how to fetch it; wherever a path is taken, it may stand for one."""
 
     url: str
@@ -41,8 +41,7 @@ class Location:
         return self.url.partition("#")[0].partition("?")[0] if self.url[:4].lower() == "http" else self.url
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Struct, frozen=True):
     """What a location leads to: a folder, and the file in it that was meant; None: the folder itself."""
 
     folder: RemoteFolder

@@ -13,10 +13,11 @@ import socket
 import ssl
 import sys
 import time
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin
+
+from msgspec import Struct
 
 from fingerprint.errors import InputError, InputNotFoundError, LimitExceededError, MalformedFileError, clipped
 from fingerprint.remote.transfer import InterruptedTransferError, Tries
@@ -67,8 +68,7 @@ def without_query(url: str) -> str:
     return url.partition("#")[0].partition("?")[0]
 
 
-@dataclass(slots=True)
-class Reply:
+class Reply(Struct):
     """An answer whose body is still to be read; ``url`` is the one that gave it, after redirects."""
 
     url: str

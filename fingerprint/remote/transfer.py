@@ -7,8 +7,9 @@ import threading
 import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from fingerprint.errors import InputError
 from fingerprint.readers.scratch import Scratch
@@ -101,15 +102,14 @@ class InterruptedTransferError(Exception):
         self.wait = wait
 
 
-@dataclass(slots=True)
-class Tries:
+class Tries(Struct):
     """Counts the tries of one fetch, and waits between them."""
 
     transfer: Transfer
     path: str
     length: int
     _in_row: int = 0
-    _left: int = field(init=False)
+    _left: int = 0
 
     def __post_init__(self) -> None:
         # Progress excuses a failure, but not without end.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from fingerprint.vocabulary import Role
 
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
 Plane = tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Fused:
+class Fused(Struct, frozen=True):
     """A shape that holds several matrices of one layer, one after another along its outputs.
 
     ``flipped``: stored as (in, out), to be transposed first. ``sizes`` are the rows of the parts after that.
@@ -38,8 +38,7 @@ class Fused:
         return [(edge,) for edge in pairwise(edges)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Shapes:
+class _Shapes(Struct, frozen=True):
     """Shapes on one width, counted: all of them, and those that occur one way round only.
 
     ``alike`` has the latter by number and by whether the width is on their rows, ``numbers`` their numbers, ascending;

@@ -13,11 +13,12 @@ that of a square matrix, whose shape does not tell, is found by comparing with m
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from fingerprint.roles.grams import as_correlations, block_features, block_inverse, pair_features, read_run, units
@@ -52,8 +53,7 @@ _SAME: Final = 0.95
 _LESS: Final = 0.92
 
 
-@dataclass(frozen=True, slots=True)
-class _Side:
+class _Side(Struct, frozen=True):
     """Channels that a matrix may have: on its rows, or where ``on_columns`` on its columns, as it is stored.
 
     ``reads`` tells whether these are then the outputs of a matrix that reads the residual stream (None: not known).
@@ -65,8 +65,7 @@ class _Side:
     reads: bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Join:
+class _Join(Struct, frozen=True):
     """Two sides that may belong together, the narrower one first; ``head`` is the head size that shows it best."""
 
     narrow: _Side
@@ -75,8 +74,7 @@ class _Join:
     head: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
+class _Sample(Struct, frozen=True):
     """How channels are compared at one head size: ``heads`` key/value heads and ``group`` query heads of each."""
 
     size: int

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from fingerprint.tensors import TensorView
@@ -13,8 +14,7 @@ OFFSET_GLU = "offset-glu"
 """gpt-oss's ``(clip(up) + 1) * gate * sigmoid(1.702 gate)``: not odd in ``up``, so its neurons carry no coin."""
 
 
-@dataclass(frozen=True, slots=True)
-class CanonicalTensor:
+class CanonicalTensor(Struct, frozen=True):
     """One tensor of the network, split out of what is stored and turned to (out, in) where that is known.
 
     ``name`` is the stored name, with the part in brackets where a stored tensor was split
@@ -33,8 +33,7 @@ class CanonicalTensor:
     stack: str
 
 
-@dataclass(frozen=True, slots=True)
-class Mlp:
+class Mlp(Struct, frozen=True):
     """One MLP, as positions in ``Layout.tensors``.
 
     ``gate`` is (neurons, width), or fc-in of an ungated MLP, whose ``up`` is None; ``down`` is (width, neurons).
@@ -49,8 +48,7 @@ class Mlp:
     activation: str
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """A checkpoint laid out.
 
     Every stored element is in exactly one of ``tensors``, which are in the order of the checkpoint. ``family`` names

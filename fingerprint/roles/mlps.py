@@ -9,8 +9,9 @@ has to be there too.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -23,8 +24,7 @@ _NEAR = 4
 _SMALLEST_VOCABULARY = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Mlps:
+class Mlps(Struct, frozen=True):
     """Sizes that are neurons; whether their MLPs are gated; 1 if matrices are (out, in), -1 if (in, out), else 0."""
 
     neurons: frozenset[int]
@@ -32,8 +32,7 @@ class Mlps:
     flow: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Sizes:
+class _Sizes(Struct, frozen=True):
     """Sizes x on a width h with the numbers of (x, h) and of (h, x); ``pairs`` has those with both.
 
     ``elsewhere`` are sizes that also occur without the width: neurons never do.

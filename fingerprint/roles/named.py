@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fingerprint.roles.layout import CanonicalTensor
 from fingerprint.roles.parts import alternating, heads_from, runs_of, split, transposed, unstacked
@@ -25,16 +27,14 @@ MOST_EXPERTS = 4096
 MOST_PARTS = 1 << 18
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(Struct, frozen=True):
     """A canonical tensor and the MLP of its layer that it belongs to."""
 
     tensor: CanonicalTensor
     group: str
 
 
-@dataclass(slots=True)
-class NamedLayout:
+class NamedLayout(Struct):
     """What names gave: parts by position of the stored tensor; what is not there is left to the shapes.
 
     ``tables`` and ``widths`` count the tensors of each table and width; ``activations`` are by stack.

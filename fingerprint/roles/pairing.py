@@ -8,10 +8,10 @@ signs of their Gram matrices agree, while a gate's signs agree with the magnitud
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from fingerprint.roles.grams import common_share, pair_features, read_run, units
@@ -48,8 +48,7 @@ _LARGE: Final = 0.9
 """Neurons that are shorter than ``_IDLE`` of this quantile of all lengths count as zeros: what was added to be idle."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
+class _Group(Struct, frozen=True):
     """Matrices on one number of neurons: ``firsts`` are at least as many as ``seconds``, which are turned to them."""
 
     size: int
@@ -67,8 +66,7 @@ class _Group:
         return 2 * len(self.firsts) <= 3 * len(self.seconds)
 
 
-@dataclass(frozen=True, slots=True)
-class _Scores:
+class _Scores(Struct, frozen=True):
     """Of every first with every second, (firsts, seconds): signs with signs, signs with magnitudes, magnitudes.
 
     ``first_share`` and ``second_share``: what the neurons of each matrix have in common.

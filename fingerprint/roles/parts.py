@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct
 
 from fingerprint.roles.tables import Split
 from fingerprint.tensors import Array, Reshaped, RowGather, RowSlice, Transposed, read_rows
@@ -23,8 +23,7 @@ HINT_PREFIXES = ("", "text_config.", "config.", "config.text_config.")
 _PIECE = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class EveryRow:
+class EveryRow(Struct, frozen=True):
     """Rows ``first``, ``first + step``, ... of ``source``: one of ``step`` parts whose rows alternate."""
 
     source: TensorView
@@ -58,8 +57,7 @@ class EveryRow:
         return flat[start - low * width : stop - low * width]
 
 
-@dataclass(frozen=True, slots=True)
-class Heads:
+class Heads(Struct, frozen=True):
     """What is known of an attention block from other tensors and from hints: counts of heads, width between v and o.
 
     ``inner`` is the number of columns of the output projection. None where unknown.

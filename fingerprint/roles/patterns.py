@@ -6,8 +6,9 @@ expression ever meets a hostile name. Names that differ in numbers only share on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 from fingerprint.roles.tables import load_tables
 
@@ -33,8 +34,7 @@ _STACKS = (
 _ADAPTERS = {"lora_A": "A", "lora_B": "B"}
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(Struct, frozen=True):
     """A name found in the tables: the entries that have it, and what the name says around them.
 
     ``numbers`` are those inside the pattern; ``adapter`` is "A" or "B" for the two matrices of a low-rank adapter.
@@ -53,8 +53,7 @@ class Match:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class _Template:
+class _Template(Struct, frozen=True):
     """A name with its numbers taken out, looked up."""
 
     entries: tuple[Entry, ...]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from fingerprint.dtypes import to_float32
@@ -48,8 +48,7 @@ _RATIO: Final = 1.5
 _NO_CHANCE: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class SliceNorms:
+class SliceNorms(Struct, frozen=True):
     """Euclidean norms of the rows and of the columns of one matrix."""
 
     rows: Float32

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from fingerprint.roles.layout import CanonicalTensor
 from fingerprint.roles.parts import split, transposed
@@ -31,8 +32,7 @@ _LARGEST_KERNEL = 63
 _COUNTING = frozenset({"BOOL", "I64", "U64"})
 
 
-@dataclass(slots=True)
-class ShapedLayout:
+class ShapedLayout(Struct):
     """Canonical tensors by position of the stored tensor; the width that was found; neurons by their number."""
 
     placed: dict[int, list[CanonicalTensor]] = field(default_factory=dict)

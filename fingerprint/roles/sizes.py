@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import Struct, field
 
 from fingerprint.roles.fused import Fused, Plane, find_fused, with_parts
 from fingerprint.roles.mlps import find_mlps
@@ -20,8 +20,7 @@ _SMALLEST_VOCABULARY = 1000
 _MLP = frozenset({Role.GATE, Role.UP})
 
 
-@dataclass(slots=True)
-class Sizes:
+class Sizes(Struct):
     """What is understood of the sizes; axes and roles of each shape follow.
 
     ``width`` is the size that most matrices share; ``residual`` whether it is hidden. ``neurons`` are hidden sizes of

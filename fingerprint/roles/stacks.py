@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from msgspec import Struct, field
 
 from fingerprint.roles.tables import Kind
 from fingerprint.vocabulary import Role
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
 _HEADS = frozenset({Role.OUTPUT_HEAD, Role.CLASSIFIER})
 
 
-@dataclass(slots=True)
-class Member:
+class Member(Struct):
     """A stored tensor with its name's match and, once the stack has a table, the one entry that is followed."""
 
     position: int
@@ -32,8 +32,7 @@ class Member:
     expert: int | None = None
 
 
-@dataclass(slots=True)
-class Orientations:
+class Orientations(Struct):
     """How many matrices lie as their table says, and how many the other way round, judged by their shapes."""
 
     as_declared: int = 0
@@ -50,8 +49,7 @@ class Orientations:
         return (self.flipped > 0) != (self.as_declared > 0)
 
 
-@dataclass(slots=True)
-class Stack:
+class Stack(Struct):
     """One stack of layers: its members, the table that it follows, the width of its residual stream.
 
     ``lent`` are the widths of other stacks that a stack without layers may meet. ``inner`` is the number of columns of

@@ -17,11 +17,12 @@ Sections of a file, all optional; ``{layer}``, ``{expert}`` and ``{any}`` stand 
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from msgspec import Struct
 
 from fingerprint.vocabulary import Axis, Role
 
@@ -63,8 +64,7 @@ class Positions(StrEnum):
     SINUSOIDAL = "sinusoidal"
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """One part of a stored tensor: its label in names, role, the axes of its rows and columns, and its MLP's group."""
 
     label: str
@@ -74,13 +74,11 @@ class Part:
     group: str
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """What a table says about one name.
 
     ``parts`` are in stored order along the outputs. ``in_out``: stored as (in, out). ``stacked``: a leading axis
-    numbers the experts. ``numbers`` names the numbers in the pattern, in order. ``residual_side`` is the axis of the
-    (out, in) matrix that is the residual stream: 0, 1, or None if neither or both.
+    numbers the experts. ``numbers`` names the numbers in the pattern, in order.
     """
 
     table: int
@@ -90,11 +88,12 @@ class Entry:
     in_out: bool
     stacked: bool
     numbers: tuple[str, ...]
-    residual_side: int | None = field(init=False)
 
-    def __post_init__(self) -> None:
+    @property
+    def residual_side(self) -> int | None:
+        """The axis of the (out, in) matrix that is the residual stream: 0, 1, or None if neither or both."""
         rows, columns = (axis is Axis.RESIDUAL for axis in (self.parts[0].rows, self.parts[0].columns))
-        object.__setattr__(self, "residual_side", None if rows == columns else 0 if rows else 1)
+        return None if rows == columns else 0 if rows else 1
 
     def plane(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
         """The two sizes of the stored matrix, experts and leading axes of a table taken off; None if it is not one."""
@@ -107,8 +106,7 @@ class Entry:
         return (shape[0], shape[1]) if len(shape) == 2 and min(shape) > 0 else None
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Struct, frozen=True):
     """One family of names: what it is called, what its MLPs apply between their two layers, how many names it has."""
 
     family: str
@@ -121,8 +119,7 @@ Key = tuple[str, ...]
 Index = dict[Key, tuple[Entry, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class Tables:
+class Tables(Struct, frozen=True):
     """All tables; their entries by name (split at dots, numbers as ``#``); last words of names that are no weights."""
 
     tables: tuple[Table, ...]

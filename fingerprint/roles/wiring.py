@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec import Struct, field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -18,8 +19,7 @@ class Place(NamedTuple):
     transposed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class NeuronMatrices:
+class NeuronMatrices(Struct, frozen=True):
     """One MLP: ``gate`` is fc-in where ``up`` is None.
 
     ``score`` is that of its weaker join, about normal by chance; ``decided``, whether it is clear which is gate and
@@ -38,8 +38,7 @@ class NeuronMatrices:
         return (self.gate, self.down) if self.up is None else (self.gate, self.up, self.down)
 
 
-@dataclass(frozen=True, slots=True)
-class Attention:
+class Attention(Struct, frozen=True):
     """Matrices of one attention block that belong together, in (out, in) after turning what is ``transposed``.
 
     Either query and key or value and output may be all that is known of a block (the others are then None): where they
@@ -67,8 +66,7 @@ class Gain(NamedTuple):
     axis: int
 
 
-@dataclass(frozen=True, slots=True)
-class Wiring:
+class Wiring(Struct, frozen=True):
     """What belongs together in a checkpoint, where no names tell.
 
     ``tables`` are those with a row for each token, the likeliest input embedding first: the second of two is the

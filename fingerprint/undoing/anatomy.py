@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 
 from fingerprint.canonical import lay_out
 from fingerprint.dtypes import Kind, to_float32
@@ -44,8 +45,7 @@ _LEAST: Final = 1024
 _LARGEST: Final = np.float32(1e12)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """One matrix whose rows (``across``: columns) lie on the residual stream; ``gain`` (width,) is in front of it."""
 
     position: int
@@ -92,8 +92,7 @@ class Part:
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class MlpParts:
+class MlpParts(Struct, frozen=True):
     """One MLP; ``up`` is None where it has no gate. ``sure``: whether it is known which matrix is which."""
 
     layer: int | None
@@ -111,8 +110,7 @@ class MlpParts:
         return replace(self, gate=self.down, down=self.gate)
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionParts:
+class AttentionParts(Struct, frozen=True):
     """Attention of one layer, or the half of it that is known.
 
     ``head_sizes``: what a head may measure, likeliest first; ``ordered``: whether query and key can be told apart.
@@ -127,8 +125,7 @@ class AttentionParts:
     ordered: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Anatomy:
+class Anatomy(Struct, frozen=True):
     """A model on a residual stream of ``width`` channels.
 
     ``tables`` are embeddings of tokens, the likeliest first; ``heads`` what makes logits. ``centred``: norms subtract

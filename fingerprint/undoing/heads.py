@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
@@ -40,8 +40,7 @@ class Mixing(StrEnum):
     MIXED = "mixed"
 
 
-@dataclass(frozen=True, slots=True)
-class UndoneHeads:
+class UndoneHeads(Struct, frozen=True):
     """One half of a block: ``inner`` are their keys or values, ``outer`` their queries or outputs.
 
     ``order`` (their key/value heads,) are ours; ``maps`` (heads, size, size): their rows are these times ours.
@@ -89,8 +88,7 @@ def undo_attention(
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
+class _Attempt(Struct, frozen=True):
     """Heads put together at one size. ``inner`` and ``outer`` (heads, size, width) are what theirs should be."""
 
     size: int

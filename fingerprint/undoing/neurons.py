@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
 
 from fingerprint.undoing.result import Use
 from fingerprint.undoing.stream import gate_partners, joint_partners, neuron_rows
@@ -24,8 +24,7 @@ _SCALED: Final = 0.05
 """Logarithm of a scale from which a neuron counts as rescaled."""
 
 
-@dataclass(frozen=True, slots=True)
-class UndoneMlp:
+class UndoneMlp(Struct, frozen=True):
     """``order`` (their neurons,) are ours, -1 for none; ``scale`` (their neurons,) is what their up is multiplied by,
     sign included, and their down divided by."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 
 class Use(StrEnum):
@@ -18,8 +19,7 @@ class Use(StrEnum):
     HELD_OUT = "held-out"
 
 
-@dataclass(frozen=True, slots=True)
-class Residual:
+class Residual(Struct, frozen=True):
     """``|theirs - T(ours)| / |theirs|`` of all tensors of one kind and use together.
 
     ``control`` is the same after giving every row the transformed row of its neighbour: what no correspondence at all
@@ -34,8 +34,7 @@ class Residual:
     elements: int
 
 
-@dataclass(frozen=True, slots=True)
-class Total:
+class Total(Struct, frozen=True):
     """All tensors of one use together; ``None`` where there are none is told by absence."""
 
     residual: float
@@ -43,8 +42,7 @@ class Total:
     elements: int
 
 
-@dataclass(frozen=True, slots=True)
-class Undoing:
+class Undoing(Struct, frozen=True):
     """What was undone between A and B, and what is left.
 
     ``held_out`` is the residual over all tensors from which nothing was estimated: neither the rotation nor an order,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
@@ -37,8 +38,7 @@ _ALIKE: Final = 1.1
 _SEED: Final = 20260
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(Struct, frozen=True):
     """An MLP of ours and the one of theirs that it is taken to be. ``fitted``: whether the rotation was fitted on it,
     in which case its neurons' order may be too."""
 
@@ -47,8 +47,7 @@ class Pair:
     fitted: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(Struct, frozen=True):
     """Tables of tokens that belong together; ``order`` (rows of theirs,) are rows of ours, -1 for none."""
 
     ours: Part
@@ -58,8 +57,7 @@ class Tokens:
     estimated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
+class Stream(Struct, frozen=True):
     """``theirs = ours @ rotation`` for rows on the residual stream; what writes to it is ``scale`` times as large.
 
     ``kind`` says what the rotation is: ``as-it-was``, ``permuted``, ``rotated``; ``angle`` is ``|R - 1| / sqrt(2 d)``:
@@ -81,8 +79,7 @@ class Stream:
         return found * np.float32(self.scale) if writes and self.scale != 1.0 else found
 
 
-@dataclass(frozen=True, slots=True)
-class _Try:
+class _Try(Struct, frozen=True):
     rotation: Float32
     source: str
     tables: tuple[Part, Part] | None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
 from threadpoolctl import threadpool_limits
 
 from fingerprint.undoing.anatomy import anatomies_of
@@ -34,8 +35,7 @@ _PROBES: Final = 64
 _SEED: Final = 20261
 
 
-@dataclass(frozen=True, slots=True)
-class Transform:
+class Transform(Struct, frozen=True):
     """The transformation itself, explicitly."""
 
     stream: Stream

@@ -6,9 +6,10 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final, Generic
+
+from msgspec import Struct
 
 from fingerprint.errors import WorkerLostError
 from fingerprint.threads import VARIABLE, processors
@@ -18,15 +19,14 @@ _THREAD_VARIABLES: Final = (VARIABLE, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS",
 _SECONDS_TO_END: Final = 10.0
 
 
-@dataclass(slots=True)
-class _Process:
+class _Process(Struct):
     """A worker: its process and both ends of the talk with it; the item that it works on."""
 
     process: subprocess.Popen[bytes]
     requests: Connection[Any, Any]
     answers: Connection[Any, Any]
     number: int | None = None
-    answered: int = field(default=0)
+    answered: int = 0
 
 
 class Pool(Generic[Item, Result]):

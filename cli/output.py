@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 import sys
 from contextlib import contextmanager, suppress
@@ -113,7 +112,7 @@ def _replaced(path: str) -> Iterator[Sink]:
     place = os.path.realpath(path)
     folder, name = os.path.split(place)
     # A name cut short, since the suffix must not make a long name too long.
-    temporary = os.path.join(folder, f".{os.fsdecode(os.fsencode(name)[:100])}.{secrets.token_hex(8)}.tmp")
+    temporary = os.path.join(folder, f".{os.fsdecode(os.fsencode(name)[:100])}.{os.urandom(8).hex()}.tmp")
     try:
         if os.path.isdir(place):
             raise OutputFailedError(f"{path}: is a folder, where a file is to be written")

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from cli.measure import Measuring
     from cli.worklist import Entry
     from signatures.keyed import Key
+    from signatures.options import ScanOptions
     from signatures.registry import Registry
     from signatures.report import Report
-    from signatures.scan import ScanOptions
 
 
 class ScanTask(Struct, frozen=True):

@@ -62,6 +62,8 @@ SMALL_BYTES: Final = 1 << 16
 """Bytes of a tensor, on average, from which several threads are faster than one."""
 FORKED_BYTES: Final = 1 << 23
 """Bytes of a checkpoint from which forked processes are worth their start."""
+FORKED_AGAIN: Final = 1 << 26
+"""Bytes from which they are worth it a second time, for a smaller part of the work."""
 ENOUGH_NEURONS: Final = 1 << 14
 """Neurons of all MLPs together beyond which there are only ``FEWER_NEURONS`` of each."""
 
@@ -109,6 +111,7 @@ def measure_checkpoint(
     progress: Callable[[int], None] | None = None,
     workers: int | None = None,
     deep: bool = True,
+    meanwhile: Callable[[], object] | None = None,
 ) -> Measured:
     """Measure a checkpoint.
 
@@ -117,7 +120,8 @@ def measure_checkpoint(
     frame. ``progress`` is called, from any thread, with the number of stored bytes done since the last call.
     ``workers`` threads (default: see ``threads``; one for tensors so small that several would wait for one another's
     turn) share the work, and as many forked processes the tensors of a large checkpoint that lies here, where this
-    process has no other threads; the result depends on neither.
+    process has no other threads; the result depends on neither. ``meanwhile`` is called once while such processes
+    measure, and not at all where there are none: this process has nothing else to do then.
     Without ``deep`` a suspect's layers are not written down in their own frames, nor all of its neurons sampled: that
     takes longer than all the rest, and ``deepened`` does it later. Raises ``InputError``.
     """
@@ -154,7 +158,7 @@ def measure_checkpoint(
         workers = workers or 1
     with _workers(workers) as pool:
         share = partial(_shared, pool=pool, processes=number if number > 1 and _may_fork(checkpoint) else 0)
-        measured = share(measure, len(layout.tensors), done=done)
+        measured = share(measure, len(layout.tensors), done=done, meanwhile=meanwhile)
         if _has_sinusoidal_positions(layout, measured):
             layout = with_fixed_residual(layout)
         wiring = _wiring(layout, measured, parameters)
@@ -178,7 +182,7 @@ def measure_checkpoint(
             return fixed, plan.mlp(planned[id(mlp)]) if id(mlp) in planned else None
 
         # All that is read of a matrix a second time by one process, which sees its pages for the first time.
-        parts = share(sample, len(mlps) + len(plan.blocks))
+        parts = share(sample, len(mlps) + len(plan.blocks), alone=checkpoint.bytes < FORKED_AGAIN)
         gauge = _finished(plan, parts)
         own, vectors = (
             sample_self(layout, contents, mlps, wired, parameters, pool, suspect=False) if casts else ((), ())
@@ -244,9 +248,11 @@ def _shared(
     pool: Executor,
     processes: int,
     done: Callable[[int], None] = lambda _: None,
+    meanwhile: Callable[[], object] | None = None,
+    alone: bool = False,
 ) -> list[Result]:
-    """``function`` of all numbers below ``count``, by as many forked processes, or if there are to be none by the
-    threads of ``pool``; ``done`` is told of each."""
+    """``function`` of all numbers below ``count``, by as many forked processes, or by this one ``alone``; if there are
+    to be none by the threads of ``pool``; ``done`` is told of each. See ``forks.forked`` for ``meanwhile``."""
 
     def here(number: int) -> Result:
         result = function(number)
@@ -255,8 +261,10 @@ def _shared(
 
     if not processes:
         return list(pool.map(here, range(count)))
+    if alone:
+        return [here(number) for number in range(count)]
     found: dict[int, Result] = {}
-    with closing(forked(function, range(count), processes)) as results:
+    with closing(forked(function, range(count), processes, meanwhile)) as results:
         for number, result in results:
             found[number] = result
             done(number)

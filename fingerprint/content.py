@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fingerprint.blocks import compiled
 from fingerprint.patterns import are_curves, are_grid, have_moving_peak, is_mask_of_few_values
+from fingerprint.vectors import median
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,7 +66,7 @@ def _agreed(found: list[int | None]) -> int:
     """Bits on which most tiles agree that tell anything."""
     known = [bits for bits in found if bits is not None]
     on_grid = [bits for bits in known if bits > 0]
-    return int(np.median(on_grid)) if known and len(on_grid) >= _AGREEMENT * len(known) else 0
+    return int(median(on_grid)) if known and len(on_grid) >= _AGREEMENT * len(known) else 0
 
 
 def _bits_of_sides(sides: Sequence[Sequence[NDArray[Any]]]) -> list[list[int | None]]:
@@ -94,7 +95,7 @@ def _bits_of(levels: NDArray[np.int64]) -> int:
     levels = levels[levels >= 0]
     if np.mean(levels > 0) < _AGREEMENT:
         return 0
-    return max(1, int(np.ceil(np.log2(np.median(levels[levels > 0])))))
+    return max(1, int(np.ceil(np.log2(median(levels[levels > 0])))))
 
 
 def _book_size(runs: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -38,13 +38,16 @@ def can_fork() -> bool:
 
 
 def forked(
-    function: Callable[[int], Result], numbers: Iterable[int], processes: int
+    function: Callable[[int], Result],
+    numbers: Iterable[int],
+    processes: int,
+    meanwhile: Callable[[], object] | None = None,
 ) -> Generator[tuple[int, Result], None, None]:
     """``function`` of each of ``numbers``, with its number, in the order in which they are done.
 
-    Results are pickled. An exception ends all and is raised here; so is ``WorkerLostError`` if a process is killed or
-    cannot be started.
-    When the generator is closed no process is left.
+    ``meanwhile`` is called when all processes are at work. Results are pickled. An exception ends all and is raised
+    here; so is ``WorkerLostError`` if a process is killed or cannot be started. When the generator is closed no process
+    is left.
     """
     from multiprocessing.connection import wait
 
@@ -56,6 +59,8 @@ def forked(
         for _ in range(_AHEAD):
             for worker in workers:
                 worker.give(left)
+        if meanwhile is not None:
+            meanwhile()
         while busy := {worker.answers: worker for worker in workers if worker.numbers}:
             for answers in wait(list(busy)):
                 worker = busy[answers]  # type: ignore[index]

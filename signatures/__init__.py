@@ -15,9 +15,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from signatures.options import ScanOptions as ScanOptions
     from signatures.registry import Registry as Registry
     from signatures.report import Report as Report
-    from signatures.scan import ScanOptions as ScanOptions
     from signatures.scan import compare_paths as compare_paths
     from signatures.scan import scan_path as scan_path
     from signatures.signature import Signature as Signature
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "Registry": "signatures.registry",
     "Report": "signatures.report",
-    "ScanOptions": "signatures.scan",
+    "ScanOptions": "signatures.options",
     "Signature": "signatures.signature",
     "compare_deep": "signatures.deep",
     "compare_paths": "signatures.scan",

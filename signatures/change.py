@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fingerprint.comparing.matching import EXACT
 from fingerprint.dtypes import DTYPES
 from fingerprint.measure import matrix_shape
+from fingerprint.vectors import median
 from fingerprint.vocabulary import ATTENTION_ROLES, LAYERLESS_ROLES, Content, Role
 from signatures.rewriting import Rewriting
 
@@ -202,7 +203,7 @@ class Change(Struct, frozen=True, dict=True):
         pairs = [(match.registered, match.suspect) for match in self.matrices]
         pairs = self.rewriting.pairs if self.rewriting.rotated else pairs
         bits = [grid for a, b in pairs if (grid := coarser_grid(self.theirs[b], self.ours[a])) > 0]
-        return int(np.median(bits)) if bits else 0
+        return int(median(bits)) if bits else 0
 
     def _grid(self, match: TensorMatch) -> int:
         return coarser_grid(self.theirs[match.suspect], self.ours[match.registered])

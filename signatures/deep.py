@@ -14,7 +14,8 @@ from fingerprint.checkpoint import open_checkpoint
 from fingerprint.errors import InputError, UsageError
 from fingerprint.undoing.undo import undo
 from fingerprint.vocabulary import Depth
-from signatures.scan import ScanOptions, compare_paths
+from signatures.options import ScanOptions
+from signatures.scan import compare_paths
 from signatures.signature import is_signature
 
 if TYPE_CHECKING:

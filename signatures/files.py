@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -26,7 +25,7 @@ def written_atomically(path: Path) -> Iterator[BinaryIO]:
 
     Raises ``UsageError`` if the file cannot be written; nothing is left behind by an error.
     """
-    temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(8)}.tmp"
+    temporary = path.parent / f".{path.name[:100]}.{os.urandom(8).hex()}.tmp"
     try:
         try:
             with temporary.open("xb") as file:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
-import secrets
+import os
 import shutil
 import sqlite3
 from contextlib import contextmanager, suppress
@@ -257,7 +257,7 @@ class IndexFolder:
             if segment.name or not isinstance(segment.index, FlatIndex):
                 saved.append(segment)
             else:
-                name = f"{secrets.token_hex(8)}.faiss"
+                name = f"{os.urandom(8).hex()}.faiss"
                 segment.index.save(self._folder / name)
                 saved.append(Segment(name, segment.index))
         values = {
@@ -342,4 +342,4 @@ class IndexFolder:
 
 
 def _fresh_name() -> str:
-    return f"{secrets.token_hex(8)}.lists"
+    return f"{os.urandom(8).hex()}.lists"

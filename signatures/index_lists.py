@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import numpy as np
@@ -243,7 +242,7 @@ def build(folder: Path, blocks: Iterable[Block], width: int, coarse: ListsIndex 
     if coarse is not None and coarse._width == width:
         token, quantizer = coarse.coarse, faiss.clone_index(coarse._lists.quantizer)
     else:
-        token, quantizer = secrets.token_hex(8), faiss.IndexFlatIP(width)
+        token, quantizer = os.urandom(8).hex(), faiss.IndexFlatIP(width)
     count = int(quantizer.ntotal) or lists_for(rows)
     index = faiss.IndexIVFRaBitQ(quantizer, width, count, faiss.METRIC_INNER_PRODUCT)
     index.own_fields = False

@@ -16,7 +16,6 @@ import hashlib
 import logging
 import os
 import re
-import secrets
 import sqlite3
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -324,7 +323,7 @@ class MilvusEngine:
         return f"{self._entry}/"
 
     def _fresh_space(self) -> str:
-        return f"{self._prefix()}{secrets.token_hex(6)}"
+        return f"{self._prefix()}{os.urandom(6).hex()}"
 
     # Talking
 

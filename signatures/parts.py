@@ -7,13 +7,13 @@ links and confidence are those of the whole: here is only said what of a compone
 from __future__ import annotations
 
 import re
-import tomllib
 from collections import Counter, defaultdict
 from fnmatch import translate
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Final
 
+import tomli
 from msgspec import Struct
 
 from fingerprint.readers.findings import FindingCode
@@ -63,7 +63,7 @@ def components() -> tuple[Component, ...]:
             beside=_any_of(entry["beside"]) if "beside" in entry else None,
             alone=entry.get("alone", True),
         )
-        for entry in tomllib.loads(text)["component"]
+        for entry in tomli.loads(text)["component"]
     )
 
 

@@ -328,6 +328,10 @@ class Registry:
 
         return self._indexes().search(Vectors.SLICES, queries, n)
 
+    def open_indexes(self) -> None:
+        """Open now what a search needs, if it cannot wait; nothing else happens. Raises ``RegistryError``."""
+        self._indexes().open()
+
     def index_status(self) -> IndexStatus:
         """What the index on disk covers."""
         return self._indexes().status()

@@ -15,6 +15,8 @@ from fingerprint.undoing.result import Undoing  # noqa: TC001 - likewise
 
 SCAN_SCHEMA: Final = "fp.scan/1"
 COMPARE_SCHEMA: Final = "fp.compare/1"
+HALF: Final = 0.5
+"""Share of a suspect that has to correspond for a match to explain it."""
 
 
 class Verdict(StrEnum):

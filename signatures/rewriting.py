@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from fingerprint.comparing.evidence import Test
 from fingerprint.comparing.gauge import AGREED, NEURONS
 from fingerprint.neurons import UNNAMED
+from fingerprint.vectors import median
 from fingerprint.vocabulary import LAYERLESS_ROLES, Axis, Content, Frame, Role
 from signatures.attention import Attention
 from signatures.gains import gains_changed, gains_folded
@@ -260,7 +261,7 @@ class Rewriting(Struct, frozen=True, dict=True):
     def _score(self, match: NeuronMatch) -> float:
         _, theirs = self._samples(match)
         sampled_whole = theirs.indices.size >= theirs.size
-        return match.score if sampled_whole else float(np.median(match.scores[match.concordant]))
+        return match.score if sampled_whole else median(match.scores[match.concordant])
 
     @cached_property
     def residual(self) -> float:
@@ -342,7 +343,7 @@ class Rewriting(Struct, frozen=True, dict=True):
     def _negated(self) -> bool:
         """Whether nearly all coins of most MLPs are the other way up."""
         means = [float(np.average(one.coins, weights=one.scores + 1e-9)) for one in self._held]
-        return bool(means) and float(np.median(means)) < -_NEARLY_ALL
+        return bool(means) and median(means) < -_NEARLY_ALL
 
     @property
     def _signs_scrambled(self) -> bool:
@@ -372,7 +373,7 @@ class Rewriting(Struct, frozen=True, dict=True):
             kept = (mine > 0) & (other > 0)
             if int(kept.sum()) >= 2:
                 spreads.append(float(np.std(np.log(other[kept] / mine[kept]))))
-        return float(np.median(spreads)) > _SPREAD if spreads else False
+        return median(spreads) > _SPREAD if spreads else False
 
     @property
     def _units_rescaled(self) -> bool:
@@ -385,7 +386,7 @@ class Rewriting(Struct, frozen=True, dict=True):
         places = {place for one in self._held for place in self._samples(one)[0].tensors}
         changes = [match.change for match in self.comparison.matches if match.registered in places]
         left = _change(self.score, math.inf)
-        return bool(changes) and float(np.median(changes)) > max(_OF_SCALE, 2.0 * left)
+        return bool(changes) and median(changes) > max(_OF_SCALE, 2.0 * left)
 
     def _longer(self, ours: NeuronSample, theirs: NeuronSample) -> float:
         """By how much (logarithm) up, beside its gate, or down of an MLP became longer or shorter."""

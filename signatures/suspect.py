@@ -16,6 +16,7 @@ from fingerprint.memory import give_back
 from fingerprint.quick import quick_look
 from fingerprint.revisit import Parts, kernels, with_parts, with_turned_digests
 from fingerprint.vocabulary import Depth, Role
+from signatures.options import AUTO
 from signatures.relation import is_part, stem
 from signatures.signature import is_signature, read_signature
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from fingerprint.comparing.comparison import Comparison
     from fingerprint.records import Fingerprint, TensorRecord
 
-AUTO: Final = "auto"
 AUTO_WHOLE: Final = 1 << 28
 """Bytes up to which a checkpoint is read whole at once where the depth is left open: that takes under a second."""
 _TURNED_CHANGE: Final = 0.2
@@ -131,12 +131,14 @@ class Opened(Struct, frozen=True):
     """A checkpoint that can be measured at any depth, or a signature, whose depth is what it is.
 
     ``registered`` measures as for registration: with the digests after rounding, and the smaller sample of neurons.
+    ``meanwhile`` is called once while processes measure, if there are such.
     """
 
     checkpoint: Checkpoint | None
     signature: Fingerprint | None
     registered: bool
     progress: Callable[[int], None] | None
+    meanwhile: Callable[[], object] | None = None
     _whole: list[Measured] = field(default_factory=list)
     """What was measured at full depth, from which a deeper look goes on: there until it does."""
 
@@ -164,7 +166,12 @@ class Opened(Struct, frozen=True):
         if not self._whole:
             neurons = None if self.registered else SUSPECT_NEURONS
             measured = measure_checkpoint(
-                self.checkpoint, casts=self.registered, neurons=neurons, progress=self.progress, deep=False
+                self.checkpoint,
+                casts=self.registered,
+                neurons=neurons,
+                progress=self.progress,
+                deep=False,
+                meanwhile=self.meanwhile,
             )
             if not self.registered:
                 measured = with_turned_digests(measured, kernels(measured))
@@ -199,17 +206,18 @@ def open_suspect(
     exclude: Sequence[str] = (),
     registered: bool = False,
     progress: Callable[[int], None] | None = None,
+    meanwhile: Callable[[], object] | None = None,
 ) -> Iterator[Opened]:
     """Open a checkpoint, and keep its weights open for a second look, or read a signature file.
 
     ``include`` and ``exclude`` are globs over stored tensor names; of a signature, what it holds of other tensors is
-    left out. ``registered``: see ``Opened``. Raises ``InputError``, ``SignatureError``.
+    left out. ``registered``, ``meanwhile``: see ``Opened``. Raises ``InputError``, ``SignatureError``.
     """
     if is_signature(path):
         yield Opened(None, _chosen_records(read_signature(path).fingerprint, include, exclude), registered, progress)
         return
     with open_checkpoint(path) as opened:
-        yield Opened(_chosen(opened, include, exclude), None, registered, progress)
+        yield Opened(_chosen(opened, include, exclude), None, registered, progress, meanwhile)
 
 
 def _chosen(checkpoint: Checkpoint, include: Sequence[str], exclude: Sequence[str]) -> Checkpoint:

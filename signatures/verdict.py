@@ -13,7 +13,7 @@ from fingerprint.vocabulary import Content, Role
 from signatures.change import Change
 from signatures.contradiction import contradiction
 from signatures.descent import KEPT, changes_in_place, changes_of_neurons
-from signatures.report import Confidence, Link
+from signatures.report import HALF, Confidence, Link
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 CERTAIN: Final = -12.0
 LIKELY: Final = -6.0
 POSSIBLE: Final = -3.0
-HALF: Final = 0.5
 LEAST_COSINE: Final = 0.1
 LEAST_CONCORDANCE: Final = 0.1
 """Effect sizes below which a small p-value is not believed: signs and sketches are cheap to forge, these are not.

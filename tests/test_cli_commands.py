@@ -206,12 +206,12 @@ def test_a_comparison_without_a_match_names_both_sides(fp: Program, zoo: Zoo, tm
 
 
 def test_a_similarity_is_at_most_one(fp: Program, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = signatures.scan.compare_all
+    real = signatures.identify.compare_all
 
     def rounded_up(*arguments: Any) -> list[Comparison]:
         return [replace(one, similarity=1.0 + 2**-52) for one in real(*arguments)]
 
-    monkeypatch.setattr("signatures.scan.compare_all", rounded_up)
+    monkeypatch.setattr("signatures.identify.compare_all", rounded_up)
     (found,) = fp("compare", zoo.base, zoo.base, "--format", "json").objects[0]["matches"]
     assert found["similarity"] == 1.0
     assert all(one["similarity"] <= 1.0 for one in found["components"])

@@ -16,9 +16,10 @@ from fingerprint.parameters import DEFAULT_PARAMETERS as P
 from fingerprint.units import spread
 from fingerprint.vocabulary import Depth, Frame
 from signatures import scan, suspect
+from signatures.options import ScanOptions
 from signatures.registry import Registry
 from signatures.report import Verdict
-from signatures.scan import ScanOptions, scan_path
+from signatures.scan import scan_path
 from signatures.signature import sign
 from tests.small_models import model, save
 

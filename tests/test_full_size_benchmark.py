@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from msgspec.structs import replace
 
 from benchmarks.rewrites.cases import rewrite, rewrites
 from benchmarks.rewrites.forward import ZOO, Constants, logits

@@ -27,10 +27,11 @@ from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.signs import Stream
 from fingerprint.vocabulary import Axis, Depth, Frame, Role
 from signatures.change import Change
+from signatures.options import ScanOptions
 from signatures.registry import Registry
 from signatures.report import Confidence, Link, Relation, Verdict
 from signatures.rewriting import Rewriting
-from signatures.scan import ScanOptions, scan_path
+from signatures.scan import scan_path
 from signatures.signature import sign
 from signatures.suspect import open_suspect
 from tests.quick_zoo import quick_zoo

@@ -16,9 +16,10 @@ from fingerprint.comparing.sampled import as_sampled
 from fingerprint.quick import quick_look
 from fingerprint.vocabulary import Content, Depth
 from signatures import suspect as suspects
+from signatures.options import ScanOptions
 from signatures.registry import Registry
 from signatures.report import Confidence, Link, Relation, Report, Verdict
-from signatures.scan import ScanOptions, compare_paths, scan_path
+from signatures.scan import compare_paths, scan_path
 from signatures.signature import decode, encode, sign
 from tests.small_models import Weights, low_rank_change, save
 

@@ -30,8 +30,9 @@ from fingerprint.remote.pages import PAGE, RangedSource
 from fingerprint.remote.transfer import PageCache, Transfer
 from signatures.keyed import make_key
 from signatures.keyed_check import check_comparison
+from signatures.options import ScanOptions
 from signatures.registry import Registry
-from signatures.scan import ScanOptions, compare_paths, scan_path
+from signatures.scan import compare_paths, scan_path
 from signatures.signature import sign
 from tests.odd_server import Answer, OddServer, part_of
 from tests.small_models import model

@@ -19,10 +19,11 @@ from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.quick import quick_look
 from signatures.descent import changes_in_place
 from signatures.keyed import keyed_section, make_key, with_section
+from signatures.options import ScanOptions
 from signatures.records import ModelRecord
 from signatures.registry import Registry
 from signatures.report import Confidence, Link, Relation, Report, Verdict
-from signatures.scan import ScanOptions, compare_paths, scan_path
+from signatures.scan import compare_paths, scan_path
 from signatures.signature import sign, write_signature
 from signatures.verdict import assess
 from tests.small_models import Weights, blend, disguised, low_rank_change, model, save

@@ -22,6 +22,7 @@ RULES = (
     "signatures/change.py",
     "signatures/descent.py",
     "signatures/scan.py",
+    "signatures/identify.py",
     "signatures/reporting.py",
     "signatures/search.py",
     "signatures/suspect.py",

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 from fingerprint.comparing.evidence import Test
 from fingerprint.errors import InputError, SignatureError
 from fingerprint.vocabulary import Depth
+from signatures.identify import compare_all
+from signatures.options import ScanOptions
 from signatures.records import LOCAL
 from signatures.registry import Registry
-from signatures.scan import ScanOptions, compare_all, scan_path
+from signatures.scan import scan_path
 from signatures.suspect import open_suspect
 
 if TYPE_CHECKING:

@@ -21,8 +21,9 @@ import numpy as np
 from benchmarks.registry_100k import digests, make
 from benchmarks.registry_100k.report import right, to_markdown
 from benchmarks.synthetic import llama_8b, small_model
+from signatures.identify import scan_suspect
+from signatures.options import ScanOptions
 from signatures.registry import Registry
-from signatures.scan import ScanOptions, scan_suspect
 from signatures.signature import decode, sign, signed_bytes, write_signature
 from signatures.suspect import Suspect
 

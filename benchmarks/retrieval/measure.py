@@ -26,9 +26,9 @@ from fingerprint.checkpoint import open_checkpoint
 from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.comparing.matching import SketchTable
 from signatures.codec import decode_vectors
+from signatures.identify import LEAST_CANDIDATES
 from signatures.index import TIE, ExactIndex, Hits
 from signatures.registry import Registry
-from signatures.scan import LEAST_CANDIDATES
 from signatures.search import find_candidates
 from signatures.signature import decode, encode, signed_bytes
 from signatures.verdict import assess

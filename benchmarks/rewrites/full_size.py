@@ -36,8 +36,9 @@ from benchmarks.zoo.recipes import FAMILIES
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
 from fingerprint.vocabulary import Depth
+from signatures.identify import LEAST_CANDIDATES
 from signatures.registry import Registry
-from signatures.scan import LEAST_CANDIDATES, scan_path
+from signatures.scan import scan_path
 from signatures.search import find_candidates
 from signatures.signature import decode, encode, sign
 from signatures.suspect import open_suspect

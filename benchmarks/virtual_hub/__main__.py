@@ -22,8 +22,9 @@ from benchmarks.virtual_hub.invented import Shard, repository
 from benchmarks.virtual_hub.server import VirtualHub
 from benchmarks.virtual_hub.shapes import deepseek_v3, llama_405b, shards
 from fingerprint.remote import Location, RemoteOptions
+from signatures.options import ScanOptions
 from signatures.registry import Registry
-from signatures.scan import ScanOptions, scan_path
+from signatures.scan import scan_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -57,7 +57,8 @@ def command(
     from cli.render.report import report_view
     from cli.render.write import keeping, write_all
     from fingerprint.errors import UsageError
-    from signatures.scan import ScanOptions, compare_paths
+    from signatures.options import ScanOptions
+    from signatures.scan import compare_paths
 
     console = options.console(ctx)
     route(console)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from cli.render.write import Writer
     from cli.tasks import ScanTask
     from signatures.keyed import Key
+    from signatures.options import ScanOptions
     from signatures.registry import Registry
-    from signatures.scan import ScanOptions
 
 
 @click.command("scan")
@@ -92,7 +92,7 @@ def command(
     from cli.registry import open_if_any
     from cli.render.report import report_view
     from cli.render.write import keeping, writing
-    from signatures.scan import ScanOptions
+    from signatures.options import ScanOptions
 
     console = options.console(ctx)
     route(console)
@@ -240,7 +240,6 @@ def scan_one(registry: Registry | None, path: str, wanted: ScanOptions, key: Key
     """The report of one suspect, also for what no reader expected."""
     from cli.progress import reading
     from fingerprint.errors import RegistryError, WeightprintError
-    from signatures.keyed_check import check_scan
     from signatures.scan import scan_path
 
     try:
@@ -251,6 +250,8 @@ def scan_one(registry: Registry | None, path: str, wanted: ScanOptions, key: Key
             report = scan_path(registry, place, options=wanted, progress=progress)
             if key is None:
                 return report
+            from signatures.keyed_check import check_scan
+
             try:
                 return check_scan(registry, report, place, key, progress)
             except RegistryError:

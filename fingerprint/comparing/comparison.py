@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from statistics import median
 from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
@@ -23,6 +22,7 @@ from fingerprint.gauge.sample import MOST_MLPS
 from fingerprint.memory import give_back
 from fingerprint.neurons import UNNAMED
 from fingerprint.threads import thread_count
+from fingerprint.vectors import median
 from fingerprint.vocabulary import ATTENTION_ROLES, NEURON_ROLES, Circuit, Content, Frame, Role
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ _STILL: Final = 0.1
 """Concordance in the fixed frame below which the residual stream is not where it was."""
 _MANY: Final = 1 << 22
 """Pairs of sketches beyond which comparing them leaves much freed memory."""
+_FEW_NEURONS: Final = 1 << 14
 _MANY_SAMPLES: Final = 1 << 9
 """Samples of neurons beyond which comparing these does."""
 _TOKENS: Final = frozenset({Role.TOKEN_EMBEDDING, Role.OUTPUT_HEAD})
@@ -108,7 +109,7 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
     if cosines.pairs >= _MANY:
         give_back()
     # One after the other where own frames take most of the time anyway: what is held for each adds up.
-    with ThreadPoolExecutor(1 if own_frames else thread_count()) as pool:
+    with ThreadPoolExecutor(1 if own_frames or _is_small(suspect) else thread_count()) as pool:
         coins = pool.submit(usable_coins, registered.neurons if suspect.neurons else ())
         matched = pool.submit(match_neurons, registered.neurons, suspect.neurons)
         if own_frames and len(registered.neurons) + len(suspect.neurons) >= _MANY_SAMPLES:
@@ -158,6 +159,11 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
         untested=untested,
         sampled=sampled,
     )
+
+
+def _is_small(suspect: Fingerprint) -> bool:
+    """Whether comparing takes so many short calls that threads would wait for one another's turn."""
+    return sum(sample.indices.size for sample in suspect.neurons) < _FEW_NEURONS
 
 
 def _digest_evidence(registered: Fingerprint, suspect: Fingerprint, matches: Sequence[TensorMatch]) -> Evidence | None:
@@ -314,7 +320,7 @@ def _narrowing(registered: Fingerprint, suspect: Fingerprint, frame: FrameMatch)
     Of neurons that were left out no partner can be found, which says nothing of the table that the frame is made of.
     """
     ratios = [registered.neurons[one.registered].size / suspect.neurons[one.suspect].size for one in frame.held]
-    return max(1.0, float(median(ratios))) if ratios else 1.0
+    return max(1.0, median(ratios)) if ratios else 1.0
 
 
 def _between_samples(

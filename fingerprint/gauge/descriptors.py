@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fingerprint.vectors import magnitude, row_norms, unit_rows
+from fingerprint.vectors import magnitude, median, row_norms, unit_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,6 +124,6 @@ def _quantiles(cosines: Float32) -> Float32:
 
 
 def _log(norms: Float64) -> Float64:
-    floor = max(_LEAST_NORM * float(np.median(norms)), np.finfo(np.float64).tiny)
+    floor = max(_LEAST_NORM * median(norms), np.finfo(np.float64).tiny)
     logs: Float64 = np.log(np.maximum(norms, floor))
     return logs

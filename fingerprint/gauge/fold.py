@@ -16,6 +16,7 @@ import numpy as np
 from msgspec import Struct
 
 from fingerprint.dtypes import to_float32
+from fingerprint.vectors import median
 from fingerprint.vocabulary import Axis, Role
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _offsets(gains: Sequence[Float64], offset: bool | None) -> tuple[float, ...]
     if max((float(np.mean(gain <= 0)) for gain in gains), default=0.0) < _SOME_NEGATIVE:
         return (1.0, 0.0) if offset else (0.0,)
     shares = [float(np.mean(gain < 0)) if gain.any() else 1.0 for gain in gains]
-    likely = float(np.median(shares)) > _NEGATIVE if offset is None else offset
+    likely = median(shares) > _NEGATIVE if offset is None else offset
     return (1.0, 0.0) if likely else (0.0, 1.0)
 
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from fingerprint.roles.grams import as_correlations, block_features, block_inverse, pair_features, read_run, units
 from fingerprint.roles.wiring import Attention, Place, layer_of
+from fingerprint.vectors import median
 from fingerprint.vocabulary import Axis, Role
 
 if TYPE_CHECKING:
@@ -295,7 +296,7 @@ def _head_size(samples: Sequence[_Sample], scores: Sequence[Float64], shares: Se
     best = int(np.argmax(totals))
     if samples[best].group > 1:
         return best, samples[best].size
-    top = [np.median(np.sort(one.max(axis=1))[-max(1, len(one) // 2) :]) for one in shares]
+    top = [median(np.sort(one.max(axis=1))[-max(1, len(one) // 2) :]) for one in shares]
     whole = [i for i, share in enumerate(top) if share >= _SAME * max(top)]
     if not whole or whole[0] == 0 or top[whole[0] - 1] > _LESS * top[whole[0]]:
         return best, 0

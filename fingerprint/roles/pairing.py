@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fingerprint.roles.grams import common_share, pair_features, read_run, units
 from fingerprint.roles.wiring import NeuronMatrices, Place
-from fingerprint.vectors import row_norms
+from fingerprint.vectors import median, row_norms
 from fingerprint.vocabulary import Axis
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _stands_out(total: Float64, taken: NDArray[np.bool_]) -> bool:
     others = total[~taken]
     if not others.size:
         return bool(total[taken].max(initial=0.0) >= _ALONE)
-    return bool(np.median(others) < _STRAY and np.median(total[taken]) > max(_ALONE, others.max()))
+    return bool(median(others) < _STRAY and median(total[taken]) > max(_ALONE, others.max()))
 
 
 def _gated(group: _Group, scores: _Scores, second: int, rows: list[int]) -> NeuronMatrices:
@@ -207,7 +207,7 @@ def _ungated(
     decided = bool(leaning)
     if not decided and members:
         firsts, seconds = scores.first_share[list(members.values())], scores.second_share[list(members)]
-        apart = float(np.median(np.log(firsts + _CHANCE) - np.log(seconds + _CHANCE)))
+        apart = float(median(np.log(firsts + _CHANCE) - np.log(seconds + _CHANCE)))
         leaning, decided = (-1 if apart < 0 else 1), abs(apart) >= _SHARES_APART
     found = []
     for second, first in members.items():

@@ -14,6 +14,7 @@ from fingerprint.roles.grams import read_run, units
 from fingerprint.roles.wiring import Gain, Place
 from fingerprint.signs import Stream, sample_indices
 from fingerprint.tensors import read_rows
+from fingerprint.vectors import median
 from fingerprint.vocabulary import Axis
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _explains(gain: Float64, lengths: Float32) -> bool:
     """
     with np.errstate(divide="ignore"):
         first, second = (np.log(np.abs(values.astype(np.float64))) for values in (gain, lengths))
-    first, second = (values - np.median(values[np.isfinite(values)]) for values in (first, second))
+    first, second = (values - median(values[np.isfinite(values)]) for values in (first, second))
     usual = (np.abs(first) < _USUAL) & (np.abs(second) < _USUAL)
     first, second = (values[usual] - values[usual].mean() for values in (first, second))
     energy = float(first @ first)

@@ -16,12 +16,12 @@ Sections of a file, all optional; ``{layer}``, ``{expert}`` and ``{any}`` stand 
 
 from __future__ import annotations
 
-import tomllib
 from enum import StrEnum
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import tomli
 from msgspec import Struct
 
 from fingerprint.vocabulary import Axis, Role
@@ -150,7 +150,7 @@ class _Said(NamedTuple):
 def load_tables() -> Tables:
     """Read all tables beside this module."""
     paths = [path for path in files("fingerprint.roles").iterdir() if path.name.endswith(".toml")]
-    sources = {path.name[:-5]: tomllib.loads(path.read_text("utf-8")) for path in paths}
+    sources = {path.name[:-5]: tomli.loads(path.read_text("utf-8")) for path in paths}
     once: dict[_Said, _Said] = {}
     written = {
         name: {pattern: once.setdefault(said, said) for pattern, said in _written(source)}

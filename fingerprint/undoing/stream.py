@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 
 from fingerprint.comparing.procrustes import match_self_frames
 from fingerprint.undoing.algebra import directions, partners, rotation_between
-from fingerprint.vectors import row_norms, unit_rows
+from fingerprint.vectors import median, row_norms, unit_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -203,7 +203,7 @@ def _from_own_frames(ours: Anatomy, theirs: Anatomy, *, centred: bool) -> Float3
             one, other = ours.mlps[number], theirs.mlps[theirs.at[its.tensors[0]]]
             if its.tensors[0] != other.gate.position:
                 other = other.exchanged()
-            good = match.scores >= np.median(match.scores)
+            good = match.scores >= median(match.scores)
             rows, partners_ = mine.indices[good], its.indices[match.partners[good]]
             signs = np.where(match.coins[good] < 0, -1.0, 1.0).astype(np.float32)[:, None]
             for first, second, sign in (
@@ -240,7 +240,7 @@ def _joined(pair: Pair, rotation: Float32, *, centred: bool) -> Iterator[tuple[F
     mine, its = neuron_rows(pair.ours, centred=centred), neuron_rows(pair.theirs, centred=centred)
     turned = [rows @ rotation for rows in mine]
     order, value = joint_partners(turned, its)
-    good = (order >= 0) & (value >= np.median(value) * _BETTER * 2)
+    good = (order >= 0) & (value >= median(value) * _BETTER * 2)
     sign = np.ones((int(good.sum()), 1), np.float32)
     if len(mine) == 3:
         agreement = sum(
@@ -327,8 +327,8 @@ def _scale(stream: Stream, tokens: Tokens | None, *, centred: bool) -> float:
                 np.prod([np.linalg.norm(rows, axis=1) for rows in neuron_rows(one, centred=centred)[1:]], axis=0)
                 for one in (pair.ours, pair.theirs)
             ]
-            sizes.append(float(np.median(norms[1]) / max(float(np.median(norms[0])), 1e-30)))
+            sizes.append(float(median(norms[1]) / max(median(norms[0]), 1e-30)))
     if not sizes or min(sizes) <= 0.0 or max(sizes) > _ALIKE * min(sizes):
         return 1.0
-    scale = float(np.median(sizes))
+    scale = median(sizes)
     return 1.0 if abs(scale - 1.0) < _ONE else scale

@@ -72,17 +72,21 @@ def test_what_is_kept_of_a_change_tells_descent_from_two_changes_alike() -> None
     registered, alike, own = directions(0.6)
 
     def of_units(suspect: np.ndarray) -> Changes:
-        return replace(changes(suspect, registered), shared=True)
+        return replace(changes(suspect, registered), units=True)
 
     assert of_units(registered + 3.0 * own).kept == pytest.approx(1.0, abs=0.05)
     assert not of_units(registered + 3.0 * own).turned_off
     sibling = of_units(1.1 * alike + 2.0 * own)  # so much of its own that it hardly points back
     assert sibling.kept == pytest.approx(0.66, abs=0.05)
     assert sibling.turned_off
-    assert not replace(sibling, shared=False).turned_off
+    assert not replace(sibling, units=False).turned_off
     assert of_units(registered + 6.0 * own).kept is None
-    assert replace(sibling, shared=False).kept is None
+    assert replace(sibling, units=False).kept is None
     assert not of_units(0.7 * registered + 0.3 * alike).turned_off
+    assert not replace(of_units(0.7 * registered + 0.3 * alike), own=True).turned_off
+    moved = of_units(0.4 * registered + 0.6 * alike + 0.25 * own)  # tuned on the text of the registered one
+    assert not moved.turned_off
+    assert replace(moved, own=True).turned_off  # less is known in own frames, and nobody is accused
     assert not of_units(0.99 * registered).turned_off
 
 

@@ -46,6 +46,23 @@ def test_every_number_comes_back_once_with_its_result(processes: int, count: int
     assert children() == before
 
 
+def test_something_else_is_done_meanwhile_and_once() -> None:
+    began = os.getpid()
+    order: list[object] = []
+    for number, pid in forked(lambda _: os.getpid(), range(5), 2, lambda: order.append("meanwhile")):
+        order.append(number)
+        assert pid != began
+    assert order[0] == "meanwhile"
+    assert sorted(order[1:]) == [0, 1, 2, 3, 4]  # type: ignore[type-var]
+
+
+def test_what_fails_meanwhile_leaves_no_process() -> None:
+    before = children()
+    with pytest.raises(ZeroDivisionError):
+        list(forked(lambda number: number, range(5), 2, lambda: 1 // 0))
+    assert children() == before
+
+
 def test_an_exception_comes_back_as_it_was() -> None:
     before = children()
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from benchmarks.rewrites.cases import rewrite, rewrites
 from benchmarks.rewrites.forward import ZOO, Constants, logits
@@ -73,10 +74,10 @@ def test_a_model_that_is_not_registered_is_not_found_and_the_page_says_so(filled
 
 
 def test_a_matched_look_alike_and_a_second_model_in_the_list_are_wrong(rows):
-    assert not is_right(replace(rows[0], expected=""))
-    assert not is_right(replace(rows[2], expected="tiny"))
+    assert not is_right(dataclasses.replace(rows[0], expected=""))
+    assert not is_right(dataclasses.replace(rows[2], expected="tiny"))
     twice = replace(rows[0].report, matches=rows[0].report.matches * 2)
-    assert not is_right(replace(rows[0], report=twice))
+    assert not is_right(dataclasses.replace(rows[0], report=twice))
 
 
 def test_look_alikes_have_the_shapes_and_nothing_of_the_order(model):

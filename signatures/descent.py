@@ -40,8 +40,8 @@ frames .81 and more beside copies, which are too near to be told (.71 to 1.01), 
 _TOLD: Final = 25.0
 """How many times the registered change, squared, a suspect may differ from the registered model for that to be told."""
 _IN_DOUBT: Final = -0.1
-"""The same of the angle at the suspect in layers' own frames. One layer of a sibling, tuned on the text of the registered
-fine-tune, came out at -.13; models between two others are at 0 and above."""
+"""The same of the angle at the suspect in layers' own frames. One layer of a sibling, tuned on the text of the
+registered fine-tune, came out at -.13; models between two others are at 0 and above."""
 _NEAR: Final = 0.2
 """Share of the registered change, squared, that a suspect must differ by from the registered model: of two fine-tunes
 with changes at a cosine of .79 it is .42."""
@@ -52,8 +52,8 @@ _FOUND: Final = 0.5
 class Changes(Struct, frozen=True):
     """Inner products of ``suspect`` = S - B and ``registered`` = R - B, in any one unit.
 
-    ``units``: of hidden units, which tell how much of a change is kept; ``own``: in layers' own frames, which are turned
-    to each other before they are compared.
+    ``units``: of hidden units, which tell how much of a change is kept; ``own``: in layers' own frames, which are
+    turned to each other before they are compared.
     """
 
     suspect: float

@@ -93,6 +93,11 @@ def test_rows_say_what_siblings_are_called_and_which_layer_was_alone(rows):
     siblings = [row for row in rows if row["part"] == "siblings"]
     assert siblings
     assert all(row["source"] == "A-fty" and row["links"].get("A-ftx") != "lineage" for row in siblings)
+    descendants = [row for row in rows if row["part"] == "descendants"]
+    assert descendants
+    for row in descendants:
+        assert (row["source"], row["first"], row["accused"]) == ("A-ftx", "A-ftx", [])
+        assert row["links"] == {"A-ftx": "lineage", "A": "lineage"}
     limits = [row for row in rows if row["part"] == "limits" and row["damage"] == "intact"]
     assert [(row["source"], row["layer"]) for row in limits] == [(one, i) for one in "AB" for i in range(4)]
     look_alikes = [row for row in rows if "look-alike" in row["part"]]
@@ -106,6 +111,7 @@ def test_the_page_has_a_table_for_each_part(rows):
     (alone,) = (row for row in rows if row["part"] == "each alone")
     assert f"| {alone['relation']} | {', '.join(alone['undone'])} |" in text
     assert "Called a descendant of its sibling: 0 of 1." in text
+    assert "`A-ftx`, of which they were made, was listed as: lineage 1." in text
     assert f"| damage | {STEM} | {STEM}, trained on |" in text
     assert "| neurons-12.5 | " in text
     assert "none of 3" in text

@@ -35,7 +35,8 @@ class Part:
     """One part of the benchmark: whose rewrites are scanned against which registered models.
 
     ``source`` and ``registered`` are endings of ids; ``expected`` that of the model that must come first, "" for none;
-    ``allowed`` those that may be listed beside it, without accusing. ``only`` and ``after``: globs of rewrites and
+    ``allowed`` those that may be listed beside it, without accusing, and ``ancestors`` those that it descends from as
+    well. ``only`` and ``after``: globs of rewrites and
     names of damages. ``kept``: patterns of the only tensors that the suspect has, by the names that they had; those of
     one ``layer`` where that is not -1.
     """
@@ -49,6 +50,7 @@ class Part:
     kept: tuple[str, ...] = ("*",)
     layer: int = -1
     allowed: tuple[str, ...] = ()
+    ancestors: tuple[str, ...] = ()
 
     def wants(self, job: Job) -> bool:
         """Whether its suspects are among those of the part. Training on, which takes longest, comes after ``all``."""
@@ -74,6 +76,7 @@ def _alone(name: str, kept: tuple[str, ...]) -> Iterator[Part]:
     yield Part(name, "A", WHOLE, "A", once, USUAL, kept)
     yield Part(f"{name}, trained on", "A-cont", WHOLE, "A", once, INTACT, kept)
     yield Part(f"{name} of a sibling", "A-fty", RELATIVES, "A", once, ON_SIBLINGS, kept, allowed=("A-ftx",))
+    yield Part(f"{name} of a descendant", "A-ftx", RELATIVES, "A-ftx", once, ON_SIBLINGS, kept, ancestors=("A",))
     for source in ("B", *STAND_INS):
         yield Part(f"{name} of a look-alike", source, RELATIVES, "", once, USUAL, kept)
 
@@ -90,6 +93,7 @@ PARTS = (
     Part("each alone", "A", WHOLE, "A", ("*",), INTACT),
     Part("damaged", "A", WHOLE, "A", TOGETHER, DAMAGED),
     Part("siblings", "A-fty", RELATIVES, "A", ("*",), ON_SIBLINGS, allowed=("A-ftx",)),
+    Part("descendants", "A-ftx", RELATIVES, "A-ftx", TOGETHER, ON_SIBLINGS, ancestors=("A",)),
     *(part for name, kept in _ALONE.items() for part in _alone(name, kept)),
     *_limits(),
     Part("look-alikes", "B", RELATIVES, "", ("*",), USUAL),

@@ -44,7 +44,8 @@ def score(report: Report, part: Part, stem: str) -> dict[str, Any]:
     ``accused``: models that must not be accused and are."""
     best = report.matches[0] if report.matches else None
     right = f"{stem}-{part.expected}" if part.expected else ""
-    allowed = {right, *(f"{stem}-{one}" for one in part.allowed)}
+    line = {right, *(f"{stem}-{one}" for one in part.ancestors)}
+    allowed = {*line, *(f"{stem}-{one}" for one in part.allowed)}
     sure = report.verdict is Verdict.MATCH and best is not None and best.confidence is not Confidence.POSSIBLE
     accusing = [one.model for one in report.matches if one.link is Link.LINEAGE]
     found = report.verdict is Verdict.NO_MATCH if not right else sure and best is not None and best.model == right
@@ -61,7 +62,7 @@ def score(report: Report, part: Part, stem: str) -> dict[str, Any]:
         "found": bool(found),
         "links": {one.model.removeprefix(f"{stem}-"): one.link.value for one in report.matches},
         "strangers": sorted({one.model for one in report.matches} - allowed),
-        "accused": sorted(set(accusing) - {right}),
+        "accused": sorted(set(accusing) - line),
         "error": report.error,
         "seconds": report.seconds,
     }

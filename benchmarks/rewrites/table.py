@@ -29,20 +29,26 @@ scanned against `A` and `B`. Siblings are suspects of `A-fty`, scanned against `
 scanned against `A` and `A-ftx` too, and must not be matched, at `possible` or above: `B`, random tensors of the means
 and deviations of `A`'s, and `A`'s with the elements of each shuffled; cells say how many were, of how many.
 `tuned-alike` is a fine-tune of `A-fty` on the text that `A-ftx` was made of, which moves its weights towards `A-ftx`.
+Descendants are suspects of `A-ftx`, scanned against `A` and `A-ftx`: `A-ftx` must come first, as `lineage`. No suspect
+of a sibling may be called one; where the two cannot be told apart, a suspect is called a sibling of `A-ftx`, and a
+descendant of their base.
 """
 _TITLES = {
     "each alone": "Each rewrite alone, and all together",
     "damaged": "All together, and then damaged",
     "siblings": "Siblings: a fine-tune of a registered base beside another one",
+    "descendants": "Descendants of a fine-tune that is registered beside its base",
     "look-alikes": "Look-alikes",
     "one layer": "One layer alone, without embeddings, permuted, rescaled, folded and rotated",
     "one layer, trained on": "One layer alone, of a model that was trained on as long as before, and then rewritten",
     "one layer of a sibling": "One layer alone, of a sibling",
+    "one layer of a descendant": "One layer alone, of a descendant of a fine-tune",
     "one layer of a look-alike": "One layer alone, of a look-alike",
     "limits": "How much damage one layer alone bears",
     "one MLP": "The MLP of one layer alone",
     "one MLP, trained on": "The MLP of one layer alone, of a model that was trained on as long as before",
     "one MLP of a sibling": "The MLP of one layer alone, of a sibling",
+    "one MLP of a descendant": "The MLP of one layer alone, of a descendant of a fine-tune",
     "one MLP of a look-alike": "The MLP of one layer alone, of a look-alike",
 }
 _TRAINED_ON = "limits, trained on"
@@ -112,19 +118,22 @@ def _table(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         groups[row["rewrite"], row["damage"]][row["stem"]].append(row)
     part = rows[0]["part"]
-    cell = _of_look_alikes if "look-alike" in part else _of_sibling if "sibling" in part else _of_relative
+    beside = "sibling" in part or "descendant" in part
+    cell = _of_look_alikes if "look-alike" in part else _beside if beside else _of_relative
     body = [
         (rewrite, damage, *(cell(found[stem]) if found[stem] else "" for stem in stems))
         for (rewrite, damage), found in groups.items()
     ]
     wanted = "not matched" if "look-alike" in part else "found"
     lines = [*_grid(("rewrite", "damage", *stems), body), "", f"{_count(rows)} {wanted}."]
-    return [*lines, *_accusations(rows)] if "sibling" in part else lines
+    return [*lines, *_called(rows, part)] if beside else lines
 
 
-def _accusations(rows: Sequence[Row]) -> list[str]:
+def _called(rows: Sequence[Row], part: str) -> list[str]:
     links = Counter(_link(row) for row in rows)
     listed = ", ".join(f"{link} {count}" for link, count in links.most_common())
+    if "descendant" in part:
+        return ["", f"`A-ftx`, of which they were made, was listed as: {listed}."]
     accused = sum(bool(row["accused"]) for row in rows)
     return ["", f"Called a descendant of its sibling: {accused} of {len(rows)}. The sibling was listed as: {listed}."]
 
@@ -146,7 +155,7 @@ def _of_relative(rows: Sequence[Row]) -> str:
     return "; ".join(map(_said, rows))
 
 
-def _of_sibling(rows: Sequence[Row]) -> str:
+def _beside(rows: Sequence[Row]) -> str:
     return "; ".join(f"{_said(row)}; {'**lineage**' if row['accused'] else _link(row)}" for row in rows)
 
 

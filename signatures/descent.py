@@ -76,8 +76,13 @@ class Changes(Struct, frozen=True):
     def kept(self) -> float | None:
         """How much of the registered change the suspect has: about 1 if it was made of that model, the share that two
         fine-tunes have in common if not. None where it cannot be told, or noise would decide."""
-        told = self.units and self.registered > 0.0 and self.apart <= _TOLD * self.registered
+        told = self.units and self.registered > 0.0 and not self.too_little
         return self.both / self.registered if told else None
+
+    @property
+    def too_little(self) -> bool:
+        """Whether the registered change is too little beside what the suspect differs by for anything to be told."""
+        return self.apart > _TOLD * self.registered
 
     @property
     def turned_off(self) -> bool:

@@ -52,6 +52,10 @@ _SAME_WEIGHTS: Final = 0.995
 _RELATED_DELTA: Final = 0.6
 _NOTHING_ELSE: Final = "beyond what both share with that model, they have nothing in common that was measured"
 _TURNED_OFF: Final = "the suspect lacks what sets this model apart from that one, and has changes of its own"
+_TOO_LITTLE: Final = "what sets this model apart from that one is too little to be told in the suspect"
+_AS_MUCH: Final = 0.8
+"""Share of what a model explains of a suspect from which its base, that explains as much, may be all there is to it,
+even if it is less than half: of two numbers about a half one may lie above it and one below."""
 _UNDECIDED: Final = 0.1
 """Share by which one MLP of a moved suspect may be nearer to one model than to another without telling: siblings were
 up to .065 nearer to each other than to their base, in one layer of four; what was tuned from one was .126 and more."""
@@ -237,8 +241,8 @@ def _base_that_explains(
         (other, why)
         for other in findings
         if other is not finding
-        and other.link is Link.LINEAGE
-        and other.comparison.suspect_coverage >= HALF
+        and other.link in {Link.LINEAGE, Link.SHARED_COMPONENT}
+        and other.comparison.suspect_coverage >= min(HALF, _AS_MUCH * finding.comparison.suspect_coverage)
         and _can_be_base(other, finding, declared)
         and (why := _why_explained(finding, other))
     ]
@@ -256,6 +260,8 @@ def _why_explained(finding: Finding, base: Finding) -> str:
     else:
         changes = changes_in_place(finding.comparison, base.comparison)
     if to_base > to_registered + finding.undecided(theirs):
+        if changes is not None and changes.units and changes.too_little:
+            return _TOO_LITTLE
         return _TURNED_OFF if changes is not None and changes.turned_off else ""
     if changes is not None and changes.kept is not None and changes.kept >= KEPT:
         return ""  # damage may hide by how much it is nearer to what it was made of

@@ -81,6 +81,8 @@ def test_what_is_kept_of_a_change_tells_descent_from_two_changes_alike() -> None
     assert sibling.turned_off
     assert not replace(sibling, units=False).turned_off
     assert of_units(registered + 6.0 * own).kept is None
+    assert of_units(registered + 6.0 * own).too_little
+    assert not of_units(registered + 3.0 * own).too_little
     assert replace(sibling, units=False).kept is None
     assert not of_units(0.7 * registered + 0.3 * alike).turned_off
     assert not replace(of_units(0.7 * registered + 0.3 * alike), own=True).turned_off

@@ -53,7 +53,7 @@ _RELATED_DELTA: Final = 0.6
 _NOTHING_ELSE: Final = "beyond what both share with that model, they have nothing in common that was measured"
 _TURNED_OFF: Final = "the suspect lacks what sets this model apart from that one, and has changes of its own"
 _TOO_LITTLE: Final = "what sets this model apart from that one is too little to be told in the suspect"
-_AS_MUCH: Final = 0.8
+_AS_MUCH: Final = 0.6
 """Share of what a model explains of a suspect from which its base, that explains as much, may be all there is to it,
 even if it is less than half: of two numbers about a half one may lie above it and one below."""
 _UNDECIDED: Final = 0.1

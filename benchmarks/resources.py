@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from benchmarks.observed import Observed, observe
+from benchmarks.observed import Observed, environment, observe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -203,11 +203,17 @@ def write(path: Path, shapes: Shapes, seed: int = 0) -> int:
 def timed(command: Sequence[str], status: int = 0) -> tuple[float, float]:
     """Seconds on the clock and on a processor of a command that must end with ``status``."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(command, check=False, capture_output=True)
+    done = subprocess.run(command, check=False, capture_output=True, env=environment())
     after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - began
     if done.returncode != status:
         raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def program() -> list[str]:
+    """The program as it is started by everybody: the script beside this interpreter, else its module."""
+    script = Path(sys.executable).with_name("fp")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "cli"]
 
 
 def hashed(path: Path) -> tuple[float, float] | None:
@@ -231,12 +237,15 @@ def measure(title: str, model: Llama | Shapes, folder: Path, runs: int, *, regis
         if registered:
             write(path, shapes)
         scan = ["scan", str(where), "--registry", str(registry), "--format", "json", "-q", "--depth"]
-        sums, full, quick = [], [], []
+        match = 0 if registered else 1
+        # Memory is watched in runs of their own: a process whose pages are counted waits for that.
+        full, quick = ([observe([*scan, depth], limit=_LIMIT)] for depth in ("full", "quick"))
+        sums, taken = [], {"full": list[tuple[float, float]](), "quick": list[tuple[float, float]]()}
         for _ in range(runs):
             sums.append(hashed(path))
-            full.append(observe([*scan, "full"], limit=_LIMIT))
-            quick.append(observe([*scan, "quick"], limit=_LIMIT))
-        seen, match = [made, *full, *quick], 0 if registered else 1
+            for depth, times in taken.items():
+                times.append(timed([*program(), *scan, depth], match))
+        seen = [made, *full, *quick]
         failed = [
             one for one, wanted in zip(seen, [0] + [match] * (len(seen) - 1), strict=True) if one.status != wanted
         ]
@@ -247,8 +256,8 @@ def measure(title: str, model: Llama | Shapes, folder: Path, runs: int, *, regis
             tensors=len(shapes),
             stored=stored,
             hashed=None if None in sums else Cost.of([one for one in sums if one is not None]),
-            full=Cost.of([(one.wall, one.processor) for one in full]),
-            quick=Cost.of([(one.wall, one.processor) for one in quick]),
+            full=Cost.of(taken["full"]),
+            quick=Cost.of(taken["quick"]),
             made=Cost(made.wall, made.processor),
             scan_memory=max(one.anonymous for one in [*full, *quick]),
             made_memory=made.anonymous,
@@ -272,7 +281,7 @@ def _bytes_read(scan: Observed) -> int:
 def starts(folder: Path, runs: int, modeldna: Path | None) -> list[tuple[str, Cost]]:
     """What whole processes take, in turns: help, a list, scans of a model of 20 MB; and ``modeldna compare`` of it."""
     models, registry = [folder / "one", folder / "other"], folder / "registry"
-    fp = [sys.executable, "-m", "cli"]
+    fp = program()
     try:
         for seed, model in enumerate(models):
             model.mkdir()
@@ -306,7 +315,7 @@ and at quick depth, in turns, against a registry that holds it (once another mod
 medians of {runs} runs. Seconds are on the clock, and in brackets on a processor (all threads together), both with the
 start of the process. The first ratio is that of a full scan to the checksum on the clock, the second on the processor:
 with both cores at work twice as much may be spent there. Memory is the peak of anonymous memory of all its processes,
-without the mapped file; the bound is {most:.0f} MB. `sketch` makes a signature for registration, with the digests after
+without the mapped file, in runs of their own; the bound is {most:.0f} MB. `sketch` makes a signature for registration, with the digests after
 rounding, a file of the size in the last column: one run.
 """
 _HEADS = """

@@ -315,8 +315,8 @@ and at quick depth, in turns, against a registry that holds it (once another mod
 medians of {runs} runs. Seconds are on the clock, and in brackets on a processor (all threads together), both with the
 start of the process. The first ratio is that of a full scan to the checksum on the clock, the second on the processor:
 with both cores at work twice as much may be spent there. Memory is the peak of anonymous memory of all its processes,
-without the mapped file, in runs of their own; the bound is {most:.0f} MB. `sketch` makes a signature for registration, with the digests after
-rounding, a file of the size in the last column: one run.
+without the mapped file, in runs of their own; the bound is {most:.0f} MB. `sketch` makes a signature for registration,
+with the digests after rounding, a file of the size in the last column: one run.
 """
 _HEADS = """
 | shapes | tensors | GB | sha256, s | full, s | ratios | MB | quick, s | read, MB | sketch, s | MB | file, MB |

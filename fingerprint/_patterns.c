@@ -195,8 +195,11 @@ static Py_ssize_t in_order(const double *run, Py_ssize_t size, double *ordered)
     return count;
 }
 
+/* How many levels the grid of a run has: 0 if it lies on none, -1 if it is constant; ``levels`` where that is known. */
 static int64_t levels_of(const double *run, Py_ssize_t size, int64_t levels)
 {
+    if (levels)
+        return levels;
     double ordered[LONGEST], gaps[LONGEST], least = INFINITY;
     const Py_ssize_t count = in_order(run, size, ordered);
     Py_ssize_t number = 0;
@@ -207,8 +210,6 @@ static int64_t levels_of(const double *run, Py_ssize_t size, int64_t levels)
         gaps[number++] = gap;
         least = gap < least ? gap : least;
     }
-    if (levels)
-        return levels;
     if (!number)
         return -1;
     if (number < GAPS && count < 2 * (number + 1))
@@ -252,10 +253,11 @@ static int64_t different_in(const double *run, Py_ssize_t size, Py_ssize_t least
 
 enum { NUMBERS, FIRST, SECOND, BUFFERS };
 
-/* The slices that a buffer holds, of numbers of ``itemsize`` bytes; none in one that holds others. */
-static Slices slices_of(const Py_buffer *held, Py_ssize_t itemsize)
+/* The slices that the first buffer holds, of numbers of ``itemsize`` bytes; none in one of others, or if not all of
+ * the buffers were had. */
+static Slices slices_of(const Py_buffer *held, int all, Py_ssize_t itemsize)
 {
-    if (held->ndim != 2 || held->itemsize != itemsize)
+    if (!all || held->ndim != 2 || held->itemsize != itemsize)
         return (Slices){0, 0, NULL};
     return (Slices){held->shape[0], held->shape[1], held->buf};
 }
@@ -268,7 +270,7 @@ static PyObject *unexplained(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "OO:unexplained", &given[NUMBERS], &given[FIRST]))
         return NULL;
     const int had = hold(given, SECOND, FIRST, 0, held);
-    const Slices slices = had < SECOND ? (Slices){0, 0, NULL} : slices_of(&held[NUMBERS], sizeof(double));
+    const Slices slices = slices_of(held, had == SECOND, sizeof(double));
     if (!slices.numbers || held[FIRST].len != slices.rows * (Py_ssize_t)sizeof(double))
         return let_go(held, had, "slices of float64, and room for a number of each");
     double *out = held[FIRST].buf;
@@ -287,7 +289,7 @@ static PyObject *repetition(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "OOO:repetition", &given[NUMBERS], &given[FIRST], &given[SECOND]))
         return NULL;
     const int had = hold(given, BUFFERS, FIRST, 0, held);
-    const Slices slices = had < BUFFERS ? (Slices){0, 0, NULL} : slices_of(&held[NUMBERS], sizeof(double));
+    const Slices slices = slices_of(held, had == BUFFERS, sizeof(double));
     if (!slices.numbers || slices.size < 2 || held[FIRST].len != slices.rows * (Py_ssize_t)sizeof(double) ||
         held[SECOND].len != slices.rows * (Py_ssize_t)sizeof(int64_t))
         return let_go(held, had, "slices of float64, two numbers or more, and room for two numbers of each");
@@ -315,7 +317,7 @@ static PyObject *any_steep(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "O:any_steep", &given[NUMBERS]))
         return NULL;
     const int had = hold(given, FIRST, FIRST, 0, held);
-    const Slices slices = had < FIRST ? (Slices){0, 0, NULL} : slices_of(&held[NUMBERS], sizeof(float));
+    const Slices slices = slices_of(held, had == FIRST, sizeof(float));
     if (!slices.numbers)
         return let_go(held, had, "slices of float32");
     int found = 0;
@@ -336,7 +338,7 @@ static PyObject *levels(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "OO:levels", &given[NUMBERS], &given[FIRST]))
         return NULL;
     const int had = hold(given, SECOND, FIRST, 0, held);
-    const Slices runs = had < SECOND ? (Slices){0, 0, NULL} : slices_of(&held[NUMBERS], sizeof(double));
+    const Slices runs = slices_of(held, had == SECOND, sizeof(double));
     if (!runs.numbers || runs.size > LONGEST || held[FIRST].len != runs.rows * (Py_ssize_t)sizeof(int64_t))
         return let_go(held, had, "runs of up to 64 numbers of float64, and room for a number of each");
     int64_t *out = held[FIRST].buf;
@@ -360,7 +362,7 @@ static PyObject *different(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "OOnL:different", &given[NUMBERS], &given[FIRST], &least, &most))
         return NULL;
     const int had = hold(given, SECOND, FIRST, 0, held);
-    const Slices runs = had < SECOND ? (Slices){0, 0, NULL} : slices_of(&held[NUMBERS], sizeof(double));
+    const Slices runs = slices_of(held, had == SECOND, sizeof(double));
     if (!runs.numbers || most < 0 || most >= LONGEST || held[FIRST].len != runs.rows * (Py_ssize_t)sizeof(int64_t))
         return let_go(held, had, "runs of float64, room for a number of each, and most from 0 to 63");
     int64_t *out = held[FIRST].buf;

@@ -157,8 +157,8 @@ def measure_checkpoint(
     if checkpoint.transfer is None and checkpoint.bytes < SMALL_BYTES * len(layout.tensors):
         workers = workers or 1
     with _workers(workers) as pool:
-        share = partial(_shared, pool=pool, processes=number if number > 1 and _may_fork(checkpoint) else 0)
-        measured = share(measure, len(layout.tensors), done=done, meanwhile=meanwhile)
+        share = partial(_shared, checkpoint, pool, number)
+        measured = share(measure, len(layout.tensors), FORKED_BYTES, done=done, meanwhile=meanwhile)
         if _has_sinusoidal_positions(layout, measured):
             layout = with_fixed_residual(layout)
         wiring = _wiring(layout, measured, parameters)
@@ -182,7 +182,7 @@ def measure_checkpoint(
             return fixed, plan.mlp(planned[id(mlp)]) if id(mlp) in planned else None
 
         # All that is read of a matrix a second time by one process, which sees its pages for the first time.
-        parts = share(sample, len(mlps) + len(plan.blocks), alone=checkpoint.bytes < FORKED_AGAIN)
+        parts = share(sample, len(mlps) + len(plan.blocks), FORKED_AGAIN)
         gauge = _finished(plan, parts)
         own, vectors = (
             sample_self(layout, contents, mlps, wired, parameters, pool, suspect=False) if casts else ((), ())
@@ -242,27 +242,27 @@ def deepened(measured: Measured, *, workers: int | None = None) -> Measured:
 
 
 def _shared(
-    function: Callable[[int], Result],
-    count: int,
-    *,
+    checkpoint: Checkpoint,
     pool: Executor,
     processes: int,
+    function: Callable[[int], Result],
+    count: int,
+    least: int,
+    *,
     done: Callable[[int], None] = lambda _: None,
     meanwhile: Callable[[], object] | None = None,
-    alone: bool = False,
 ) -> list[Result]:
-    """``function`` of all numbers below ``count``, by as many forked processes, or by this one ``alone``; if there are
-    to be none by the threads of ``pool``; ``done`` is told of each. See ``forks.forked`` for ``meanwhile``."""
+    """``function`` of all numbers below ``count``, by forked processes where a checkpoint of ``least`` bytes may be
+    shared among such, else by the threads of ``pool``; ``done`` is told of each. See ``forks.forked`` for
+    ``meanwhile``."""
 
     def here(number: int) -> Result:
         result = function(number)
         done(number)
         return result
 
-    if not processes:
+    if processes < 2 or checkpoint.bytes < least or not _may_fork(checkpoint):
         return list(pool.map(here, range(count)))
-    if alone:
-        return [here(number) for number in range(count)]
     found: dict[int, Result] = {}
     with closing(forked(function, range(count), processes, meanwhile)) as results:
         for number, result in results:
@@ -279,9 +279,8 @@ def _workers(number: int | None) -> Iterator[Executor]:
 
 
 def _may_fork(checkpoint: Checkpoint) -> bool:
-    """Whether processes are worth their start: for what lies here, and not on a device, which belongs to one."""
-    here = checkpoint.transfer is None and checkpoint.bytes >= FORKED_BYTES
-    return here and chosen() is None and can_fork()
+    """Whether processes may share it: what lies here, and is not measured on a device, which belongs to one."""
+    return checkpoint.transfer is None and chosen() is None and can_fork()
 
 
 def _neurons_of_each(wanted: int, mlps: int, parameters: Parameters) -> int:

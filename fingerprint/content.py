@@ -84,14 +84,15 @@ def _bits_of_sides(sides: Sequence[Sequence[NDArray[Any]]]) -> list[list[int | N
     found: list[list[int | None]] = []
     for side, runs, levels in zip(sides, held, parts, strict=True):
         told = np.where(levels == 0, _book_size(runs), levels).reshape(len(side), -1)
-        on_none = told.max(axis=1).tolist()
-        found.append(
-            [_bits_of(part) if most > 0 else (0, None)[most] for part, most in zip(told, on_none, strict=True)]
-        )
+        largest = told.max(axis=1).tolist()  # at once, since hardly any tile lies on a grid
+        found.append([_bits_of(part, most) for part, most in zip(told, largest, strict=True)])
     return found
 
 
-def _bits_of(levels: NDArray[np.int64]) -> int:
+def _bits_of(levels: NDArray[np.int64], most: int) -> int | None:
+    """From the levels of runs, the largest of which is ``most``."""
+    if most <= 0:
+        return None if most < 0 else 0
     levels = levels[levels >= 0]
     if np.mean(levels > 0) < _AGREEMENT:
         return 0

@@ -107,9 +107,9 @@ class MatrixSketcher:
         """The same of a block (b, c) of which the product with its ``column_signs`` is there alone: (b, width)."""
         stop, last, k = start + shape[0], first + shape[1], self._width
         signs = self._signs(Stream.SKETCH, start, stop, k)
-        self._whole[:, :k] += _product(signs, projected)
-        self._whole[:, k:] += _product(signs, row_sums[:, None])
-        self._column_mean_part[:k] += _product(np.ones((shape[0], 1), np.float32), projected)[0]
+        self._whole[:, :k] += _transposed_product(signs, projected)
+        self._whole[:, k:] += _transposed_product(signs, row_sums[:, None])
+        self._column_mean_part[:k] += _transposed_product(np.ones((shape[0], 1), np.float32), projected)[0]
         self._column_mean_part[k] += row_sums.sum(dtype=np.float64)
         self._row_sums_part += row_sums @ self._signs(Stream.SLICE, start, stop, self._axis_width)
         low, high = among(self._row_numbers, start, stop)
@@ -201,7 +201,7 @@ class MatrixSketcher:
         return np.concatenate(found).astype(np.float64)
 
 
-def _product(left: Float32, right: Float32) -> Float64:
+def _transposed_product(left: Float32, right: Float32) -> Float64:
     """``leftᵀ right`` of (b, m) and (b, n): in float32 of some rows at a time, whose sums are float64.
 
     A third of the time that all in float64 takes, and no less exact than the numbers in ``right`` are.

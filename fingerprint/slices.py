@@ -18,6 +18,7 @@ from fingerprint.digest import TensorDigester
 from fingerprint.dtypes import to_float32
 from fingerprint.signs import Stream, among, bits, sample_indices
 from fingerprint.tensors import RowGather, RowSlice, Transposed
+from fingerprint.vectors import median
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -116,9 +117,7 @@ def ceiling(runs: Iterator[Array]) -> float:
     present = magnitudes[magnitudes > 0]
     if not present.size:
         return math.inf
-    present.sort()
-    middle = present[(present.size - 1) // 2].astype(np.float64) + present[present.size // 2]  # not of np.median: slow
-    return _CEILING_MEDIANS * float(middle) / 2.0
+    return _CEILING_MEDIANS * median(present)
 
 
 def ceiling_runs(rows: int, columns: int, parameters: Parameters) -> Iterator[tuple[int, int, int]]:

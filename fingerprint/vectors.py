@@ -35,7 +35,7 @@ def median(numbers: Iterable[float] | NDArray[Any]) -> float:
     ordered = np.sort(numbers if isinstance(numbers, np.ndarray) else np.fromiter(numbers, np.float64), axis=None)
     if not ordered.size or np.isnan(ordered[-1]):
         return math.nan
-    return float(ordered[(ordered.size - 1) // 2] / 2.0 + ordered[ordered.size // 2] / 2.0)
+    return float(ordered[(ordered.size - 1) // 2]) / 2.0 + float(ordered[ordered.size // 2]) / 2.0
 
 
 def magnitude(rows: NDArray[np.floating[Any]]) -> float:

@@ -142,10 +142,9 @@ class Indexes:
             parts.append(without_models(found, pending.gone))
         return merged(parts, n)
 
-    def open(self) -> None:
-        """Open the engines, and what they read."""
-        for kind in Vectors:
-            self._engine(kind).mark()
+    def open(self, kind: Vectors) -> None:
+        """Open an engine, and what it reads."""
+        self._engine(kind).mark()
 
     def require_engines(self) -> None:
         """Raise ``UsageError`` if ``FP_INDEX`` names no engine: before a change, not after it."""

@@ -328,9 +328,11 @@ class Registry:
 
         return self._indexes().search(Vectors.SLICES, queries, n)
 
-    def open_indexes(self) -> None:
-        """Open now what a search needs, if it cannot wait; nothing else happens. Raises ``RegistryError``."""
-        self._indexes().open()
+    def open_index(self) -> None:
+        """Open what ``search`` reads, so that it need not be waited for then. Raises ``RegistryError``."""
+        from signatures.indexes import Vectors
+
+        self._indexes().open(Vectors.SKETCHES)
 
     def index_status(self) -> IndexStatus:
         """What the index on disk covers."""

@@ -82,7 +82,7 @@ def _load(registry: Registry) -> None:
     """Load what is needed when the suspect is measured."""
     import signatures.identify  # noqa: F401 - here and now
 
-    registry.open_indexes()
+    registry.open_index()
 
 
 def _at_first_that_explains(depths: Sequence[Depth], scan: Callable[[Depth], Report]) -> Report:

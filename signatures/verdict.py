@@ -231,7 +231,7 @@ def _base_that_explains(
     finding: Finding, findings: Sequence[Finding], declared: Sequence[str]
 ) -> tuple[Finding | None, str]:
     """A registered base beyond which suspect and registered model share nothing, and why: one that is at least as near,
-    or one at which the suspect turned off (see ``descent``).
+    or one at which the suspect turned off, or may have (see ``descent``).
 
     A base is a model that was registered earlier, or that the finding's model names as its base, or that the user
     declares. Independent fine-tunes of one parent have related differences too (cosines of .26 to .51 were measured),

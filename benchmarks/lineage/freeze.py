@@ -38,6 +38,7 @@ RULES = (
     "fingerprint/parameters.py",
     "fingerprint/content.py",
     "fingerprint/patterns.py",
+    "fingerprint/_patterns.c",
     "fingerprint/gauge/*.py",
     "fingerprint/roles/*.py",
     "fingerprint/neurons.py",

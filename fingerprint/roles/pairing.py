@@ -207,7 +207,7 @@ def _ungated(
     decided = bool(leaning)
     if not decided and members:
         firsts, seconds = scores.first_share[list(members.values())], scores.second_share[list(members)]
-        apart = float(median(np.log(firsts + _CHANCE) - np.log(seconds + _CHANCE)))
+        apart = median(np.log(firsts + _CHANCE) - np.log(seconds + _CHANCE))
         leaning, decided = (-1 if apart < 0 else 1), abs(apart) >= _SHARES_APART
     found = []
     for second, first in members.items():

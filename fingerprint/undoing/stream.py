@@ -327,7 +327,7 @@ def _scale(stream: Stream, tokens: Tokens | None, *, centred: bool) -> float:
                 np.prod([np.linalg.norm(rows, axis=1) for rows in neuron_rows(one, centred=centred)[1:]], axis=0)
                 for one in (pair.ours, pair.theirs)
             ]
-            sizes.append(float(median(norms[1]) / max(median(norms[0]), 1e-30)))
+            sizes.append(median(norms[1]) / max(median(norms[0]), 1e-30))
     if not sizes or min(sizes) <= 0.0 or max(sizes) > _ALIKE * min(sizes):
         return 1.0
     scale = median(sizes)

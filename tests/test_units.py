@@ -160,6 +160,24 @@ def test_every_layer_of_convolutions_is_sampled_once(tmp_path: Path) -> None:
     assert [sample.size for sample in found.neurons] == [*CHANNELS[1:]]
 
 
+def test_a_layer_as_wide_as_what_it_reads_is_not_left_out(tmp_path: Path) -> None:
+    weights = train(Kind.CNN, "test/equal", steps=0, channels=(3, 16, 24, 24, 32))
+    for named in (True, False):
+        found = measured(save(weights, tmp_path / "a.safetensors", named=named), registered=named)
+        assert [sample.size for sample in found.neurons] == [16, 24, 24, 32]
+
+
+def test_of_two_inputs_each_may_be_read_without_it(tmp_path: Path) -> None:
+    """Nothing says in which of the two chains a layer of equal width lies: both ways are looked at."""
+    shapes = {"a1": (16, 3), "a2": (24, 16), "b1": (16, 4), "b2": (16, 16), "b3": (32, 16)}
+    random = torch.Generator().manual_seed(0)
+    weights = {f"{name}.weight": torch.randn(*shape, 3, 3, generator=random) for name, shape in shapes.items()}
+    found = measured(save(weights, tmp_path / "a.safetensors", named=True), registered=True)
+    names = [tensor.name.removesuffix(".weight") for tensor in found.tensors]
+    chained = {(names[sample.tensors[0]], names[sample.tensors[2]]) for sample in found.neurons}
+    assert {("a1", "a2"), ("a1", "b2"), ("b1", "b2"), ("b1", "b3"), ("b2", "b3")} <= chained
+
+
 @pytest.mark.parametrize("damage", ["sparse", "halved"])
 def test_convolutions_that_lost_half_are_found(damage: str, registry: Registry, tmp_path: Path) -> None:
     for seed, wanted in ((1, Verdict.MATCH), (3, Verdict.NO_MATCH)):

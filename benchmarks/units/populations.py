@@ -69,6 +69,7 @@ POPULATIONS = (
     _convolutional(12, 24, *CHANNELS[1:]),
     _convolutional(0, 10, 16, 24, 32),
     _convolutional(0, 8, 24, 32, 40, 48),
+    _convolutional(0, 4, 32, 48, 48, 64),
     _convolutional(0, 6, 64, 96, 128),
     Population("residual network", Kind.RESNET, 0, 10, _FOLDED, _DAMAGED),
     _recurrent(Kind.LSTM, 24),

@@ -213,7 +213,9 @@ def _norm_stems(name: str) -> Iterator[str]:
 def _chains(tensors: Sequence[CanonicalTensor], kernels: Mapping[int, tuple[int, ...]]) -> list[list[int]]:
     """Chains of convolutions from the network's input, each reading as many channels as the last one puts out.
 
-    In the order of their names where these have numbers; all that shapes allow, up to a bound, where they do not.
+    In the order of their names where these have numbers; all that shapes allow, up to a bound, where they do not. Where
+    there is one input, a kernel that puts out as many channels as it reads is not left out: what goes past it would be
+    a chain that is none, and look like the network without that layer.
     """
     order = sorted(kernels, key=lambda position: natural_order(tensors[position].name))
     produced = {shape[0] for shape in kernels.values()}
@@ -221,9 +223,11 @@ def _chains(tensors: Sequence[CanonicalTensor], kernels: Mapping[int, tuple[int,
     found: list[list[int]] = []
 
     def extend(chain: list[int]) -> None:
-        following = [i for i in order if i not in chain and kernels[i][1] == kernels[chain[-1]][0]]
         if len(found) >= MOST_CHAINS:
             return
+        following = [i for i in order if i not in chain and kernels[i][1] == kernels[chain[-1]][0]]
+        if len(starts) == 1:
+            following = [i for i in following if kernels[i][0] == kernels[i][1]] or following
         if not following or len(chain) > DEEPEST:
             found.append(chain)
             return

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
-from threadpoolctl import threadpool_limits
 
 from fingerprint.canonical import lay_out, with_fixed_residual
 from fingerprint.device import chosen
@@ -36,12 +35,12 @@ from fingerprint.roles.infer import infer_wiring, width_of_mlps
 from fingerprint.roles.residual import SliceNorms
 from fingerprint.roles.wiring import Wiring, layer_of
 from fingerprint.tensors import element_count
-from fingerprint.threads import thread_count
+from fingerprint.threads import single_blas, thread_count
 from fingerprint.units import first_of, unit_of
 from fingerprint.vocabulary import Circuit, Content, Depth, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Executor
 
     from fingerprint.canonical import CanonicalTensor, Layout
@@ -111,7 +110,7 @@ def measure_checkpoint(
     progress: Callable[[int], None] | None = None,
     workers: int | None = None,
     deep: bool = True,
-    meanwhile: Callable[[], object] | None = None,
+    meanwhile: Iterable[object] = (),
 ) -> Measured:
     """Measure a checkpoint.
 
@@ -120,8 +119,8 @@ def measure_checkpoint(
     frame. ``progress`` is called, from any thread, with the number of stored bytes done since the last call.
     ``workers`` threads (default: see ``threads``; one for tensors so small that several would wait for one another's
     turn) share the work, and as many forked processes the tensors of a large checkpoint that lies here, where this
-    process has no other threads; the result depends on neither. ``meanwhile`` is called once while such processes
-    measure, and not at all where there are none: this process has nothing else to do then.
+    process has no other threads; the result depends on neither. The steps of ``meanwhile`` are taken while such
+    processes measure, and not at all where there are none.
     Without ``deep`` a suspect's layers are not written down in their own frames, nor all of its neurons sampled: that
     takes longer than all the rest, and ``deepened`` does it later. Raises ``InputError``.
     """
@@ -250,21 +249,26 @@ def _shared(
     least: int,
     *,
     done: Callable[[int], None] = lambda _: None,
-    meanwhile: Callable[[], object] | None = None,
+    meanwhile: Iterable[object] = (),
 ) -> list[Result]:
-    """``function`` of all numbers below ``count``, by forked processes where a checkpoint of ``least`` bytes may be
-    shared among such, else by the threads of ``pool``; ``done`` is told of each. See ``forks.forked`` for
-    ``meanwhile``."""
+    """``function`` of all numbers below ``count``; ``done`` is told of each. See ``forks.forked`` for ``meanwhile``.
+
+    By forked processes where a checkpoint of ``least`` bytes may be shared among such, else by the threads of ``pool``.
+    Of fewer bytes that lie here each call is so short that threads would wait for one another: this one does it all.
+    """
 
     def here(number: int) -> Result:
         result = function(number)
         done(number)
         return result
 
-    if processes < 2 or checkpoint.bytes < least or not _may_fork(checkpoint):
+    if checkpoint.transfer is None and checkpoint.bytes < least:
+        return [here(number) for number in range(count)]
+    if processes < 2 or not _may_fork(checkpoint):
         return list(pool.map(here, range(count)))
     found: dict[int, Result] = {}
-    with closing(forked(function, range(count), processes, meanwhile)) as results:
+    helping = checkpoint.bytes < FORKED_AGAIN
+    with closing(forked(function, range(count), processes, meanwhile, helping=helping)) as results:
         for number, result in results:
             found[number] = result
             done(number)
@@ -274,7 +278,7 @@ def _shared(
 @contextmanager
 def _workers(number: int | None) -> Iterator[Executor]:
     """Threads that share the work, each with one thread of BLAS."""
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(number or thread_count()) as pool:
+    with single_blas(), ThreadPoolExecutor(number or thread_count()) as pool:
         yield pool
 
 

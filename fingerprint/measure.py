@@ -292,8 +292,9 @@ def _places(columns: int, parameters: Parameters) -> Int64:
 def _ceiling(view: TensorView, parameters: Parameters) -> float:
     """See ``slices.ceiling``."""
     stored = StoredSlices.of(view)
-    runs = list(ceiling_runs(stored.size, stored.length, parameters))
-    if stored.is_whole and stored.size * stored.length <= _SMALL:
+    runs = ceiling_runs(stored.size, stored.length, parameters)
+    mapped = isinstance(stored.source, StoredTensor) and stored.source.is_mapped
+    if stored.is_whole and (mapped or stored.size * stored.length <= _SMALL):
         whole = read_rows(stored.source, 0, stored.size)
         return ceiling(whole[row, first:last] for row, first, last in runs)
     return ceiling(stored.read(row)[first:last] for row, first, last in runs)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from fingerprint.assemble import Measured, record_of
 from fingerprint.blocks import Scratch, look
@@ -44,7 +43,7 @@ from fingerprint.slices import (
     within,
 )
 from fingerprint.tensors import element_count
-from fingerprint.threads import thread_count
+from fingerprint.threads import single_blas, thread_count
 from fingerprint.units import first_of, unit_of
 from fingerprint.vocabulary import Content, Depth
 
@@ -116,7 +115,7 @@ def quick_look(
         return record, stored
 
     pool = ThreadPoolExecutor(workers) if workers > 1 else None
-    with threadpool_limits(1, "blas"), waiting or nullcontext(), pool or nullcontext():
+    with single_blas(), waiting or nullcontext(), pool or nullcontext():
         looked = list((map if pool is None else pool.map)(look, range(len(tensors))))
     records = tuple(record for record, _ in looked)
     made = Fingerprint(

@@ -7,6 +7,7 @@ smallest random words, of those that a full look sketches; so what both know of 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
@@ -120,13 +121,13 @@ def ceiling(runs: Iterator[Array]) -> float:
     return _CEILING_MEDIANS * median(present)
 
 
-def ceiling_runs(rows: int, columns: int, parameters: Parameters) -> Iterator[tuple[int, int, int]]:
+@lru_cache(maxsize=256)
+def ceiling_runs(rows: int, columns: int, parameters: Parameters) -> tuple[tuple[int, int, int], ...]:
     """What ``ceiling`` looks at of a matrix as it is stored: (row, first and last column) of a run of each row read."""
     length = min(columns, _CEILING_RUN)
     chosen = quick_indices(rows, parameters)
     places = bits(parameters.seed, Stream.PROBE, 0, chosen.size) % np.uint64(columns - length + 1)
-    for row, first in zip(chosen.tolist(), places.tolist(), strict=True):
-        yield row, int(first), int(first) + length
+    return tuple((row, first, first + length) for row, first in zip(chosen.tolist(), places.tolist(), strict=True))
 
 
 def within(block: Float32, limit: float) -> Float32:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import Final
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from threadpoolctl import ThreadpoolController
 
 VARIABLE: Final = "FP_THREADS"
 """Sets the number; worker processes that share a machine get their part of it in this way."""
@@ -23,3 +29,18 @@ def processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0)) or 1
     return os.cpu_count() or 1
+
+
+def single_blas() -> AbstractContextManager[object]:
+    """While it is entered products of numpy take one thread each: the threads of BLAS would wait for those that share
+    the work, and the last digits must not depend on how many processors there are."""
+    limited: AbstractContextManager[object] = _libraries().limit(limits=1, user_api="blas")
+    return limited
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    """The libraries that were loaded when it was first asked: finding them takes a millisecond."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()

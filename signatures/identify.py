@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from threadpoolctl import threadpool_limits
-
 from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.memory import give_back
+from fingerprint.threads import single_blas
 from signatures.disclosure import with_tests_lost
 from signatures.options import ScanOptions
 from signatures.report import HALF, RegistrySummary
@@ -64,8 +63,7 @@ def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: Sc
 
 def compare_all(suspect: Suspect, registered: Sequence[Fingerprint]) -> list[Comparison]:
     """Compare a suspect with registered fingerprints, the best candidates first; again, if a comparison asks for it."""
-    # The matrices are small: threads inside BLAS would only wait for each other.
-    with threadpool_limits(1, "blas"):
+    with single_blas():
         comparisons = _compared(suspect, registered, own_frames=False)
         for _ in range(_SECOND_LOOKS):
             if not suspect.look_again(comparisons):

@@ -6,12 +6,12 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
-from threadpoolctl import threadpool_limits
 
 from fingerprint.checkpoint import open_checkpoint
 from fingerprint.comparing.comparison import compare_fingerprints
 from fingerprint.comparing.evidence import Test, bonferroni
 from fingerprint.errors import SignatureError, UsageError
+from fingerprint.threads import single_blas
 from fingerprint.vocabulary import Depth
 from signatures.keyed import key_identity, keyed_fingerprint, measure_keyed
 from signatures.records import anonymous_model
@@ -115,7 +115,7 @@ def _checks(
     public = {match.signature for match in report.matches}
     found = []
     for name, identity, ours in registered:
-        with threadpool_limits(1, "blas"):
+        with single_blas():
             comparison = compare_fingerprints(ours, theirs, own_frames=False)
         alone = [one for one in comparison.evidence if one.test is not Test.SKETCH]
         best = min(alone, key=lambda one: one.log10_p, default=None)

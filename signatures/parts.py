@@ -10,7 +10,7 @@ import re
 from collections import Counter, defaultdict
 from fnmatch import translate
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import tomli
@@ -55,7 +55,7 @@ class Component(Struct, frozen=True):
 @cache
 def components() -> tuple[Component, ...]:
     """The table of components."""
-    text = resources.files(__package__ or "signatures").joinpath("components.toml").read_text(encoding="utf-8")
+    text = Path(__file__).with_name("components.toml").read_text(encoding="utf-8")
     return tuple(
         Component(
             kind=entry["kind"],

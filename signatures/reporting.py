@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
-from threadpoolctl import threadpool_limits
-
 from fingerprint.claims import read_claims
 from fingerprint.comparing.matching import layer_map
 from fingerprint.readers.findings import FindingCode
+from fingerprint.threads import single_blas
 from fingerprint.vocabulary import Circuit, Content, Depth, Frame, Role
 from signatures.claims import check_claims
 from signatures.mixture import gather
@@ -60,7 +59,7 @@ def build_report(
     declared bases; ``named`` finds the registered models that a claim may mean, by name (``Registry.resembling``).
     """
     ordered = sorted(findings, key=_first_of_all)
-    with threadpool_limits(1, "blas"):  # the last digits must not depend on how many processors there are
+    with single_blas():  # the last digits must not depend on how many processors there are
         cover = gather(ordered[0].comparison.suspect, [finding.comparison for finding in ordered]) if ordered else None
     decide_links(ordered, cover, bases)
     _unite_copies(ordered)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ from signatures.suspect import open_suspect
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from signatures.registry import Registry
     from signatures.suspect import Opened
@@ -57,7 +58,7 @@ def scan_path(
             include=options.include,
             exclude=options.exclude,
             progress=progress,
-            meanwhile=partial(_load, registry),
+            meanwhile=_needed_next(registry),
         ) as opened:
             scan = partial(_scan, registry, opened, str(path), options)
             report = _at_first_that_explains(opened.depths(options.depth), scan)
@@ -78,11 +79,17 @@ def _scan(registry: Registry, opened: Opened, path: str, options: ScanOptions, d
     return scan_suspect(registry, suspect, path=path, options=options)
 
 
-def _load(registry: Registry) -> None:
-    """Load what is needed when the suspect is measured."""
-    import signatures.identify  # noqa: F401 - here and now
+def _needed_next(registry: Registry) -> Iterator[None]:
+    """Load, step by step, what is needed when the suspect is measured."""
+    from signatures.identify import LEAST_CANDIDATES
 
+    yield
     registry.open_index()
+    yield
+    for model in registry.models() if registry.count() <= LEAST_CANDIDATES else ():  # all of them may be candidates
+        with suppress(RegistryError):  # it is raised if that one is
+            registry.load_signature(model)
+        yield
 
 
 def _at_first_that_explains(depths: Sequence[Depth], scan: Callable[[Depth], Report]) -> Report:

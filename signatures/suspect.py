@@ -22,7 +22,7 @@ from signatures.signature import is_signature, read_signature
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from fingerprint.assemble import Measured
     from fingerprint.checkpoint import Checkpoint
@@ -131,14 +131,14 @@ class Opened(Struct, frozen=True):
     """A checkpoint that can be measured at any depth, or a signature, whose depth is what it is.
 
     ``registered`` measures as for registration: with the digests after rounding, and the smaller sample of neurons.
-    ``meanwhile`` is called once while processes measure, if there are such.
+    The steps of ``meanwhile`` are taken while processes measure, if there are such.
     """
 
     checkpoint: Checkpoint | None
     signature: Fingerprint | None
     registered: bool
     progress: Callable[[int], None] | None
-    meanwhile: Callable[[], object] | None = None
+    meanwhile: Iterable[object] = ()
     _whole: list[Measured] = field(default_factory=list)
     """What was measured at full depth, from which a deeper look goes on: there until it does."""
 
@@ -206,7 +206,7 @@ def open_suspect(
     exclude: Sequence[str] = (),
     registered: bool = False,
     progress: Callable[[int], None] | None = None,
-    meanwhile: Callable[[], object] | None = None,
+    meanwhile: Iterable[object] = (),
 ) -> Iterator[Opened]:
     """Open a checkpoint, and keep its weights open for a second look, or read a signature file.
 

@@ -10,7 +10,6 @@ import textwrap
 import threading
 import time
 from contextlib import closing, suppress
-from multiprocessing.connection import Pipe
 from typing import TYPE_CHECKING
 
 import pytest
@@ -46,21 +45,67 @@ def test_every_number_comes_back_once_with_its_result(processes: int, count: int
     assert children() == before
 
 
-def test_something_else_is_done_meanwhile_and_once() -> None:
-    began = os.getpid()
-    order: list[object] = []
-    for number, pid in forked(lambda _: os.getpid(), range(5), 2, lambda: order.append("meanwhile")):
-        order.append(number)
-        assert pid != began
-    assert order[0] == "meanwhile"
-    assert sorted(order[1:]) == [0, 1, 2, 3, 4]  # type: ignore[type-var]
+def slowly(number: int) -> int:
+    time.sleep(0.01)
+    return number
+
+
+def test_something_else_is_done_meanwhile_step_by_step() -> None:
+    steps = []
+    found = dict(forked(slowly, range(50), 2, (steps.append(one) for one in range(10))))
+    assert found == {one: one for one in range(50)}
+    assert steps == list(range(10))
+
+
+def test_no_step_is_waited_for_when_all_is_done() -> None:
+    steps = []
+    assert len(list(forked(slowly, range(5), 2, (steps.append(time.sleep(0.05)) for _ in range(1000))))) == 5
+    assert 0 < len(steps) < 100
 
 
 def test_what_fails_meanwhile_leaves_no_process() -> None:
     before = children()
     with pytest.raises(ZeroDivisionError):
-        list(forked(lambda number: number, range(5), 2, lambda: 1 // 0))
+        list(forked(slowly, range(5), 2, (1 // one for one in range(1))))
     assert children() == before
+
+
+def test_this_process_may_be_one_of_those_that_work() -> None:
+    before, steps = children(), []
+
+    def work(number: int) -> int:
+        slowly(number)
+        return os.getpid()
+
+    found = dict(forked(work, range(40), 2, (steps.append(one) for one in range(3)), helping=True))
+    assert sorted(found) == list(range(40))
+    assert steps == [0, 1, 2]
+    pids = list(found.values())
+    assert len(set(pids)) == 2
+    assert 10 <= pids.count(os.getpid()) <= 30
+    assert children() == before
+
+
+def test_the_first_numbers_are_for_the_other_process() -> None:
+    found = dict(forked(lambda _: os.getpid(), range(3), 2, helping=True))
+    assert len(found) == 3
+    assert os.getpid() not in {found[0], found[1]}
+
+
+def test_what_fails_in_this_process_leaves_no_other() -> None:
+    before, own = children(), os.getpid()
+
+    def fail(number: int) -> int:
+        return 1 // 0 if os.getpid() == own else slowly(number)
+
+    with pytest.raises(ZeroDivisionError):
+        list(forked(fail, range(100), 2, helping=True))
+    assert children() == before
+
+
+def test_large_results_arrive_whole() -> None:
+    found = dict(forked(lambda number: bytes([number]) * 3_000_000, range(6), 2))
+    assert found == {number: bytes([number]) * 3_000_000 for number in range(6)}
 
 
 def test_an_exception_comes_back_as_it_was() -> None:
@@ -86,9 +131,10 @@ def test_a_process_that_cannot_answer_is_an_error(answer: object) -> None:
     assert children() == before
 
 
-@pytest.mark.parametrize("failing", ["os.fork", "multiprocessing.connection.Pipe"])
+@pytest.mark.parametrize("failing", ["os.fork", "os.pipe"])
 def test_what_the_system_refuses_is_an_error(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, real, calls = children(), (os.fork, Pipe)[failing != "os.fork"], []
+    before, real, calls = children(), (os.fork, os.pipe)[failing == "os.pipe"], []
+    descriptors = os.listdir("/proc/self/fd")
 
     def refused(*arguments: object, **named: object) -> object:
         calls.append(arguments)
@@ -100,6 +146,7 @@ def test_what_the_system_refuses_is_an_error(failing: str, monkeypatch: pytest.M
     with pytest.raises(WorkerLostError, match=r"cannot be started: Resource temporarily unavailable \(FP_THREADS=1"):
         list(forked(str, range(10), 2))
     assert children() == before
+    assert os.listdir("/proc/self/fd") == descriptors
 
 
 def test_nothing_is_left_when_it_is_closed_early() -> None:
@@ -129,9 +176,9 @@ def test_a_checkpoint_is_measured_alike_by_processes_and_threads(
     seen: dict[bool, tuple[object, int]] = {}
     used = []
 
-    def watched(*arguments: object) -> object:
+    def watched(*arguments: object, **named: bool) -> object:
         used.append(arguments)
-        return forked(*arguments)  # type: ignore[arg-type]
+        return forked(*arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr("fingerprint.assemble.forked", watched)
     monkeypatch.setattr("fingerprint.assemble.FORKED_BYTES", 0)

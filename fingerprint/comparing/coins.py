@@ -481,17 +481,16 @@ def log10_p_signed_sum(total: int, weights: Int64) -> float:
         return 0.0
     if weights.size <= _EXACT_COINS:
         reach = int(weights.sum())
-        law = np.zeros(reach + 1)  # of the sum of the weights with sign +1
+        law = np.zeros(reach + 1)  # number of ways to a sum of the weights with sign +1
         law[0] = 1.0
         high = 0
-        for weight in weights.tolist():
+        for weight in sorted(weights.tolist()):  # the shortest laws first
             law[weight : high + weight + 1] += law[: high + 1].copy()
-            law[: high + weight + 1] *= 0.5
             high += weight
         least = -(-(total + reach) // 2)  # sum = 2 positive - reach
-        tail = 2.0 * float(law[least:].sum())
+        tail = float(law[least:].sum())
         if tail > 0:
-            return min(0.0, math.log10(tail))
+            return min(0.0, math.log10(tail) + (1 - weights.size) * math.log10(2.0))
     numbers = np.bincount(weights)
     values = np.flatnonzero(numbers)
     numbers = numbers[values]

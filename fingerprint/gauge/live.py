@@ -164,11 +164,11 @@ def _groups(gate: Float32) -> NDArray[np.int32]:
     units = unit_rows(gate)
     order = np.argsort(units @ np.cos(np.arange(gate.shape[1], dtype=np.float32)), kind="stable")
     units = units[order]
-    later = np.triu(np.ones((_AT_ONCE, _AT_ONCE + _NEIGHBOURS), np.bool_), 1)
     pairs = [np.zeros((0, 2), np.int64)]
     for start in range(0, len(order), _AT_ONCE):
-        near = units[start : start + _AT_ONCE] @ units[start : start + later.shape[1]].T >= _ONE_GATE
-        pairs.append(np.argwhere(near & later[: near.shape[0], : near.shape[1]]) + start)
+        near = units[start : start + _AT_ONCE] @ units[start : start + _AT_ONCE + _NEIGHBOURS].T >= _ONE_GATE
+        if np.count_nonzero(near) > np.count_nonzero(np.diagonal(near)):  # a neuron is hardly ever near another
+            pairs.append(np.argwhere(np.triu(near, 1)) + start)
     left, right = order[np.concatenate(pairs)].T
     if not left.size:
         return np.arange(len(order), dtype=np.int32)

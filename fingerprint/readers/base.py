@@ -13,6 +13,7 @@ from msgspec import Struct, field
 
 from fingerprint.dtypes import DType, decode
 from fingerprint.errors import LimitExceededError, MalformedFileError, clipped
+from fingerprint.source import FileSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -102,6 +103,11 @@ class StoredTensor(Struct, frozen=True):
     source: Source
     offset: int
     big_endian: bool = False
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether what is read is a window on a mapped file, however much that is."""
+        return isinstance(self.source, FileSource) and not self.big_endian and self.dtype.bits >= 8
 
     def read(self, start: int, stop: int) -> Array:
         """See ``TensorView.read``."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import tomli
@@ -149,8 +149,7 @@ class _Said(NamedTuple):
 @cache
 def load_tables() -> Tables:
     """Read all tables beside this module."""
-    paths = [path for path in files("fingerprint.roles").iterdir() if path.name.endswith(".toml")]
-    sources = {path.name[:-5]: tomli.loads(path.read_text("utf-8")) for path in paths}
+    sources = {path.stem: tomli.loads(path.read_text("utf-8")) for path in Path(__file__).parent.glob("*.toml")}
     once: dict[_Said, _Said] = {}
     written = {
         name: {pattern: once.setdefault(said, said) for pattern, said in _written(source)}

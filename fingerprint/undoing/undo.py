@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
-from threadpoolctl import threadpool_limits
 
+from fingerprint.threads import single_blas
 from fingerprint.undoing.anatomy import anatomies_of
 from fingerprint.undoing.heads import Mixing, UndoneHeads, undo_attention
 from fingerprint.undoing.neurons import UndoneMlp, undo_mlp
@@ -49,7 +49,7 @@ def undo(ours: Checkpoint, theirs: Checkpoint) -> tuple[Undoing, Transform | Non
     Memory: one MLP or one attention block of both sides at a time in float32, three copies of it, and the rotation
     (width² numbers of 4 bytes, and a few times that while it is computed).
     """
-    with threadpool_limits(1, "blas"):
+    with single_blas():
         our_readings, their_readings = anatomies_of(ours, suspect=False), anatomies_of(theirs, suspect=True)
         reason = _why_not(our_readings, their_readings)
         if reason:

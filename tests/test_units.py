@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import save_file
 
 from benchmarks.lineage.derive_ops import prune_small
@@ -16,6 +17,7 @@ from benchmarks.units.rewrites import REWRITES, halve_channels, rewrite
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
 from fingerprint.comparing.coins import _stand_apart, match_neurons, mutual_partners, toss, usable_coins
+from fingerprint.comparing.comparison import _recognised
 from fingerprint.vocabulary import Frame
 from signatures.registry import Registry
 from signatures.report import Confidence, Link, Relation, Verdict
@@ -197,6 +199,27 @@ def test_units_stand_apart_if_they_prefer_each_other_clearly() -> None:
     assert _stand_apart(total).tolist() == [True, False, False, False]
     assert not _stand_apart(total[:1]).any()
     assert not _stand_apart(total[:, :1]).any()
+
+
+@pytest.mark.parametrize("kind", [Kind.LSTM, Kind.GRU])
+def test_units_of_cells_that_prefer_each_other_are_explained_though_rest_and_gate_disagree(
+    kind: Kind, tmp_path: Path
+) -> None:
+    ours = measured(save(network(kind, 1), tmp_path / "a.safetensors", named=True), registered=True)
+    explained = {}
+    for seed in (1, 3):
+        made, _ = rewrite(network(kind, seed), kind, REWRITES[kind]["permuted, rotated"], "test")
+        theirs = measured(save(prune_small(made, 0.5), tmp_path / "b.safetensors"), registered=False)
+        found = match_neurons(ours.neurons, theirs.neurons, Frame.UNITS)
+        explained[seed] = [_recognised(match) for match in found]
+    assert min(explained[1]) > 0.9
+    assert max(explained[3]) < 0.03
+    match = found[0]
+    some = np.arange(len(match.scores)) % 4 == 0
+    alone = replace(match, mutual=some, scores=np.full(len(some), 0.6), concordant=np.zeros_like(some))
+    assert _recognised(alone) == some.mean()
+    assert _recognised(replace(alone, mutual=None)) == 0.0
+    assert _recognised(replace(alone, scores=np.full(len(some), 0.52))) == 0.0
 
 
 def test_a_copied_beginning_is_no_lineage(registry: Registry, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ class NeuronMatch(Struct, frozen=True):
     attainable: float = 1.0
     """Share of the registered neurons that can have a partner at all; see ``attainable``."""
     mutual: NDArray[np.bool_] | None = None
-    """(m,), of units of convolutions: see ``mutual_partners``."""
+    """(m,), of units that lie on no residual stream: see ``mutual_partners``."""
 
     @property
     def score(self) -> float:
@@ -286,8 +286,11 @@ def _joined(
     # Units of recurrent cells write nothing that is sampled.
     scale = float(sum(part is not None and bool(part.any()) for part in (ours.gate, ours.up, ours.down)))
     scores = np.clip(total[rows, partners].astype(np.float64) / max(scale, 1.0), 0.0, 1.0)
-    mutual = mutual_partners(total) if ours.frame == Frame.UNITS and not signed else None
-    concordant = concordant_partners(by_gate, rest, scores) if mutual is None else mutual & _stand_apart(total)
+    mutual = mutual_partners(total) if ours.frame == Frame.UNITS else None
+    if mutual is None or signed:
+        concordant = concordant_partners(by_gate, rest, scores)
+    else:
+        concordant = mutual & _stand_apart(total)
     good = scores > 0.5
     moved = ours.indices[good] != theirs.indices[partners[good]]
     return NeuronMatch(

@@ -349,20 +349,22 @@ def _lead(total: Float32, axis: int) -> Float32:
     return lead
 
 
-def usable_coins(registered: Sequence[NeuronSample]) -> list[NDArray[np.bool_]]:
-    """Which neurons of each registered MLP have a coin of their own: (m,) masks.
+def usable_coins(registered: Sequence[NeuronSample], *, own_frames: bool = True) -> list[NDArray[np.bool_]]:
+    """Which neurons of each registered MLP have a coin of their own: (m,) masks; without ``own_frames`` none of those
+    in layers' own frames.
 
     MLPs that are not gated or whose activation is not known to allow the flip have none; of near-copies (upcycled
     experts, repeated layers) only the first counts, in each frame. Similarity is measured blind to the coins.
     """
+    wanted = [sample.up is not None and (own_frames or sample.frame != Frame.SELF) for sample in registered]
     masks = [
-        np.full(sample.indices.size, sample.up is not None and sample.activation in SYMMETRIC_ACTIVATIONS)
-        for sample in registered
+        np.full(sample.indices.size, here and sample.activation in SYMMETRIC_ACTIVATIONS)
+        for sample, here in zip(registered, wanted, strict=True)
     ]
     earlier: dict[str, list[_Rows]] = {}
     for at, sample in enumerate(registered):
         mask = masks[at]
-        if sample.up is None or not sample.indices.size:
+        if not wanted[at] or not sample.indices.size:
             continue
         rows = _Rows.of(sample.gate, sample.up, sample.down)
         known = earlier.setdefault(sample.frame, [])

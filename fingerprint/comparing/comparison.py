@@ -112,7 +112,7 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
         give_back()
     # One after the other where own frames take most of the time anyway: what is held for each adds up.
     with ThreadPoolExecutor(1 if own_frames or _is_small(suspect) else thread_count()) as pool:
-        coins = pool.submit(usable_coins, registered.neurons if suspect.neurons else ())
+        coins = pool.submit(usable_coins, registered.neurons if suspect.neurons else (), own_frames=own_frames)
         matched = pool.submit(match_neurons, registered.neurons, suspect.neurons)
         if own_frames and len(registered.neurons) + len(suspect.neurons) >= _MANY_SAMPLES:
             pool.submit(give_back)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from benchmarks.adversarial import attacks
 from benchmarks.rewrites.cases import rewrite, rewrites
@@ -16,7 +18,7 @@ from benchmarks.zoo.recipes import family
 from benchmarks.zoo.store import load_weights
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
-from fingerprint.gauge.live import contributing, live_neurons
+from fingerprint.gauge.live import _joined_by, contributing, live_neurons
 from signatures import Registry, scan_path, sign
 from signatures.report import Confidence, Link, Verdict
 from tests.quick_zoo import quick_zoo
@@ -167,3 +169,20 @@ def test_small_neurons_are_left_out_by_what_they_have_together() -> None:
     assert contributing(np.array([1.0, 0.1])).tolist() == [0, 1]
     many = np.concatenate([np.ones(4), np.full(10_000, 1e-3)])
     assert len(contributing(many)) > 4
+
+
+@pytest.mark.parametrize("pairs", [0, 1, 20, 60, 200, 1000])
+def test_what_is_joined_is_one_group_as_scipy_has_it(pairs: int) -> None:
+    for seed in range(20):
+        random = np.random.default_rng(seed)
+        left, right = random.integers(0, 97, (2, pairs))
+        links = coo_array((np.ones(pairs, np.bool_), (left, right)), shape=(97, 97))
+        count, groups = connected_components(links, directed=False)
+        found = _joined_by(left, right, 97)
+        assert found.max() == count - 1
+        assert len(set(zip(groups.tolist(), found.tolist(), strict=True))) == count
+
+
+def test_a_long_chain_is_one_group() -> None:
+    order = np.random.default_rng(0).permutation(5000)
+    assert not _joined_by(order[:-1], order[1:], 5000).any()

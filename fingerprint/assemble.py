@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec import Struct
@@ -157,7 +158,13 @@ def measure_checkpoint(
         workers = workers or 1
     with _workers(workers) as pool:
         share = partial(_shared, checkpoint, pool, number)
-        measured = share(measure, len(layout.tensors), FORKED_BYTES, done=done, meanwhile=meanwhile)
+        measured = share(
+            measure,
+            len(layout.tensors),
+            FORKED_BYTES,
+            done=done,
+            meanwhile=meanwhile if named else chain(meanwhile, _needed_without_names()),
+        )
         if _has_sinusoidal_positions(layout, measured):
             layout = with_fixed_residual(layout)
         wiring = _wiring(layout, measured, parameters)
@@ -238,6 +245,16 @@ def deepened(measured: Measured, *, workers: int | None = None) -> Measured:
         own, vectors = sample_self(*about, found.wired, made.parameters, pool, suspect=True)
     made = replace(made, depth=Depth.DEEP, neurons=made.neurons + own, grams=made.grams + vectors)
     return Measured(made, tensors, found)
+
+
+def _needed_without_names() -> Iterator[None]:
+    """Load, step by step, what telling roles by values asks for: a quarter of a second."""
+    import scipy.optimize
+
+    yield
+    import scipy.sparse.csgraph  # noqa: F401 - here and now
+
+    yield
 
 
 def _shared(

@@ -78,6 +78,7 @@ def forked(
                 idle = done is None
                 if done is not None:
                     yield done
+        yield from own
     finally:
         for worker in workers:
             worker.end()

@@ -86,6 +86,11 @@ def test_this_process_may_be_one_of_those_that_work() -> None:
     assert children() == before
 
 
+def test_where_it_is_the_only_one_it_does_all() -> None:
+    found = dict(forked(lambda _: os.getpid(), range(3), 1, helping=True))
+    assert found == dict.fromkeys(range(3), os.getpid())
+
+
 def test_the_first_numbers_are_for_the_other_process() -> None:
     found = dict(forked(lambda _: os.getpid(), range(3), 2, helping=True))
     assert len(found) == 3

@@ -9,7 +9,7 @@ import logging
 import time
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
     from signatures.registry import Registry
     from signatures.suspect import Opened
+
+_FEW_MODELS: Final = 4
+"""Models of a registry whose signatures are read while a suspect is measured: both take memory."""
 
 _log = logging.getLogger(__name__)
 
@@ -81,12 +84,12 @@ def _scan(registry: Registry, opened: Opened, path: str, options: ScanOptions, d
 
 def _needed_next(registry: Registry) -> Iterator[None]:
     """Load, step by step, what is needed when the suspect is measured."""
-    from signatures.identify import LEAST_CANDIDATES
+    import signatures.identify  # noqa: F401 - here and now
 
     yield
     registry.open_index()
     yield
-    for model in registry.models() if registry.count() <= LEAST_CANDIDATES else ():  # all of them may be candidates
+    for model in registry.models() if registry.count() <= _FEW_MODELS else ():  # all of them are likely candidates
         with suppress(RegistryError):  # it is raised if that one is
             registry.load_signature(model)
         yield

@@ -22,6 +22,7 @@ from signatures.signature import sign
 from tests.small_models import model, save
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
@@ -45,36 +46,71 @@ def test_every_number_comes_back_once_with_its_result(processes: int, count: int
     assert children() == before
 
 
-def slowly(number: int) -> int:
-    time.sleep(0.01)
-    return number
+class Gate:
+    """Where processes wait until somebody opens it: so that tests do not depend on how fast anything is."""
+
+    def __init__(self) -> None:
+        self._waiting, self._opening = os.pipe()
+
+    def opened(self, times: int) -> None:
+        """Let as many through."""
+        os.write(self._opening, b"x" * times)
+
+    def passed(self, number: int) -> int:
+        """``number``, when one may pass."""
+        assert os.read(self._waiting, 1)
+        return number
+
+    def close(self) -> None:
+        os.close(self._waiting)
+        os.close(self._opening)
 
 
-def test_something_else_is_done_meanwhile_step_by_step() -> None:
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    with closing(Gate()) as made:
+        yield made
+
+
+def test_something_else_is_done_meanwhile_step_by_step(gate: Gate) -> None:
     steps = []
-    found = dict(forked(slowly, range(50), 2, (steps.append(one) for one in range(10))))
-    assert found == {one: one for one in range(50)}
+
+    def taken() -> Iterator[None]:
+        for one in range(10):
+            steps.append(one)
+            yield gate.opened(1)
+
+    found = dict(forked(gate.passed, range(10), 2, taken()))
+    assert found == {one: one for one in range(10)}
     assert steps == list(range(10))
 
 
-def test_no_step_is_waited_for_when_all_is_done() -> None:
-    steps = []
-    assert len(list(forked(slowly, range(5), 2, (steps.append(time.sleep(0.05)) for _ in range(1000))))) == 5
-    assert 0 < len(steps) < 100
+def test_no_step_is_waited_for_when_all_is_done(gate: Gate) -> None:
+    def taken() -> Iterator[None]:
+        yield gate.opened(5)
+        while True:
+            yield
+
+    assert len(list(forked(gate.passed, range(5), 2, taken()))) == 5
 
 
-def test_what_fails_meanwhile_leaves_no_process() -> None:
+def test_what_fails_meanwhile_leaves_no_process(gate: Gate) -> None:
     before = children()
     with pytest.raises(ZeroDivisionError):
-        list(forked(slowly, range(5), 2, (1 // one for one in range(1))))
+        list(forked(gate.passed, range(5), 2, (1 // one for one in range(1))))
     assert children() == before
 
 
-def test_this_process_may_be_one_of_those_that_work() -> None:
-    before, steps = children(), []
+def test_this_process_may_be_one_of_those_that_work(gate: Gate) -> None:
+    before, began, steps, done = children(), os.getpid(), [], []
 
     def work(number: int) -> int:
-        slowly(number)
+        if os.getpid() == began:
+            done.append(number)
+            if len(done) == 15:
+                gate.opened(40)
+        else:
+            gate.passed(number)
         return os.getpid()
 
     found = dict(forked(work, range(40), 2, (steps.append(one) for one in range(3)), helping=True))
@@ -82,7 +118,7 @@ def test_this_process_may_be_one_of_those_that_work() -> None:
     assert steps == [0, 1, 2]
     pids = list(found.values())
     assert len(set(pids)) == 2
-    assert 10 <= pids.count(os.getpid()) <= 30
+    assert 15 <= pids.count(began) <= 38
     assert children() == before
 
 
@@ -97,11 +133,11 @@ def test_the_first_numbers_are_for_the_other_process() -> None:
     assert os.getpid() not in {found[0], found[1]}
 
 
-def test_what_fails_in_this_process_leaves_no_other() -> None:
+def test_what_fails_in_this_process_leaves_no_other(gate: Gate) -> None:
     before, own = children(), os.getpid()
 
     def fail(number: int) -> int:
-        return 1 // 0 if os.getpid() == own else slowly(number)
+        return 1 // 0 if os.getpid() == own else gate.passed(number)
 
     with pytest.raises(ZeroDivisionError):
         list(forked(fail, range(100), 2, helping=True))

@@ -59,6 +59,7 @@ def main() -> int:
     text = "\n".join(page)
     print(text)
     if chosen.out is not None:
+        chosen.out.mkdir(parents=True, exist_ok=True)
         (chosen.out / "bulk.md").write_text(text)
     return 0 if good else 1
 

@@ -5,6 +5,7 @@ This module and what it imports at the top cost no numpy and no FAISS; listing m
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
@@ -111,6 +112,10 @@ class Registry:
     def models(self) -> tuple[ModelRecord, ...]:
         """All models, in the order of their ids."""
         return self._store.models()
+
+    def matching(self, globs: Iterable[str]) -> tuple[ModelRecord, ...]:
+        """The models one of whose names or aliases matches one of ``globs`` ("acme/*"), whatever their case."""
+        return self._store.matching(re.compile("|".join(map(fnmatch.translate, globs)) or r"(?!)", re.IGNORECASE))
 
     def resembling(self, name: str) -> tuple[ModelRecord, ...]:
         """The models that somebody may mean who writes ``name`` (see ``fingerprint.claims.names_same``)."""

@@ -26,6 +26,7 @@ from signatures.files import flush_file, flush_folder
 from signatures.records import LOCAL, DigestHit, ModelRecord, Registration
 
 if TYPE_CHECKING:
+    import re
     from collections.abc import Iterable, Iterator, Mapping
 
 BUSY_SECONDS: Final = 60.0
@@ -93,6 +94,12 @@ class Store:
         """The models one of whose names is like ``pattern``, as SQL's LIKE understands it."""
         return self._records("WHERE models.id IN (SELECT model FROM registrations WHERE name LIKE ?)", (pattern,))
 
+    def matching(self, pattern: re.Pattern[str]) -> tuple[ModelRecord, ...]:
+        """The models one of whose names matches ``pattern`` from its beginning, in the order of their ids."""
+        with translated(self.folder):
+            self._database.create_function("matches", 1, lambda name: pattern.match(name) is not None)
+        return self._records("WHERE models.id IN (SELECT model FROM registrations WHERE matches(name))", ())
+
     def count(self) -> int:
         """How many models there are."""
         with translated(self.folder):
@@ -144,7 +151,8 @@ class Store:
 
     def same_weights(self, weights: str, depth: str) -> tuple[ModelRecord, ...]:
         """Models whose tensors have the same digests, measured at the same depth."""
-        return self._records("WHERE models.weights = ? AND models.depth = ?", (weights, depth))
+        # The plus keeps SQLite from the index of depths, of which all models may have one.
+        return self._records("WHERE models.weights = ? AND +models.depth = ?", (weights, depth))
 
     def lookup(self, digests: Iterable[bytes]) -> list[DigestHit]:
         """All registered tensors with one of these digests, by model and position."""

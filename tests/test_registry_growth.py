@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import sqlite3
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
 from benchmarks.synthetic import small_model
+from fingerprint.vocabulary import Depth
 from signatures.database import SCHEMA_VERSION
 from signatures.engine import START, Mark
+from signatures.records import LOCAL, Registration
 from signatures.registry import Registry
 from signatures.scan import scan_path
 from signatures.signature import sign, write_signature
 from signatures.store import Store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from signatures.signature import Signature
@@ -47,6 +51,47 @@ def test_neither_a_registration_nor_a_scan_looks_at_all_models(
         assert report.error is None
         assert [match.model for match in report.matches] == ["org/m1"]
         assert report.registry.models == 2
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda store: store.find("org/m1"),
+        lambda store: store.find(f"sha256:{1:064}"),
+        lambda store: store.by_id(1),
+        lambda store: store.same_weights("weights 1", Depth.FULL),
+        lambda store: store.same_weights("of none", Depth.FULL),
+        lambda store: store.lookup([bytes(32), b"1" * 32]),
+        lambda store: store.digest_rows(1),
+        lambda store: store.has_depth(Depth.FULL),
+        lambda store: store.has_depth(Depth.QUICK),
+        lambda store: store.mark(),
+        lambda store: store.last_id(),
+    ],
+)
+def test_what_is_looked_up_takes_no_longer_among_more_models(tmp_path: Path, look: Callable[[Store], object]) -> None:
+    steps = {}
+    for count in (2, 400):
+        store = Store.open(tmp_path / str(count), method={}, create=True)
+        with store.writing():
+            for number in range(count):
+                digest = (0, "exact", str(number).encode() * 32, 9)
+                weights, identity = f"weights {number}", f"sha256:{number:064}"
+                model = store.add_model(
+                    identity, b"", weights=weights, depth=Depth.FULL, counts=(9, 1), digests=[digest]
+                )
+                store.add_name(model, Registration(f"org/m{number}", *(None,) * 5, LOCAL, datetime.now(UTC), None))
+        taken = [0]
+
+        def step(taken: list[int] = taken) -> int:
+            taken[0] += 1
+            return 0
+
+        store._database.set_progress_handler(step, 1)
+        look(store)
+        steps[count] = taken[0]
+        store.close()
+    assert steps[400] <= steps[2] + 50  # instructions of SQLite
 
 
 def test_the_log_tells_what_came_and_went(tmp_path: Path, signatures: list[Signature]) -> None:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
-
 import click
 
 from cli import options
 from cli.exits import Exit
-
-if TYPE_CHECKING:
-    from signatures.records import ModelRecord
 
 
 @click.command("list")
@@ -36,16 +30,11 @@ def command(
 
     console = options.console(ctx)
     with open_if_any(registry) as opened:
-        records = () if opened is None else opened.models()
-    chosen = [record for record in records if not globs or _matches(record, globs)]
-    if not records:
+        count = 0 if opened is None else opened.count()
+        chosen = () if opened is None else opened.matching(globs) if globs else opened.models()
+    if not count:
         console.note("no model is registered yet; `fp register PATH --name ORG/MODEL` adds one")
     elif not chosen:
         console.note("no registered model has such a name")
     write_all(model_view(), chosen, format, output, console)
     return Exit.OK
-
-
-def _matches(record: ModelRecord, globs: tuple[str, ...]) -> bool:
-    names = [entry.name.lower() for entry in record.registrations]
-    return any(fnmatchcase(name, glob.lower()) for name in names for glob in globs)

@@ -13,11 +13,11 @@ from fingerprint.errors import IncompatibleParametersError, RegistryBrokenError,
 from signatures.files import flush_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 DATABASE: Final = "registry.sqlite3"
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 APPLICATION_ID: Final = 0x66707267
 _CACHE_KIB: Final = 1 << 16
 
@@ -70,6 +70,13 @@ CREATE INDEX models_depth ON models (depth);
 INSERT INTO changes (model, added) SELECT id, 1 FROM models ORDER BY id;
 """
 
+# Version 3. ``key`` names the secret key under which a model has a second sketch, so that a check with a key need not
+# read the signatures of all models.
+_THIRD_SCHEMA: Final = """
+ALTER TABLE models ADD COLUMN key TEXT;
+CREATE INDEX models_key ON models (key) WHERE key IS NOT NULL;
+"""
+
 
 def create_database(folder: Path, method: Mapping[str, int]) -> None:
     """Make an empty registry beside its place and link it there: nobody ever sees half of one."""
@@ -81,6 +88,7 @@ def create_database(folder: Path, method: Mapping[str, int]) -> None:
             database.execute("PRAGMA journal_mode = WAL")
             database.executescript(_SCHEMA)
             database.executescript(_SECOND_SCHEMA)
+            database.executescript(_THIRD_SCHEMA)
             rows = [("uuid", uuid.uuid4().hex), ("method", json.dumps(dict(method), sort_keys=True))]
             database.executemany("INSERT INTO meta (name, value) VALUES (?, ?)", rows)
             database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -117,14 +125,19 @@ def connect(path: Path, timeout: float) -> sqlite3.Connection:
     return database
 
 
-def _migrate(database: sqlite3.Connection) -> None:
-    """From version 1 to 2, once, whoever comes first."""
+def _migrate(database: sqlite3.Connection, key_of: Callable[[str], str | None]) -> None:
+    """From an earlier version to this one, once, whoever comes first."""
     database.execute("BEGIN IMMEDIATE")
     try:
-        if database.execute("PRAGMA user_version").fetchone()[0] == 1:
-            for statement in _statements(_SECOND_SCHEMA):
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        for script in (_SECOND_SCHEMA, _THIRD_SCHEMA)[version - 1 :]:
+            for statement in _statements(script):
                 database.execute(statement)
-            database.execute("PRAGMA user_version = 2")
+        if version < SCHEMA_VERSION:
+            models = database.execute("SELECT id, identity FROM models").fetchall()
+            keys = ((key, model) for model, identity in models if (key := key_of(identity)) is not None)
+            database.executemany("UPDATE models SET key = ? WHERE id = ?", keys)
+            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         database.execute("COMMIT")
     except BaseException:
         database.execute("ROLLBACK")
@@ -141,17 +154,21 @@ def _statements(script: str) -> Iterator[str]:
             statement = ""
 
 
-def checked_meta(database: sqlite3.Connection, path: Path, method: Mapping[str, int]) -> dict[str, str]:
+def checked_meta(
+    database: sqlite3.Connection, path: Path, method: Mapping[str, int], key_of: Callable[[str], str | None]
+) -> dict[str, str]:
     """What the registry says of itself, brought up to date first: ``uuid`` and ``method``.
 
-    Raises ``RegistryBrokenError``, and ``IncompatibleParametersError`` where it was made with another ``method``.
+    ``key_of`` reads from the signature file of an identity what an earlier version did not note: the secret key of its
+    second sketch. Raises ``RegistryBrokenError``, and ``IncompatibleParametersError`` where it was made with another
+    ``method``.
     """
     application = database.execute("PRAGMA application_id").fetchone()[0]
     version = database.execute("PRAGMA user_version").fetchone()[0]
     if application != APPLICATION_ID:
         raise RegistryBrokenError(f"{path}: this is not the database of a registry")
-    if version == 1:
-        _migrate(database)
+    if version in {1, 2}:
+        _migrate(database, key_of)
         version = database.execute("PRAGMA user_version").fetchone()[0]
     if version != SCHEMA_VERSION:
         raise RegistryBrokenError(

@@ -13,7 +13,7 @@ from fingerprint.comparing.evidence import Test, bonferroni
 from fingerprint.errors import SignatureError, UsageError
 from fingerprint.threads import single_blas
 from fingerprint.vocabulary import Depth
-from signatures.keyed import key_identity, keyed_fingerprint, measure_keyed
+from signatures.keyed import keyed_fingerprint, measure_keyed
 from signatures.records import anonymous_model
 from signatures.report import KeyedCheck
 from signatures.signature import is_signature, read_signature
@@ -43,8 +43,8 @@ def check_scan(
     """The report of a scan with ``keyed``: one check for each registered model with a sketch under this key.
 
     Models without one, or under another key, are not checked, which a note says if they matched; nor are those whose
-    sketch names this key and cannot be opened with it, as a damaged or forged one does. Reads the suspect and every
-    registered signature once more. Raises ``UsageError`` if the suspect is a signature, or large, elsewhere and only
+    sketch names this key and cannot be opened with it, as a damaged or forged one does. Reads the suspect and
+    these signatures once more. Raises ``UsageError`` if the suspect is a signature, or large, elsewhere and only
     looked at quickly; ``InputError``, ``RegistryError``.
     """
     if report.error is not None:
@@ -54,10 +54,8 @@ def check_scan(
     started = time.perf_counter()
     keyed: list[tuple[str, str, Fingerprint]] = []
     broken: list[str] = []
-    for model in registry.models():
+    for model in registry.under_key(key.identity):
         signature = registry.load_signature(model)
-        if key_identity(signature) != key.identity:
-            continue
         try:
             keyed.append((model.name, model.identity, keyed_fingerprint(signature, key, model.name)))
         except SignatureError as error:  # whose key it is stands in the open: a stranger's signature may say the same

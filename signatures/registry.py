@@ -124,6 +124,10 @@ class Registry:
         found = self._store.named_like(f"%{model}%") if model.strip("%.") else ()
         return tuple(one for one in found if any(names_same(name, entry.name) for entry in one.registrations))
 
+    def under_key(self, key: str) -> tuple[ModelRecord, ...]:
+        """The models whose signature says that it has a sketch under the secret key of that identity (``Key``)."""
+        return self._store.under_key(key)
+
     def count(self) -> int:
         """How many models there are; ``models`` reads all of them."""
         return self._store.count()
@@ -364,8 +368,8 @@ class Registry:
                 if self._store.by_id(record.id) is not None:
                     problems.append(str(error))
                 continue
-            facts = (entry.weights, entry.depth, entry.counts)
-            if facts != (record.weights, record.depth, (record.parameters, record.tensors)):
+            facts = (entry.weights, entry.depth, entry.counts, entry.holding.key)
+            if facts != (record.weights, record.depth, (record.parameters, record.tensors), record.key):
                 problems.append(f"{record.name}: the record contradicts the signature")
             if sorted(entry.digests) != self._store.digest_rows(record.id) and self._store.by_id(record.id) is not None:
                 problems.append(f"{record.name}: the registered digests are not those of the signature")
@@ -426,6 +430,7 @@ class Registry:
                 depth=entry.depth,
                 counts=entry.counts,
                 digests=entry.digests,
+                key=entry.holding.key,
             )
         store.add_name(model, registration)
         return model

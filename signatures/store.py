@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from fingerprint.errors import RegistryBrokenError, RegistryError, UnknownModelError, clipped
+from fingerprint.errors import RegistryBrokenError, RegistryError, SignatureError, UnknownModelError, clipped
 from signatures.database import DATABASE, checked_meta, connect, create_database, translated
 from signatures.engine import START, Mark
 from signatures.files import flush_file, flush_folder
@@ -37,15 +37,15 @@ _MANY: Final = 16
 class Store:
     """One connection to a registry on disk. Use it from one thread, and open another one after a fork."""
 
-    def __init__(self, folder: Path, database: sqlite3.Connection, key: str, timeout: float) -> None:
+    def __init__(self, folder: Path, database: sqlite3.Connection, method: Mapping[str, int], timeout: float) -> None:
         self.folder = folder
-        self.key = key
         self._database = database
         self._timeout = timeout
         self._signatures = folder / "signatures"
         self._pending = folder / "pending"
         self._digest: tuple[Mark, str] | None = None
         self._unflushed: list[Path] = []
+        self.key = checked_meta(database, folder / DATABASE, method, self._secret_key)["uuid"]
 
     @classmethod
     def open(cls, folder: Path, *, method: Mapping[str, int], create: bool, timeout: float = BUSY_SECONDS) -> Self:
@@ -62,7 +62,7 @@ class Store:
                 create_database(folder, method)
             database = connect(path, timeout)
             try:
-                return cls(folder, database, checked_meta(database, path, method)["uuid"], timeout)
+                return cls(folder, database, method, timeout)
             except BaseException:
                 database.close()
                 raise
@@ -99,6 +99,10 @@ class Store:
         with translated(self.folder):
             self._database.create_function("matches", 1, lambda name: pattern.match(name) is not None)
         return self._records("WHERE models.id IN (SELECT model FROM registrations WHERE matches(name))", ())
+
+    def under_key(self, key: str) -> tuple[ModelRecord, ...]:
+        """The models with a second sketch under the secret key of that identity."""
+        return self._records("WHERE models.key = ?", (key,))
 
     def count(self) -> int:
         """How many models there are."""
@@ -240,17 +244,18 @@ class Store:
         depth: str,
         counts: tuple[int, int],
         digests: Iterable[tuple[int, str, bytes, int]],
+        key: str | None = None,
     ) -> int:
         """Add a model without names and return its id; only inside ``writing``.
 
         ``data`` is the signature file, ``counts`` are parameters and tensors, ``digests`` rows of position, kind,
-        digest and elements.
+        digest and elements, ``key`` the identity of the secret key of its second sketch.
         """
         self._pending.mkdir(exist_ok=True)
         self._pending_place(identity).write_bytes(data)
         self._unflushed.append(self._pending_place(identity))
-        row = (identity, weights, depth, *counts)
-        insert = "INSERT INTO models (identity, weights, depth, parameters, tensors) VALUES (?, ?, ?, ?, ?)"
+        row = (identity, weights, depth, *counts, key)
+        insert = "INSERT INTO models (identity, weights, depth, parameters, tensors, key) VALUES (?, ?, ?, ?, ?, ?)"
         model = self._database.execute(insert, row).lastrowid
         if model is None:
             raise RegistryBrokenError(f"{self.folder}: the database gave no id to a new model")
@@ -319,7 +324,7 @@ class Store:
 
     def _records(self, where: str, values: tuple[Any, ...]) -> tuple[ModelRecord, ...]:
         query = f"""
-            SELECT models.id, identity, depth, parameters, tensors, weights,
+            SELECT models.id, identity, depth, parameters, tensors, weights, key,
                    name, owner, license, revision, base, note, origin, registered, claimed
             FROM models JOIN registrations ON registrations.model = models.id {where}
             ORDER BY models.id, origin != ?, registrations.id
@@ -328,10 +333,20 @@ class Store:
             rows = self._database.execute(query, (*values, LOCAL)).fetchall()
         models: dict[int, tuple[tuple[Any, ...], list[Registration]]] = {}
         for row in rows:
-            fields = [*row[6:13], _moment(row[13]), _optional_moment(row[14])]
-            models.setdefault(row[0], (row[:6], []))[1].append(Registration(*fields))
+            fields = [*row[7:14], _moment(row[14]), _optional_moment(row[15])]
+            models.setdefault(row[0], (row[:7], []))[1].append(Registration(*fields))
         records = ([*head, tuple(entries)] for head, entries in models.values())
         return tuple(ModelRecord(*fields) for fields in records)
+
+    def _secret_key(self, identity: str) -> str | None:
+        """The secret key of the second sketch in a signature file; None if it has none or cannot be read."""
+        from signatures.container import unpack
+        from signatures.keyed import key_in
+
+        with suppress(RegistryError, SignatureError):
+            data = self.read_file(identity)
+            return None if data is None else key_in(unpack(data).sections)
+        return None
 
     def _pending_place(self, identity: str) -> Path:
         return self._pending / f"{identity.removeprefix('sha256:')}.fpsig"

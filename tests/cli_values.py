@@ -158,6 +158,7 @@ RECORD = ModelRecord(
     parameters=22_713_216,
     tensors=104,
     weights=None,
+    key=None,
     registrations=(
         Registration("acme/base", HOSTILE, "apache-2.0", "v1", "public/base", "a\nnote", "local", NOW, None),
         Registration("acme/alias", None, None, None, None, None, "file:partner", NOW, NOW),

@@ -29,7 +29,9 @@ from signatures.keyed import (
     unseal,
     with_section,
 )
+from signatures.keyed_check import check_scan
 from signatures.registry import Registry
+from signatures.scan import scan_path
 from signatures.signature import decode, encode, read_signature, sign
 from tests.reader80 import read
 
@@ -158,6 +160,19 @@ def test_the_key_confirms_a_relative_and_no_stranger(folder, fp: Program, tmp_pa
     other = fp("scan", folder / "tuned.safetensors", "--key", folder / "second.key", registry=registry).out
     assert "no registered model has a sketch under key" in other
     assert "not checked with key" in other
+
+
+def test_a_check_with_a_key_reads_no_signature_without_it(folder, fp: Program, tmp_path):
+    key, registry = folder / "first.key", tmp_path / "registry"
+    fp("register", folder / "a.safetensors", "--name", "x/a", "--key", key, registry=registry)
+    fp("register", folder / "b.safetensors", "--name", "x/b", registry=registry)
+    with Registry.open(registry) as opened:
+        report = scan_path(opened, folder / "tuned.safetensors")
+        (other,) = (record for record in opened.models() if record.key is None)
+        opened._store.place(other.identity).unlink()
+    with Registry.open(registry) as opened:
+        checked = check_scan(opened, report, folder / "tuned.safetensors", FIRST)
+    assert {check.model: check.confirmed for check in checked.keyed} == {"x/a": True}
 
 
 def test_a_key_that_cannot_be_tried_hides_neither_matches_nor_other_models(folder, section, fp: Program, tmp_path):

@@ -99,6 +99,7 @@ def test_a_swapped_signature_file_is_noticed(folder: Path) -> None:
 def test_rows_that_contradict_the_signatures_are_reported(folder: Path) -> None:
     database = sqlite3.connect(folder / "registry.sqlite3")
     database.execute("UPDATE models SET parameters = 5 WHERE id = 1")
+    database.execute("UPDATE models SET key = '0123456789abcdef' WHERE id = 2")
     database.execute("DELETE FROM digests WHERE model = 2 AND position = 0")
     database.commit()
     database.close()
@@ -107,9 +108,10 @@ def test_rows_that_contradict_the_signatures_are_reported(folder: Path) -> None:
     with Registry.open(folder) as registry:
         problems = "\n".join(registry.check())
     assert "org/one: the record contradicts the signature" in problems
+    assert "org/two: the record contradicts the signature" in problems
     assert "org/two: the registered digests" in problems
     assert "stray.fpsig: no model has this file" in problems
-    assert len(problems.splitlines()) == 3
+    assert len(problems.splitlines()) == 4
 
 
 def test_a_signature_that_was_tampered_with_in_memory_is_refused(folder: Path) -> None:

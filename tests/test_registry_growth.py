@@ -10,8 +10,10 @@ import pytest
 
 from benchmarks.synthetic import small_model
 from fingerprint.vocabulary import Depth
+from signatures.container import Section
 from signatures.database import SCHEMA_VERSION
 from signatures.engine import START, Mark
+from signatures.keyed import KIND, make_key, with_section
 from signatures.records import LOCAL, Registration
 from signatures.registry import Registry
 from signatures.scan import scan_path
@@ -63,6 +65,7 @@ def test_neither_a_registration_nor_a_scan_looks_at_all_models(
         lambda store: store.same_weights("of none", Depth.FULL),
         lambda store: store.lookup([bytes(32), b"1" * 32]),
         lambda store: store.digest_rows(1),
+        lambda store: store.under_key("of model 1"),
         lambda store: store.has_depth(Depth.FULL),
         lambda store: store.has_depth(Depth.QUICK),
         lambda store: store.mark(),
@@ -77,8 +80,9 @@ def test_what_is_looked_up_takes_no_longer_among_more_models(tmp_path: Path, loo
             for number in range(count):
                 digest = (0, "exact", str(number).encode() * 32, 9)
                 weights, identity = f"weights {number}", f"sha256:{number:064}"
+                key = f"of model {number}" if number < 2 else None
                 model = store.add_model(
-                    identity, b"", weights=weights, depth=Depth.FULL, counts=(9, 1), digests=[digest]
+                    identity, b"", weights=weights, depth=Depth.FULL, counts=(9, 1), digests=[digest], key=key
                 )
                 store.add_name(model, Registration(f"org/m{number}", *(None,) * 5, LOCAL, datetime.now(UTC), None))
         taken = [0]
@@ -133,24 +137,35 @@ def test_what_fails_together_leaves_nothing(tmp_path: Path, signatures: list[Sig
         assert registry.index_status().current
 
 
-def test_a_registry_of_the_first_version_is_brought_up_to_date(tmp_path: Path, signatures: list[Signature]) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_registry_of_an_earlier_version_is_brought_up_to_date(
+    tmp_path: Path, signatures: list[Signature], version: int
+) -> None:
+    key = make_key(bytes(range(32)))
+    keyed = with_section(signatures[2], Section(KIND, bytes.fromhex(key.identity) + bytes(40)))
     with Registry.open(tmp_path) as registry:
-        for at, one in enumerate(signatures[:3]):
+        for at, one in enumerate((*signatures[:2], keyed)):
             registry.register(one, name=f"org/m{at}")
         registry.remove("org/m1")
-        digest = registry.digest
+        digest, files = registry.digest, {one.name: registry._store.place(one.identity) for one in registry.models()}
+    files["org/m0"].unlink()  # what cannot be read does not stand in the way
     database = sqlite3.connect(tmp_path / "registry.sqlite3")
-    database.executescript(
-        "DROP TRIGGER model_added; DROP TRIGGER model_removed; DROP TABLE changes; DROP INDEX models_depth;"
-        "PRAGMA user_version = 1"
-    )
+    database.executescript("DROP INDEX models_key; ALTER TABLE models DROP COLUMN key; PRAGMA user_version = 2")
+    if version == 1:
+        database.executescript(
+            "DROP TRIGGER model_added; DROP TRIGGER model_removed; DROP TABLE changes; DROP INDEX models_depth;"
+            "PRAGMA user_version = 1"
+        )
     database.close()
     with Registry.open(tmp_path) as registry, Registry.open(tmp_path) as other:
         assert registry._store._database.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION
         assert registry.digest == other.digest == digest
+        assert [one.name for one in other.under_key(key.identity)] == ["org/m2"]
+        registry.remove("org/m0")
         registry.register(signatures[3], name="org/m3")
         assert other.index_status().current
-        assert [added for _, added in registry._store.changes(START)[0]] == [True, True, True]
+        came = [True, True, False, True] if version == 1 else [True, True, True, False, False, True]
+        assert [added for _, added in registry._store.changes(START)[0]] == came
 
 
 def test_digests_are_looked_up_by_an_index_of_the_database(tmp_path: Path, signatures: list[Signature]) -> None:

@@ -469,7 +469,7 @@ def test_mlps_whose_neurons_were_permuted_count_in_distances_and_embeddings_alon
     with_base, with_tuned = (
         compare_fingerprints(sign_of(weights, tmp_path).fingerprint, suspect) for weights in (base, tuned[21])
     )
-    record = ModelRecord(1, "sha256:0", "full", 1, 1, None, ())
+    record = ModelRecord(1, "sha256:0", "full", 1, 1, None, None, ())
     near, far = (assess(record, one, 1) for one in (with_base, with_tuned))
     assert near is not None
     assert far is not None

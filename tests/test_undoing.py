@@ -234,6 +234,21 @@ def test_nothing_is_recovered_from_another_seed(zoo, tmp_path, stem, name):
     assert "nothing corresponds" in " ".join(" ".join(undoing_lines(found, Look())).split())
 
 
+@pytest.mark.parametrize("stem", [LLAMA, GPT2])
+def test_tables_of_tokens_alone_do_not_make_a_recovery(zoo, tmp_path, stem):
+    """Models that learnt the same text may have tables as alike as copies; here they are copies."""
+    ours, theirs = (load_weights(zoo, f"{stem}-{model}") for model in ("A", "B"))
+    tables = {name: w for name, w in ours.items() if "embed" in name or "wte" in name or "wpe" in name}
+    assert tables
+    for name, table in tables.items():
+        theirs[name] = table * 30.0
+        ours[name] = table * 30.0
+    found, _ = undone(tmp_path, ours, theirs)
+    assert not found.recovered
+    assert found.held_out.residual > 0.8 * found.held_out.control
+    assert {one.use for one in found.residuals if "embedding" in one.kind} <= {"tables", "fitted"}
+
+
 def test_streams_of_different_width_are_said_to_be(zoo, tmp_path):
     wide = {name: torch.cat([w, w], -1) for name, w in load_weights(zoo, f"{GPT2}-A").items()}
     found, transform = undone(tmp_path, load_weights(zoo, f"{GPT2}-A"), wide)

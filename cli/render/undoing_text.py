@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cli.console import Look
     from fingerprint.undoing.result import Total, Undoing
 
-_USES: Final = {"held-out": "held out", "ordered": "own order only", "fitted": "fitted"}
+_USES: Final = {"held-out": "held out", "ordered": "own order only", "tables": "does not count", "fitted": "fitted"}
 _SOURCES: Final = {
     "no rotation": "none was needed",
     "tokens": "first found from the embeddings of tokens",
@@ -35,7 +35,7 @@ def undoing_lines(undoing: Undoing | None, look: Look) -> list[str]:
     rows = [
         [one.kind, _USES.get(one.use, one.use), str(one.tensors), f"{one.residual:.2g}", f"{one.control:.2f}"]
         for one in undoing.residuals
-        if look.details or one.use == "held-out" or one.kind.endswith("circuit")
+        if look.details or one.use in {"held-out", "tables"} or one.kind.endswith("circuit")
     ]
     header = ["Left of", "its use", "tensors", "residual", "if misplaced"]
     return ["", *fields(said, look), "", *table(header, rows, look, right=(2, 3, 4), indent=INDENT), ""]

@@ -12,9 +12,12 @@ class Use(StrEnum):
 
     ``FITTED``: the rotation, or an order of rows, signs and scales together with it. ``ORDERED``: nothing but the
     order, signs and scales of its own neurons or heads; the rotation comes from elsewhere. ``HELD_OUT``: nothing.
+    ``TABLES``: at most the order, as of ``ORDERED``, but it is a table of tokens or positions: models that learnt the
+    same text have tables that are alike up to a rotation.
     """
 
     FITTED = "fitted"
+    TABLES = "tables"
     ORDERED = "ordered"
     HELD_OUT = "held-out"
 
@@ -47,8 +50,10 @@ class Undoing(Struct, frozen=True):
 
     ``held_out`` is the residual over all tensors from which nothing was estimated: neither the rotation nor an order,
     sign or scale; ``ordered`` over those from which only the order, signs and scales of their own neurons or heads
-    were; ``fitted`` over the rest. About 1.41 (the root of 2) is what unrelated weights of equal size leave.
-    ``recovered``: whether the held-out residual is well below its control; if it is not, what was undone means nothing.
+    were; ``tables`` and ``fitted`` over the rest (``Use``). About 1.41 (the root of 2) is what unrelated weights of
+    equal size leave.
+    ``recovered``: whether the held-out residual is below .8 of its control, or where nothing was held out, that of
+    ``ordered`` below .5; if it is not, what was undone means nothing.
     ``missing`` says why nothing could be done. ``source`` is what the rotation was first found from; ``rotation`` is
     ``as-it-was``, ``permuted`` or ``rotated``; ``angle`` is ``|R - 1| / sqrt(2 width)``, 1 for a random rotation.
     ``scale``: how much larger the residual stream is. Shares (0 to 1) of tokens, neurons and heads under another
@@ -74,5 +79,6 @@ class Undoing(Struct, frozen=True):
     attention: int = 0
     held_out: Total | None = None
     ordered: Total | None = None
+    tables: Total | None = None
     fitted: Total | None = None
     residuals: tuple[Residual, ...] = ()

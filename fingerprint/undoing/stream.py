@@ -54,7 +54,6 @@ class Tokens(Struct, frozen=True):
     theirs: Part
     order: Int64
     moved: float
-    estimated: bool
 
 
 class Stream(Struct, frozen=True):
@@ -305,7 +304,7 @@ def _tokens(
         if by_number >= _CLEAR * by_row:
             order = np.where(np.arange(len(second)) < count, np.arange(len(second)), -1)
         moved = float(np.mean(order[:count] != np.arange(count)))
-        tokens = Tokens(mine, its, order, moved, by_number < _CLEAR * by_row)
+        tokens = Tokens(mine, its, order, moved)
         if found is None or max(by_number, by_row) > found[0]:
             found = max(by_number, by_row), tokens
     return None if found is None else found[1]

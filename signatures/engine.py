@@ -63,7 +63,8 @@ class EngineStatus(Struct, frozen=True):
     ``kind`` says in a few words how it searches ("flat", "flat + inverted lists", "milvus", "empty"); ``rows`` counts
     vectors, ``parts`` segments or partitions, ``bytes`` those stored (0 if unknown), ``memory`` those that a search
     goes through and that should stay in memory. ``exact`` engines compare with every vector; of the others
-    ``least_recall`` is the share of the nearest models that they must find in a check.
+    ``least_recall`` is the share of the nearest models that they must find in a check. ``outgrown`` engines would
+    search faster if they were made anew.
     """
 
     kind: str
@@ -74,6 +75,7 @@ class EngineStatus(Struct, frozen=True):
     memory: int
     exact: bool = True
     least_recall: float = 1.0
+    outgrown: bool = False
 
 
 class Engine(Protocol):

@@ -4,11 +4,12 @@ A small registry's index compares with every row (``FlatIndex``). From ``Tuning.
 lists of compressed codes (``ListsIndex``), and only the newest, up to ``Tuning.backlog_rows``, wait in flat segments. A
 registration adds a segment, and neighbours of like size are merged, so that there are few of them and each vector is
 copied a logarithmic number of times; but nothing larger than ``Tuning.merged_rows`` is merged on the way, so that no
-registration waits for long. ``rebuild`` makes one segment of everything, with centroids of its own.
+registration waits for more than seconds. ``rebuild`` makes one segment of everything, with centroids of its own.
 
 The database of the registry says which models there are; the folder can be thrown away at any time. Replacing the
 manifest, which also holds the mark, is the only moment at which the index on disk changes: after ``kill -9`` it is as
-before or as after. Models that are removed from inverted lists are named in the manifest until a merge leaves them out.
+before or as after. Models that are removed from inverted lists are named in the manifest until a merge leaves them out,
+or until most of a segment's are gone and it is written anew.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from fingerprint.errors import RegistryBrokenError, UsageError
 from signatures.engine import START, EngineBehindError, EngineError, EngineStatus, Mark
 from signatures.files import write_atomically
 from signatures.index import Block, FlatIndex, Float32, Hits, Int64, blocks_of, merged
-from signatures.index_lists import Effort, ListsIndex, build, joined
+from signatures.index_lists import Effort, ListsIndex, build, joined, lists_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 FORMAT: Final = 2
 LEAST_RECALL: Final = 0.6
 """Of the nearest models of vectors moved to a cosine of .7, asked by the hundred: dozens of them vote in a scan."""
+_OUTGROWN: Final = 4
+"""How many times as many lists there should be where ``fp index build`` is advised: as of 16 times as many rows."""
 _ATTEMPTS: Final = 5
 _SHARE_OF_MEMORY: Final = 16
 _log = logging.getLogger(__name__)
@@ -49,7 +52,7 @@ class Tuning(Struct, frozen=True):
 
     flat_rows: int = 1 << 17
     backlog_rows: int = 1 << 15
-    merged_rows: int = 1 << 18
+    merged_rows: int = 1 << 21
     small_rows: int = 1 << 12
     effort: Effort = field(default_factory=Effort)
 
@@ -83,11 +86,11 @@ class Segment(Struct, frozen=True):
         """Whether it has the model."""
         return model not in self.gone and self.index.has(model)
 
-    def search(self, queries: Float32, n: int) -> Hits:
-        """See ``VectorIndex.search``."""
+    def search(self, queries: Float32, n: int, among: int) -> Hits:
+        """See ``VectorIndex.search``; ``among`` are the rows of all inverted lists."""
         if isinstance(self.index, FlatIndex):
             return self.index.search(queries, n)
-        return self.index.search(queries, n, self.gone)
+        return self.index.search(queries, n, self.gone, among)
 
     def blocks(self) -> Iterable[Block]:
         """Its rows."""
@@ -123,7 +126,8 @@ class IndexFolder:
 
     def search(self, queries: Float32, n: int) -> Hits:
         """See ``Engine.search``."""
-        parts = [segment.search(queries, n) for segment in self._segments]
+        among = sum(len(segment.index) for segment in self._segments if isinstance(segment.index, ListsIndex))
+        parts = [segment.search(queries, n, among) for segment in self._segments]
         return merged(parts, n) if parts else FlatIndex(self._width).search(queries, n)
 
     def rows(self, model: int) -> Rows:
@@ -172,7 +176,7 @@ class IndexFolder:
         self.mark()
         lists = [part.index for part in self._segments if isinstance(part.index, ListsIndex)]
         flat = [part for part in self._segments if isinstance(part.index, FlatIndex)]
-        of_flat = sum((self._folder / part.name).stat().st_size for part in flat)
+        of_flat = sum(_size(self._folder / part.name) for part in flat)
         words = ["inverted lists"] if lists else []
         words += ["flat"] if flat or not lists else []
         return EngineStatus(
@@ -184,19 +188,23 @@ class IndexFolder:
             memory=of_flat + sum(index.memory for index in lists),
             exact=not lists,
             least_recall=LEAST_RECALL if lists else 1.0,
+            outgrown=any(_OUTGROWN * index.lists <= lists_for(sum(map(len, lists))) for index in lists),
         )
 
     # Changing
 
     def _without(self, segments: list[Segment], models: set[int]) -> list[Segment]:
-        """Segments without some models: flat ones are copied, of inverted lists it is written down."""
+        """Segments without some models: flat ones are copied, of inverted lists it is written down, until most of their
+        models are gone."""
         kept: list[Segment] = []
         for segment in segments:
             here = {model for model in models if segment.has(model)}
             if not here:
                 kept.append(segment)
             elif isinstance(segment.index, ListsIndex):
-                kept.append(Segment(segment.name, segment.index, segment.gone | here))
+                left = Segment(segment.name, segment.index, segment.gone | here)
+                mostly = 2 * len(left.gone) <= left.index.models
+                kept.append(left if mostly else self._in_lists(left.blocks(), segment.index))
             else:
                 rest = FlatIndex(self._width)
                 rest.extend(segment.index.block().without(here))
@@ -314,7 +322,7 @@ class IndexFolder:
             segments = []
             for entry in values["segments"]:
                 name = str(entry["name"])
-                index = known.get(name) or self._opened(name)
+                index = known[name] if name in known else self._opened(name)
                 segments.append(Segment(name, index, frozenset(map(int, entry["gone"]))))
             number, token = values["mark"]
             return segments, Mark(int(number), str(token))
@@ -339,6 +347,14 @@ class IndexFolder:
                 lock.close()
         except (OSError, RuntimeError, sqlite3.Error) as error:
             raise EngineError(f"{self._folder}: the index cannot be written: {error}") from error
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; none if another process has merged it away."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _fresh_name() -> str:

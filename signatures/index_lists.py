@@ -9,6 +9,7 @@ copies score alike.
 The index is written once, in a folder of its own, and read mapped into memory. How far a search looks is a matter of
 effort: as many codes are looked through as ``Effort.codes`` allows for all queries of one call together, so that the
 few queries of a single tensor look everywhere, and the hundreds of a large model, which vote together, at a part.
+Several such indexes that are searched beside each other share that effort by their rows.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ class Effort(Struct, frozen=True):
     """How far a search looks.
 
     ``codes`` are looked through in one call at most, all queries together, but for each query those of ``least_lists``
-    lists at least; the ``depth`` best are ranked by their vectors, and up to ``most_depth`` where these do not settle
-    which models are the best.
+    lists at least, of as many lists as there should be; the ``depth`` best are ranked by their vectors, and up to
+    ``most_depth`` where these do not settle which models are the best. All indexes that are searched beside each other
+    share ``codes`` and ``depth``.
     """
 
     codes: int = 1 << 22
@@ -77,12 +79,13 @@ class ListsIndex:
         faiss = faiss_library()
         self.folder = folder
         self._effort = effort
+        self._shown: tuple[frozenset[int], Any] | None = None
         try:
             about = json.loads((folder / "about.json").read_text())
             self._width, rows = int(about["width"]), int(about["rows"])
             self.coarse = str(about["coarse"])
-            for name in _FILES:
-                size = (folder / name).stat().st_size
+            self._bytes = {name: (folder / name).stat().st_size for name in _FILES}
+            for name, size in self._bytes.items():
                 if size != about["bytes"][name] or about["format"] != FORMAT:
                     raise RegistryBrokenError(f"{folder / name}: the index has {size} bytes, or another format")
             flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
@@ -108,14 +111,19 @@ class ListsIndex:
         return int(self._models.shape[1])
 
     @property
+    def lists(self) -> int:
+        """How many lists the rows are in."""
+        return int(self._lists.nlist)
+
+    @property
     def bytes(self) -> int:
         """Size of the files."""
-        return sum((self.folder / name).stat().st_size for name in _FILES)
+        return sum(self._bytes.values())
 
     @property
     def memory(self) -> int:
         """Bytes that searches go through: the codes and the ids."""
-        return sum((self.folder / name).stat().st_size for name in ("lists.faiss", "ids.i64", "models.i64"))
+        return sum(self._bytes[name] for name in ("lists.faiss", "ids.i64", "models.i64"))
 
     def covers(self) -> Mapping[int, int]:
         """The models, each with its number of rows."""
@@ -146,19 +154,39 @@ class ListsIndex:
             yield block.without(without)
             first = last
 
-    def search(self, queries: Float32, n: int, without: Collection[int] = ()) -> Hits:
-        """As ``VectorIndex.search``, but it may miss some; the models ``without`` are left out."""
+    def search(self, queries: Float32, n: int, without: frozenset[int] = frozenset(), among: int = 0) -> Hits:
+        """As ``VectorIndex.search``, but it may miss some; the models ``without`` are left out. ``among``: rows of all
+        indexes that are searched beside this one, its own included."""
         found: list[list[tuple[float, int, int]]] = [[] for _ in queries]
         if n > 0:
             todo = np.arange(len(queries))
-            hidden = np.array(sorted(without), np.int64)
-            depth = max(self._effort.depth, 8 * n)
-            most = max(self._effort.most_depth, 8 * n)
+            among = max(among, len(self))
+            whole = max(self._effort.depth, 8 * n)
+            # More than its share, as the nearest may lie together; what this does not settle is ranked deeper.
+            depth = max(2 * n, math.ceil(whole * min(1.0, 2 * len(self) / among)))
+            most = max(self._effort.most_depth, whole)
+            faiss = faiss_library()
+            parameters = faiss.IVFRaBitQSearchParameters()
+            parameters.qb, parameters.sel = _QUERY_BITS, self._selector(without)
             while len(todo):
+                parameters.nprobe = self._probed(len(todo), among)
                 last = depth >= min(most, len(self))
-                todo = self._search_deep(queries, todo, n, min(depth, len(self)), hidden, found, last=last)
+                todo = self._search_deep(queries, todo, n, min(depth, len(self)), parameters, found, last=last)
                 depth = min(4 * depth, most)
         return padded(found)
+
+    def _selector(self, without: frozenset[int]) -> Any:
+        """What FAISS asks whether a row is to be looked at; None if all are."""
+        if not without:
+            return None
+        if self._shown is None or self._shown[0] != without:
+            shown = np.ones(-(-len(self) // 8) * 8, np.uint8)
+            gone = np.isin(self._models[0], np.fromiter(without, np.int64, len(without)))
+            for start, count in self._models[1:, gone].T.tolist():
+                shown[start : start + count] = 0
+            bits = np.packbits(shown, bitorder="little")
+            self._shown = without, faiss_library().IDSelectorBitmap(bits)
+        return self._shown[1]
 
     def _search_deep(
         self,
@@ -166,16 +194,13 @@ class ListsIndex:
         todo: Int64,
         n: int,
         depth: int,
-        hidden: Int64,
+        parameters: Any,
         found: list[list[tuple[float, int, int]]],
         *,
         last: bool,
     ) -> Int64:
         """Rank ``depth`` rows for the queries ``todo``; returns those for which that was not deep enough."""
-        faiss = faiss_library()
         asked = np.ascontiguousarray(queries[todo], np.float32)
-        parameters = faiss.IVFRaBitQSearchParameters()
-        parameters.nprobe, parameters.qb = self._probed(len(todo)), _QUERY_BITS
         _, rows = self._index.search(asked, depth, params=parameters)
         again: list[int] = []
         step = max(1, _RANKED_ROWS // depth)
@@ -188,8 +213,6 @@ class ListsIndex:
                 row, numbers = row[order], numbers[order]  # noqa: PLW2901 - best first from here on
                 _, first = np.unique(numbers >> POSITION_BITS, return_index=True)
                 first.sort()
-                if len(hidden):
-                    first = first[~np.isin(numbers[first] >> POSITION_BITS, hidden)]
                 settled = len(first) > n and row[-1] < row[first[n - 1]] - TIE
                 if settled or last or len(order) < depth:
                     found[query] = cut_after(row[first], numbers[first], n)
@@ -197,11 +220,15 @@ class ListsIndex:
                     again.append(query)
         return np.array(again, np.int64)
 
-    def _probed(self, queries: int) -> int:
-        """How many lists of each query are looked through."""
-        mean = max(1.0, len(self) / self._lists.nlist)
-        allowed = int(self._effort.codes / (mean * queries))
-        return int(min(max(allowed, self._effort.least_lists), self._lists.nlist))
+    def _probed(self, queries: int, among: int) -> int:
+        """How many lists of each query are looked through.
+
+        Lists of an index that has grown are longer than they should be, and fewer of them hold as much.
+        """
+        lists = self.lists
+        allowed = int(self._effort.codes * lists / (max(among, lists) * queries))
+        least = math.ceil(self._effort.least_lists * min(1.0, 2 * lists / lists_for(among)))
+        return int(min(max(allowed, least), lists))
 
     def _scores(self, queries: Float32, rows: Int64) -> Float32:
         """Inner products (q, depth) of each query with its rows; -inf for rows of -1."""

@@ -58,7 +58,8 @@ class Log(Protocol):
 
 class IndexStatus(Struct, frozen=True):
     """What the indexes hold together: ``missing`` and ``superfluous`` are ids of models; ``bytes`` those stored,
-    ``memory`` those that searches go through; ``kinds`` says of each kind of vectors how it is searched."""
+    ``memory`` those that searches go through; ``kinds`` says of each kind of vectors how it is searched; ``outgrown``
+    whether an index made anew would be searched faster."""
 
     models: int
     covered: int
@@ -69,6 +70,7 @@ class IndexStatus(Struct, frozen=True):
     superfluous: tuple[int, ...]
     memory: int = 0
     kinds: Mapping[str, str] = field(default_factory=dict)
+    outgrown: bool = False
 
     @property
     def current(self) -> bool:
@@ -192,6 +194,7 @@ class Indexes:
             superfluous=tuple(sorted(any_of - models)),
             memory=sum(one.memory for one in found),
             kinds={kind.name.lower(): one.kind for kind, one in zip(Vectors, found, strict=True)},
+            outgrown=any(one.outgrown for one in found),
         )
 
     def check(self, queries: int) -> IndexCheck:

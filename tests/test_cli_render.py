@@ -96,6 +96,7 @@ KINDS = [
         (
             IndexState("status", STATUS),
             IndexState("build", replace(STATUS, missing=(), superfluous=())),
+            IndexState("status", replace(STATUS, outgrown=True)),
             IndexState("check", STATUS, (HOSTILE, "another"), CHECKED),
         ),
     ),
@@ -306,3 +307,9 @@ def test_a_console_without_standard_error_is_silent(monkeypatch: pytest.MonkeyPa
 
     sys.stderr.close()
     Console().error("nobody reads this")
+
+
+def test_an_index_that_has_outgrown_its_lists_is_told_to_be_built_anew() -> None:
+    for outgrown in (False, True):
+        text = INDEX_VIEW.to_text(Look()).value(IndexState("status", replace(STATUS, missing=(), outgrown=outgrown)))
+        assert ("fp index build" in text) is outgrown

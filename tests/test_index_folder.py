@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from typing import TYPE_CHECKING
 
+import faiss
 import numpy as np
 import pytest
 from msgspec.structs import replace
@@ -14,6 +15,7 @@ from msgspec.structs import replace
 from benchmarks.synthetic import small_model
 from signatures.codec import decode_vectors
 from signatures.engine import START, Mark
+from signatures.index import FlatIndex
 from signatures.index_folder import IndexFolder, Tuning
 from signatures.index_lists import Effort, ListsIndex
 from signatures.memory import available
@@ -313,6 +315,56 @@ class TestSegments:
         }
         assert left - named == set(index.covers()) - {m for m in index.covers() if m not in left}
         assert index.covers() == dict.fromkeys([*range(1, 20, 2), *range(20, 40)], 10)
+
+    def test_inverted_lists_that_most_models_have_left_are_written_anew(self, tmp_path: Path) -> None:
+        index = IndexFolder(tmp_path, "key", WIDTH, TINY)
+        index.rebuild(((model, rows(model, 10)) for model in range(40)), Mark(1, "all"))
+        for model in range(30):
+            index.update([model], [], index.mark(), Mark(index.mark().number + 1, "t"))
+            (entry,) = json.loads((tmp_path / "index.json").read_text())["segments"]
+            kept = ListsIndex(tmp_path / entry["name"], TINY.effort).models
+            assert kept <= 2 * (39 - model)
+            assert kept - len(entry["gone"]) == 39 - model
+        assert read_again(tmp_path, TINY).covers() == dict.fromkeys(range(30, 40), 10)
+        for model in range(30, 40):
+            index.update([model], [], index.mark(), Mark(index.mark().number + 1, "t"))
+        assert (index.covers(), index.status().parts) == ({}, 0)
+
+    def test_models_that_are_gone_crowd_nobody_out(self, tmp_path: Path) -> None:
+        """However many of them are nearer than the nearest that is left."""
+        tuning = replace(TINY, effort=Effort(depth=8, most_depth=16))
+        index = IndexFolder(tmp_path, "key", WIDTH, tuning)
+        query = rows(0, 1)[1]
+        copies = [(model, (np.arange(1), query)) for model in range(1, 400)]
+        index.rebuild([*copies, *((model, rows(model, 1)) for model in range(400, 900))], Mark(1, "all"))
+        gone = set(range(1, 400))
+        index.update(gone, [], index.mark(), Mark(2, "t"))
+        assert json.loads((tmp_path / "index.json").read_text())["segments"][0]["gone"]
+        rest = FlatIndex(WIDTH)
+        for model in range(400, 900):
+            rest.add(model, *rows(model, 1))
+        assert index.search(query, 1).models.tolist() == rest.search(query, 1).models.tolist()
+
+    def test_an_index_that_has_grown_is_searched_with_the_effort_of_one_made_anew(self, tmp_path: Path) -> None:
+        ndis = []
+        tuning = Tuning(flat_rows=500, backlog_rows=100, merged_rows=1500, effort=Effort(codes=1 << 14))
+        index = IndexFolder(tmp_path, "key", WIDTH, tuning)
+        for first in range(0, 400, 10):
+            mark = index.mark()
+            added = [(model, rows(model, 20)) for model in range(first, first + 10)]
+            index.update([], added, mark, Mark(mark.number + 1, "t"))
+        assert index.status().parts > 4
+        assert index.status().outgrown
+        queries = np.concatenate([rows(model, 20)[1] for model in range(8)])
+        for parts in ("many", "one"):
+            faiss.cvar.indexIVF_stats.reset()
+            hits = index.search(queries, 1)
+            ndis.append(faiss.cvar.indexIVF_stats.ndis)
+            assert np.mean(hits.models[:, 0] == np.repeat(np.arange(8), 20)) > 0.95, parts
+            index.rebuild(((model, rows(model, 20)) for model in range(400)), Mark(999, "all"))
+        assert index.status().parts == 1
+        assert not index.status().outgrown
+        assert ndis[1] / 2 <= ndis[0] <= 3 * ndis[1]
 
     def test_what_is_on_disk_is_read_by_another(self, tmp_path: Path) -> None:
         index = IndexFolder(tmp_path, "key", WIDTH)

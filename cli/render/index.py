@@ -43,6 +43,7 @@ def _object(state: IndexState) -> Mapping[str, Any]:
         "missing": len(status.missing),
         "superfluous": len(status.superfluous),
         "current": status.current,
+        "outgrown": status.outgrown,
         "queries": 0 if state.check is None else state.check.queries,
         "recall": None if state.check is None else round(state.check.recall, 6),
         "recall_of_ten": None if state.check is None else round(state.check.recall_of_ten, 6),
@@ -58,7 +59,7 @@ def _rows(state: IndexState) -> Iterable[Mapping[str, Any]]:
 
 _COLUMNS: Final = (
     "action", "models", "covered", "vectors", "segments", "bytes", "memory", "kinds", "missing", "superfluous",
-    "current", "queries", "recall", "recall_of_ten", "problems",
+    "current", "outgrown", "queries", "recall", "recall_of_ten", "problems",
 )  # fmt: skip
 
 
@@ -83,12 +84,18 @@ def _text(state: IndexState, look: Look) -> str:
             ("Superfluous", "" if not status.superfluous else counted(len(status.superfluous), "model")),
             ("Checked", "" if state.check is None else f"{state.check.queries:,} searches, by the index and slowly"),
             ("Recall", "" if state.check is None else _recall(state.check)),
-            ("To do", "" if status.current else "nothing: scans catch up by themselves; or fp index build"),
+            ("To do", _to_do(status)),
             *(("Problem", problem) for problem in state.problems),
         ],
         look,
     )
     return "\n".join(lines) + "\n"
+
+
+def _to_do(status: IndexStatus) -> str:
+    if status.outgrown:
+        return "fp index build: the index has grown to many times its size, and searches would be quicker"
+    return "" if status.current else "nothing: scans catch up by themselves; or fp index build"
 
 
 def _recall(found: IndexCheck) -> str:

@@ -20,6 +20,7 @@ from benchmarks.vectors import measure, report
 from signatures.memory import available
 
 COSINES = (0.9, 0.7, 0.5)
+DEMANDED_AT = 0.7
 ROOT = Path(__file__).parents[2]
 
 
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000_000, 3_000_000, 10_000_000])
     parser.add_argument("--suspects", type=int, default=100, help="at each cosine")
     parser.add_argument("--work", type=Path, help="folder for the indexes (default: a temporary one)")
-    parser.add_argument("--phase", choices=["build", "ask"], help=argparse.SUPPRESS)
+    parser.add_argument("--phase", choices=["build", "ask", "grow"], help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.phase is not None:
         print(json.dumps(_phase(options.phase, options.work, options.sizes[0], options.suspects)))
@@ -42,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(dir=options.work) as folder:
             made = _run("build", Path(folder), size, options.suspects)
             known[str(size)] = {"build": made, **_run("ask", Path(folder), size, options.suspects)}
+            shutil.rmtree(Path(folder) / "index")
+            known[str(size)]["grown"] = _run("grow", Path(folder), size, options.suspects)
             shutil.rmtree(Path(folder) / "index")
         result = {
             "schema": report.SCHEMA,
@@ -67,10 +70,17 @@ def _phase(phase: str, folder: Path, size: int, suspects: int) -> dict[str, Any]
     index = folder / "index"
     if phase == "build":
         return measure.build(index, size)
-    told = measure.ask(index, size, COSINES, suspects, lambda line: print(line, file=sys.stderr, flush=True))
+    if phase == "grow":
+        made = measure.grow(index, size)
+        return {"build": made, "asked": measure.ask(index, size, [DEMANDED_AT], suspects, _say)}
+    told = measure.ask(index, size, COSINES, suspects, _say)
     resident = measure.memory()
     recall = measure.recall(index, size, COSINES, suspects)
     return {"asked": told, "resident": resident, "recall": recall, "add": measure.add_one(index, size)}
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,31 @@ def build(folder: Path, vectors: int) -> dict[str, Any]:
     }
 
 
+def grow(folder: Path, vectors: int, together: int = 100) -> dict[str, Any]:
+    """Let an index grow by some models at a time, as registrations of lists do; seconds are those of the index alone."""
+    models = iter(Population(vectors))
+    engine = IndexFolder(folder, "benchmark", WIDTH)
+    seconds: list[float] = []
+    working = 0.0
+    mark = engine.mark()
+    while batch := list(islice(models, together)):
+        started, worked = time.perf_counter(), time.process_time()
+        engine.update([], batch, mark, Mark(mark.number + 1, "grown"))
+        seconds.append(time.perf_counter() - started)
+        working += time.process_time() - worked
+        mark = engine.mark()
+    status = engine.status()
+    return {
+        "together": together,
+        "vectors": status.rows,
+        "segments": status.parts,
+        "seconds": sum(seconds),
+        "of the processor": working,
+        "median": float(np.median(seconds)),
+        "longest": max(seconds),
+    }
+
+
 def add_one(folder: Path, vectors: int, rounds: int = 200) -> dict[str, float]:
     """Seconds to add models one by one, as registrations do."""
     population = Population(vectors)
@@ -160,8 +186,9 @@ def ask(folder: Path, vectors: int, cosines: Iterable[float], suspects: int, rep
     return out
 
 
-def recall(folder: Path, vectors: int, cosines: Iterable[float], queries: int) -> dict[str, float]:
-    """Share of the 16 models nearest by exact search that the index finds too, for queries of one tensor each."""
+def recall(folder: Path, vectors: int, cosines: Iterable[float], queries: int) -> dict[str, Any]:
+    """Share of the 16 models nearest by exact search that the index finds too, for queries of one tensor each, and the
+    seconds that either search took, the vectors being at hand."""
     population = Population(vectors)
     random = np.random.default_rng(7)
     sample, at = [], []
@@ -173,16 +200,23 @@ def recall(folder: Path, vectors: int, cosines: Iterable[float], queries: int) -
             at.append(f"{cosine:g}")
     asked = np.concatenate(sample)
     slow = padded([[] for _ in asked])
+    exactly = 0.0
     for block in blocks_of(population, WIDTH):
+        started = time.perf_counter()
         slow = merged([slow, best_of_models(block, asked, NEIGHBOURS)], NEIGHBOURS)
+        exactly += time.perf_counter() - started
     engine = IndexFolder(folder, "benchmark", WIDTH)
     engine.mark()
+    engine.search(asked, NEIGHBOURS)  # maps the files
+    started = time.perf_counter()
     fast = engine.search(asked, NEIGHBOURS)
+    took = time.perf_counter() - started
     shares: dict[str, list[float]] = {}
     for key, want, got in zip(at, slow.models, fast.models, strict=True):
         wanted = set(want[want >= 0].tolist()[:NEIGHBOURS])
         shares.setdefault(key, []).append(len(wanted & set(got.tolist())) / max(len(wanted), 1))
-    return {key: float(np.mean(values)) for key, values in shares.items()}
+    found = {key: float(np.mean(values)) for key, values in shares.items()}
+    return {"shares": found, "queries": len(asked), "exact seconds": exactly, "seconds": took}
 
 
 def memory() -> dict[str, int]:

@@ -91,7 +91,8 @@ class Engine(Protocol):
         """
 
     def search(self, queries: Float32, n: int) -> Hits:
-        """The ``n`` best models for each of the unit vectors ``queries`` (q, width), and those that tie with them.
+        """The ``n`` best models for each of the unit vectors ``queries`` (q, width), and those that tie with them,
+        ``MOST_TIED`` at most.
 
         Answers for the mark that was read last.
         """

@@ -34,6 +34,8 @@ Int64 = NDArray[np.int64]
 TIE: Final = 1e-5
 """Scores closer than this are taken for equal: ten times the rounding of an inner product of 256 numbers."""
 
+MOST_TIED: Final = 256
+"""Models beyond the number asked for that a search gives because they tie: thousands may hold one frozen tensor."""
 POSITION_BITS: Final = 20
 GRAM_POSITIONS: Final = 1 << 19
 """Positions from here on are numbers of layers' vectors, those below of tensors: there are at most 2**17 of either."""
@@ -101,7 +103,8 @@ class VectorIndex(Protocol):
         """The models that were added, each with its number of rows."""
 
     def search(self, queries: Float32, n: int) -> Hits:
-        """The ``n`` best models for each of the unit vectors ``queries`` (q, width), and those that tie with them."""
+        """The ``n`` best models for each of the unit vectors ``queries`` (q, width), and those that tie with them,
+        ``MOST_TIED`` at most."""
 
     def rows(self, model: int) -> tuple[Int64, Float32]:
         """Positions (m,) and vectors (m, width) of a model."""
@@ -151,10 +154,7 @@ class ExactIndex:
                     scores = vectors @ query
                     row = int(np.argmax(scores))
                     best.append((float(scores[row]), model, int(positions[row])))
-            best.sort(key=lambda hit: (-hit[0], hit[1]))
-            if 0 < n < len(best):
-                best = [hit for hit in best if hit[0] >= best[n - 1][0] - TIE]
-            found.append(best if n > 0 else [])
+            found.append(cut(best, n))
         return padded(found)
 
     def save(self, path: Path) -> None:
@@ -322,8 +322,8 @@ class FlatIndex:
         for query, row, numbers in zip(todo.tolist(), scores, ids, strict=True):
             _, first = np.unique(numbers >> POSITION_BITS, return_index=True)
             first.sort()
-            enough = len(first) > n and (depth == len(self) or row[-1] < row[first[n - 1]] - TIE)
-            if enough or depth == len(self):
+            enough = len(first) > n and row[-1] < row[first[n - 1]] - TIE
+            if enough or len(first) >= n + MOST_TIED or depth == len(self):
                 found[query] = cut_after(row[first], numbers[first], n)
             else:
                 again.append(query)
@@ -343,8 +343,7 @@ class FlatIndex:
             scores = queries[block] @ matrix.T
             best = np.maximum.reduceat(scores, starts, axis=1)
             for query, row, tops in zip(block.tolist(), scores, best, strict=True):
-                candidates = np.flatnonzero(tops >= _threshold(tops, n)).tolist()
-                rows = [starts[i] + int(np.argmax(row[starts[i] : ends[i]])) for i in candidates]
+                rows = [starts[i] + int(np.argmax(row[starts[i] : ends[i]])) for i in _best(tops, n)]
                 found[query] = cut_after(row[rows], ids[rows], n)
 
 
@@ -369,13 +368,8 @@ def unit_vectors(sketches: Float32) -> Float32:
 
 def merged(parts: Sequence[Hits], n: int) -> Hits:
     """The hits of several indexes, none of which shares a model with another, as one index would give them."""
-    found: list[list[tuple[float, int, int]]] = []
-    for rows in zip(*(_unpadded(part) for part in parts), strict=True):
-        best = sorted((hit for row in rows for hit in row), key=lambda hit: (-hit[0], hit[1]))
-        if len(best) > n:
-            best = [hit for hit in best if hit[0] >= best[n - 1][0] - TIE]
-        found.append(best)
-    return padded(found)
+    queries = zip(*(_unpadded(part) for part in parts), strict=True)
+    return padded([cut([hit for row in rows for hit in row], n) for rows in queries])
 
 
 def without_models(hits: Hits, models: Collection[int]) -> Hits:
@@ -394,8 +388,7 @@ def best_of_models(block: Block, queries: Float32, n: int) -> Hits:
     best = np.maximum.reduceat(scores, starts, axis=1)
     found: list[list[tuple[float, int, int]]] = []
     for row, tops in zip(scores, best, strict=True):
-        chosen = np.flatnonzero(tops >= _threshold(tops, n)).tolist()
-        rows = [starts[i] + int(np.argmax(row[starts[i] : starts[i] + counts[i]])) for i in chosen]
+        rows = [starts[i] + int(np.argmax(row[starts[i] : starts[i] + counts[i]])) for i in _best(tops, n)]
         found.append(cut_after(row[rows], block.ids[rows], n))
     return padded(found)
 
@@ -438,15 +431,25 @@ def require_rows(model: int, positions: Int64, vectors: Float32, width: int, cov
 
 
 def cut_after(scores: Float32, ids: Int64, n: int) -> list[tuple[float, int, int]]:
-    """Hits as triples, best first, cut after the ``n``-th and its ties."""
+    """Hits as triples; see ``cut``."""
     last = (1 << POSITION_BITS) - 1
     pairs = zip(scores.tolist(), ids.tolist(), strict=True)
-    hits = sorted(((s, i >> POSITION_BITS, i & last) for s, i in pairs), key=lambda hit: (-hit[0], hit[1]))
-    return hits if len(hits) <= n else [hit for hit in hits if hit[0] >= hits[n - 1][0] - TIE]
+    return cut([(score, number >> POSITION_BITS, number & last) for score, number in pairs], n)
 
 
-def _threshold(tops: Float32, n: int) -> float:
-    return -np.inf if len(tops) <= n else float(np.partition(tops, -n)[-n]) - TIE
+def cut(hits: list[tuple[float, int, int]], n: int) -> list[tuple[float, int, int]]:
+    """Hits (score, model, position), best first, cut after the ``n``-th and its ties, or ``MOST_TIED`` of these."""
+    best = sorted(hits, key=lambda hit: (-hit[0], hit[1]))[: n + MOST_TIED if n > 0 else 0]
+    return best if len(best) <= n else [hit for hit in best if hit[0] >= best[n - 1][0] - TIE]
+
+
+def _best(tops: Float32, n: int) -> list[int]:
+    """Places of the ``n`` highest scores and of their ties, as of ``cut``."""
+    if len(tops) <= n:
+        return list(range(len(tops)))
+    places = np.flatnonzero(tops >= float(np.partition(tops, -n)[-n]) - TIE)
+    order: list[int] = places[np.argsort(-tops[places], kind="stable")[: n + MOST_TIED]].tolist()
+    return order
 
 
 def padded(found: list[list[tuple[float, int, int]]]) -> Hits:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from fingerprint.errors import RegistryBrokenError
 from signatures.files import flush_folder, write_flushed
 from signatures.index import (
+    MOST_TIED,
     POSITION_BITS,
     TIE,
     Block,
@@ -214,7 +215,7 @@ class ListsIndex:
                 _, first = np.unique(numbers >> POSITION_BITS, return_index=True)
                 first.sort()
                 settled = len(first) > n and row[-1] < row[first[n - 1]] - TIE
-                if settled or last or len(order) < depth:
+                if settled or last or len(order) < depth or len(first) >= n + MOST_TIED:
                     found[query] = cut_after(row[first], numbers[first], n)
                 else:
                     again.append(query)

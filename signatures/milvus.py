@@ -26,7 +26,7 @@ from msgspec import Struct
 
 from fingerprint.errors import UsageError, clipped
 from signatures.engine import START, EngineAwayError, EngineBehindError, EngineError, EngineStatus, Mark
-from signatures.index import TIE, Float32, Hits, padded, require_rows
+from signatures.index import MOST_TIED, TIE, Float32, Hits, cut, padded, require_rows
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -473,11 +473,10 @@ def _best(hits: list[tuple[float, int, int]], n: int, *, whole: bool) -> tuple[l
     for hit in hits:
         if hit[1] not in best or hit[0] > best[hit[1]][0]:
             best[hit[1]] = hit
-    found = sorted(best.values(), key=lambda hit: (-hit[0], hit[1]))
+    found = cut(list(best.values()), n)
     if len(found) < n:
         return found, whole
-    last = found[n - 1][0] - TIE
-    return [hit for hit in found if hit[0] >= last], whole or hits[-1][0] < last
+    return found, whole or len(best) >= n + MOST_TIED or hits[-1][0] < found[n - 1][0] - TIE
 
 
 def _parts(values: list[Any], size: int) -> Iterator[list[Any]]:

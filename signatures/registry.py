@@ -320,6 +320,11 @@ class Registry:
         """Registered tensors of trained weights that have one of the 32-byte ``digests``, by model and position."""
         return self._store.lookup(digests)
 
+    def holders(self, digests: Iterable[bytes], most: int) -> dict[bytes, list[int]]:
+        """The ids of the models that have trained weights with each of these digests, ``most`` of each at most, the
+        earliest ones; digests that none has are left out."""
+        return self._store.holders(digests, most)
+
     # Vectors
 
     def search(self, queries: Float32, n: int) -> Hits:

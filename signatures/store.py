@@ -170,6 +170,16 @@ class Store:
                 hits += [DigestHit(*row) for row in self._database.execute(query, batch)]
         return sorted(hits, key=lambda hit: (hit.model, hit.position, hit.kind))
 
+    def holders(self, digests: Iterable[bytes], most: int) -> dict[bytes, list[int]]:
+        """The models with a registered tensor of each of these digests, ``most`` of each at most: the earliest ones."""
+        query = "SELECT DISTINCT model FROM digests WHERE digest = ? ORDER BY model LIMIT ?"
+        found: dict[bytes, list[int]] = {}
+        with translated(self.folder):
+            for digest in digests:
+                if models := [row[0] for row in self._database.execute(query, (digest, most))]:
+                    found[digest] = models
+        return found
+
     def digest(self) -> str:
         """A hash of the identities of all models: equal for registries of the same models."""
         mark = self.mark()

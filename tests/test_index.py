@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fingerprint.errors import RegistryBrokenError, UsageError
 from signatures.index import (
+    MOST_TIED,
     Block,
     ExactIndex,
     FlatIndex,
@@ -177,7 +178,9 @@ def test_copies_of_a_model_do_not_hide_the_nearest_one(kind: Callable[[int], Vec
     near = shared + 0.5 * own
     near /= np.linalg.norm(near)
     hits = index.search(near.astype(np.float32), 5)
-    assert set(hits.models[0].tolist()) == set(range(models))  # all tie for the best place: none is left out
+    # All tie for the best place, and none is left out but where they are very many.
+    assert set(hits.models[0].tolist()) <= set(range(models))
+    assert hits.models.shape[1] == min(models, 5 + MOST_TIED)
     assert 100_000 in index.search(near.astype(np.float32), models + 1).models
 
 

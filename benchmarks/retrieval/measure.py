@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from fingerprint.records import Fingerprint
     from signatures.index import Float32
-    from signatures.records import DigestHit, ModelRecord
+    from signatures.records import ModelRecord
 
 
 FIRST = 10
@@ -60,8 +60,8 @@ class IndexAlone:
     def by_id(self, model: int) -> ModelRecord | None:
         return self.registry.by_id(model)
 
-    def lookup_digests(self, _: Iterable[bytes]) -> list[DigestHit]:
-        return []
+    def holders(self, _digests: Iterable[bytes], _most: int) -> dict[bytes, list[int]]:
+        return {}
 
     def search(self, queries: Float32, n: int) -> Hits:
         return self.registry.search(queries, n)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from fingerprint.records import Fingerprint
     from signatures.index import Float32
-    from signatures.records import DigestHit, ModelRecord
+    from signatures.records import ModelRecord
 
 FIRST = 10
 MARK = Mark(1, "benchmark")
@@ -43,8 +43,8 @@ class EngineAlone:
     def search(self, queries: Float32, n: int) -> Hits:
         return self.engine.search(queries, n)
 
-    def lookup_digests(self, _: Iterable[bytes]) -> list[DigestHit]:
-        return []
+    def holders(self, _digests: Iterable[bytes], _most: int) -> dict[bytes, list[int]]:
+        return {}
 
     def has_depth(self, _: str) -> bool:
         return False
@@ -101,7 +101,7 @@ def build(folder: Path, vectors: int) -> dict[str, Any]:
 
 
 def grow(folder: Path, vectors: int, together: int = 100) -> dict[str, Any]:
-    """Let an index grow by some models at a time, as registrations of lists do; seconds are those of the index alone."""
+    """Let an index grow by some models at a time, as lists are registered; seconds are those of the index alone."""
     models = iter(Population(vectors))
     engine = IndexFolder(folder, "benchmark", WIDTH)
     seconds: list[float] = []

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from msgspec import Struct, field
 
-from fingerprint.errors import RegistryBrokenError, RegistryBusyError, RegistryError
+from fingerprint.errors import RegistryBrokenError, RegistryError
 from fingerprint.slices import DIGESTED_SLICES
 from signatures.engine import START, EngineAwayError, EngineBehindError, EngineError, EngineStatus, Mark
 from signatures.engines import open_engine
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _ATTEMPTS: Final = 3
 _PATIENCE: Final = 60.0
+_UNCOMMITTED: Final = "the index cannot be written while models are registered together"
 _MOST_HELD: Final = 1 << 21
 """Rows that are held in memory at most while the engine cannot be written."""
 
@@ -51,6 +52,9 @@ class Log(Protocol):
 
     def changes(self, since: Mark) -> tuple[list[tuple[int, bool]], Mark] | None:
         """What came (true) and went after an entry, and the newest entry; ``None`` if there is no such entry."""
+
+    def uncommitted(self) -> bool:
+        """Whether all this may be taken back, and is not there for other processes: no engine is told then."""
 
     def model_ids(self) -> Mapping[int, str]:
         """Ids and identities of all models."""
@@ -99,13 +103,19 @@ _PROBLEMS: Final = 20
 
 
 class _Pending(Struct):
-    """What an engine at ``since`` lacks up to ``mark``: rows held in memory, and models that do not count any more."""
+    """What an engine at ``since`` lacks up to ``mark``.
+
+    ``fresh`` are rows held in memory: of all models if ``whole``, else of those that came. Of the models in ``changed``
+    no answer of the engine counts; ``gone`` are those among them that it covers, for each of which one more answer is
+    asked for. One that came may be there too, after an update that was broken off, but ``fresh`` gives that one again.
+    """
 
     since: Mark
     mark: Mark
     fresh: FlatIndex
-    gone: set[int]
     whole: bool
+    changed: set[int] = field(default_factory=set)
+    gone: set[int] = field(default_factory=set)
 
 
 class Indexes:
@@ -139,9 +149,8 @@ class Indexes:
             return self._engine(kind).search(queries, n)
         parts = [pending.fresh.search(queries, n)]
         if not pending.whole:
-            # As many more are asked for as may not count.
             found = self._engine(kind).search(queries, n + len(pending.gone) if n > 0 else n)
-            parts.append(without_models(found, pending.gone))
+            parts.append(without_models(found, pending.changed))
         return merged(parts, n)
 
     def open(self, kind: Vectors) -> None:
@@ -165,7 +174,9 @@ class Indexes:
                 _log.info("the index is left as it is: %s", error)
 
     def rebuild(self) -> None:
-        """Make everything anew from the signatures; raises ``RegistryError`` if it cannot be written."""
+        """Make everything anew from the signatures; raises ``RegistryError`` if it cannot be written now."""
+        if self._log.uncommitted():
+            raise RegistryError(f"{self._folder}: {_UNCOMMITTED}")
         for kind in Vectors:
             mark = self._log.mark()
             self._engine(kind).rebuild(self._rows(kind, self._log.model_ids()), mark, seconds=_PATIENCE)
@@ -240,12 +251,19 @@ class Indexes:
                 yield model, rows
 
     def _follow(self, kind: Vectors) -> None:
-        """Bring the engine to the registry's mark, or hold what it lacks in memory."""
+        """Bring the engine to the registry's mark, or hold what it lacks in memory.
+
+        The latter too while the registry is being changed: an engine with a mark that is then taken back, or that other
+        processes do not know yet, would be made anew.
+        """
         engine = self._engine(kind)
         for _ in range(_ATTEMPTS):
             since, now = engine.mark(), self._log.mark()
             if since == now:
                 self._pending.pop(kind, None)
+                return
+            if self._log.uncommitted():
+                self._hold(kind, since, f"{self._folder}: {_UNCOMMITTED}")
                 return
             try:
                 changes = self._log.changes(since) if since != START else None
@@ -261,14 +279,14 @@ class Indexes:
                 raise
             except EngineError as error:
                 _log.info("the index is not written now (%s); this search uses one in memory", error)
-                self._hold(kind, engine.mark())
+                self._hold(kind, engine.mark(), str(error))
                 return
             self._pending.pop(kind, None)
             return
-        self._hold(kind, engine.mark())
+        self._hold(kind, engine.mark(), f"{self._folder}: other processes keep changing the index")
 
-    def _hold(self, kind: Vectors, since: Mark) -> None:
-        """Keep in memory what the engine, which stays at ``since``, lacks."""
+    def _hold(self, kind: Vectors, since: Mark, why: str) -> None:
+        """Keep in memory what the engine, which stays at ``since``, lacks; ``why`` it cannot be written now."""
         pending = self._pending.get(kind)
         changes = self._log.changes(pending.mark) if pending is not None and pending.since == since else None
         if pending is None or changes is None:
@@ -278,15 +296,17 @@ class Indexes:
             if changes is None:
                 mark = self._log.mark()
                 changes = [(model, True) for model in self._log.model_ids()], mark
-            pending = self._pending[kind] = _Pending(since, since, fresh, set(), whole)
+            pending = self._pending[kind] = _Pending(since, since, fresh, whole)
         removed, added = _net(changes[0])
-        for model in (*removed, *added):
+        came = {model for model, is_new in changes[0] if is_new}
+        pending.gone |= set(removed) - came - pending.changed
+        pending.changed |= {*removed, *added}
+        for model in (*removed, *added):  # an earlier attempt may have broken off among those that were added
             pending.fresh.remove(model)
-            pending.gone.add(model)
         for block in blocks_of(self._rows(kind, added), self._widths[kind]):
             if len(pending.fresh) > _MOST_HELD:
                 del self._pending[kind]
-                raise RegistryBusyError(f"{self._folder}: another process makes the index; try again later")
+                raise RegistryError(f"{why}; what it lacks is more than is searched in memory: try again later")
             pending.fresh.extend(block)
         pending.mark = changes[1]
 

@@ -67,7 +67,6 @@ class Registry:
         self._store = store
         self._parameters = parameters
         self._open_indexes: Indexes | None = None
-        self._together = False
         self._cache: OrderedDict[str, tuple[Signature, int]] = OrderedDict()
 
     @classmethod
@@ -206,15 +205,11 @@ class Registry:
         """What is registered, imported and removed inside happens whole or not at all, and faster than one by one.
 
         Other processes that write wait for the end: hundreds or thousands of models are a good number. Searches inside
-        see what was done inside. Raises ``RegistryBusyError``.
+        see what was done inside, which the index on disk learns at the end. Raises ``RegistryBusyError``.
         """
         self._indexes().require_engines()
         with self._store.writing():
-            self._together = True
-            try:
-                yield
-            finally:
-                self._together = False
+            yield
         self._follow()
 
     def remove(self, name: str) -> None:
@@ -510,7 +505,7 @@ class Registry:
 
     def _follow(self) -> None:
         """Keep the index close, unless more is to come."""
-        if not self._together:
+        if not self._store.uncommitted():
             self._indexes().follow()
 
     def _indexes(self) -> Indexes:

@@ -134,6 +134,10 @@ class Store:
             found = self._database.execute(query).fetchone()
             return START if found is None else Mark(*found)
 
+    def uncommitted(self) -> bool:
+        """Whether this connection is changing the registry: what it sees may be taken back, and nobody else sees it."""
+        return self._database.in_transaction
+
     def changes(self, since: Mark) -> tuple[list[tuple[int, bool]], Mark] | None:
         """Models that came (true) and went after an entry of the log, in that order, and the newest entry.
 

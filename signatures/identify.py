@@ -12,7 +12,7 @@ from signatures.disclosure import with_tests_lost
 from signatures.options import ScanOptions
 from signatures.report import HALF, RegistrySummary
 from signatures.reporting import build_report, in_own_frames
-from signatures.search import find_candidates
+from signatures.search import find_candidates, signature_of
 from signatures.verdict import assess
 
 if TYPE_CHECKING:
@@ -32,14 +32,18 @@ _IN_OWN_FRAMES: Final = 10
 
 
 def scan_suspect(registry: Registry, suspect: Suspect, *, path: str, options: ScanOptions | None = None) -> Report:
-    """Match a suspect against every registered model. Raises ``RegistryError``, and ``InputError`` if the suspect's
-    weights cannot be read a second time."""
+    """Match a suspect against every registered model.
+
+    Raises ``RegistryError``, ``SignatureError`` if a model that it would be compared with cannot be read (it may be the
+    base that makes siblings of others), and ``InputError`` if the suspect's weights cannot be read a second time.
+    """
     started = time.perf_counter()
     options = options or ScanOptions()
     models = registry.count()
     declared = [registry.get(name).name for name in options.base]
     candidates = find_candidates(registry, suspect.fingerprint, max(LEAST_CANDIDATES, 2 * options.top_k))
-    known = [(one.model, registry.load_signature(one.model).fingerprint) for one in candidates]
+    loaded = ((one.model, signature_of(registry, one.model)) for one in candidates)
+    known = [(model, signature.fingerprint) for model, signature in loaded if signature is not None]
     give_back()  # decoding a signature takes several times what is kept of it
     comparisons = compare_all(suspect, [ours for _, ours in known])
     findings = [

@@ -51,8 +51,12 @@ def scan_path(
     options: ScanOptions | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Report:
-    """Scan a checkpoint or a signature file. A suspect that cannot be read, or takes more memory than there is, gives
-    a report with verdict ``error``; only a registry that cannot be used raises (``RegistryError``)."""
+    """Scan a checkpoint or a signature file.
+
+    A suspect that cannot be read, takes more memory than there is, or is to be compared with a registered model whose
+    file is damaged, gives a report with verdict ``error``; only a registry that cannot be searched raises
+    (``RegistryError``).
+    """
     started = time.perf_counter()
     options = options or ScanOptions()
     try:
@@ -67,7 +71,8 @@ def scan_path(
             report = _at_first_that_explains(opened.depths(options.depth), scan)
     except (InputError, SignatureError) as error:
         _log.info("%s cannot be scanned", path, exc_info=error)
-        return _error_report(registry, str(path), str(error), time.perf_counter() - started)
+        message = str(error) if str(path) in str(error) else f"{path}: {error}"
+        return _error_report(registry, str(path), message, time.perf_counter() - started)
     except MemoryError as error:
         _log.info("%s cannot be scanned", path, exc_info=error)
         message = f"{path}: there is not enough memory to scan it ({described(error)})"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fingerprint.comparing.matching import SketchTable, is_distinctive
 from fingerprint.comparing.sampled import slice_vectors
+from fingerprint.errors import RegistryBrokenError, SignatureError, UnknownModelError
 from fingerprint.sketch import chance_spread
 from fingerprint.slices import DIGESTED_SLICES
 from fingerprint.vocabulary import Content, Depth, Frame
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from signatures.index import Hits
     from signatures.records import ModelRecord
     from signatures.registry import Registry
+    from signatures.signature import Signature
 
 NEIGHBOURS: Final = 16
 """Models that are asked for per sketch, orientation and sign."""
@@ -92,6 +94,20 @@ def find_candidates(registry: Registry, suspect: Fingerprint, limit: int) -> lis
     ranked = sorted((item for item in votes.items() if item[1] > 0), key=lambda v: (-v[1], v[0]))
     known = ((registry.by_id(model), score) for model, score in ranked)  # one may have been removed meanwhile
     return list(islice((Candidate(model, score) for model, score in known if model is not None), limit))
+
+
+def signature_of(registry: Registry, model: ModelRecord) -> Signature | None:
+    """The signature of a model that is to be compared, ``None`` if another process has removed the model since.
+
+    Raises ``SignatureError`` if its file is absent or damaged: an error of this suspect and no reason to stop, as other
+    suspects are compared with other models.
+    """
+    try:
+        return registry.load_signature(model)
+    except UnknownModelError:
+        return None
+    except RegistryBrokenError as error:
+        raise SignatureError(f"{model.name} cannot be compared: {error}") from error
 
 
 def _vote_by_slices(registry: Registry, suspect: Fingerprint, votes: dict[int, float]) -> None:

@@ -204,6 +204,29 @@ def test_a_defect_met_in_one_suspect_does_not_hide_the_others(
     assert fp("scan", zoo.unrelated, registry=zoo.registry).status == 2
 
 
+def test_a_damaged_model_is_an_error_of_the_suspects_that_are_compared_with_it(
+    fp: Program, monkeypatch: pytest.MonkeyPatch, zoo: Zoo, tmp_path: Path
+) -> None:
+    import signatures.identify
+
+    registry = tmp_path / "registry"
+    for name in ("base", "unrelated"):
+        fp("register", getattr(zoo, name), "--name", f"acme/{name}", registry=registry)
+    (shown,) = fp("show", "acme/unrelated", "--format", "json", registry=registry).objects
+    (damaged,) = registry.glob(f"signatures/*/{shown['identity'][7:]}.fpsig")
+    damaged.write_bytes(b"nothing")
+    real = signatures.identify.find_candidates
+    # Of a large registry most suspects are compared with a few models only.
+    monkeypatch.setattr(signatures.identify, "find_candidates", lambda *given: real(*given)[:1])
+    ran = fp("scan", zoo.unrelated, zoo.tuned, zoo.unrelated, "--format", "json", registry=registry)
+    assert [one["verdict"] for one in ran.objects] == ["error", "match", "error"]
+    assert ran.status == 1
+    assert ran.err.count("\n") == 2
+    for part in (zoo.unrelated, "acme/unrelated cannot be compared", str(damaged), "`fp remove acme/unrelated`"):
+        assert part in ran.err
+    assert fp("scan", zoo.unrelated, "--jobs", "2", registry=registry).status == 2
+
+
 def test_a_broken_registry_is_an_error_after_the_results_before_it(
     fp: Program, monkeypatch: pytest.MonkeyPatch, zoo: Zoo
 ) -> None:

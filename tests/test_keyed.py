@@ -12,9 +12,10 @@ from safetensors.numpy import save_file
 
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
-from fingerprint.errors import UsageError, WrongKeyError
+from fingerprint.errors import SignatureError, UsageError, WrongKeyError
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.signs import Stream, sample_indices
+from signatures import keyed_check
 from signatures.budget import DEFAULT_LIMIT
 from signatures.container import MAX_FILE_BYTES, Section
 from signatures.keyed import (
@@ -192,6 +193,42 @@ def test_a_key_that_cannot_be_tried_hides_neither_matches_nor_other_models(folde
     (report,) = json.loads(ran.out)
     assert (ran.status, report["verdict"], report["error"]) == (1, "match", None)
     assert any("a key needs the weights" in note for note in report["notes"])
+
+
+def test_models_under_a_key_that_are_gone_or_damaged_hide_no_other(folder, fp: Program, tmp_path, monkeypatch):
+    key, registry, suspect = folder / "first.key", tmp_path / "registry", folder / "tuned.safetensors"
+    for name in ("a", "b"):
+        fp("register", folder / f"{name}.safetensors", "--name", f"x/{name}", "--key", key, registry=registry)
+    with Registry.open(registry) as opened:
+        report = scan_path(opened, suspect)
+        records = opened.under_key(FIRST.identity)
+    with Registry.open(registry) as opened:
+        opened.remove("x/b")
+        monkeypatch.setattr(Registry, "under_key", lambda *_: records)
+        checked = check_scan(opened, report, suspect, FIRST)
+        assert {check.model: check.confirmed for check in checked.keyed} == {"x/a": True}
+        opened._store.place(records[0].identity).write_bytes(b"nothing")
+    with Registry.open(registry) as opened, pytest.raises(SignatureError, match="x/a cannot be compared"):
+        check_scan(opened, report, suspect, FIRST)
+
+
+def test_signatures_under_a_key_are_opened_one_after_the_other(folder, fp: Program, tmp_path, monkeypatch):
+    key, registry, suspect = folder / "first.key", tmp_path / "registry", folder / "tuned.safetensors"
+    for name in ("a", "b"):
+        fp("register", folder / f"{name}.safetensors", "--name", f"x/{name}", "--key", key, registry=registry)
+    steps = []
+    for name in ("keyed_fingerprint", "measure_keyed", "compare_fingerprints"):
+        real = getattr(keyed_check, name)
+        monkeypatch.setattr(keyed_check, name, lambda *a, n=name, r=real, **k: steps.append(n) or r(*a, **k))
+    with Registry.open(registry) as opened:
+        checked = check_scan(opened, scan_path(opened, suspect), suspect, FIRST)
+        compared = ["keyed_fingerprint", "compare_fingerprints"]
+        assert steps[-5:] == ["keyed_fingerprint", "measure_keyed", "compare_fingerprints", *compared]
+        # The correction is for both, though the first was compared before the second was known.
+        opened.remove("x/b")
+        alone = check_scan(opened, scan_path(opened, suspect), suspect, FIRST)
+    assert [check.model for check in (*checked.keyed, *alone.keyed)] == ["x/a", "x/b", "x/a"]
+    assert checked.keyed[0].log10_p == pytest.approx(alone.keyed[0].log10_p + np.log10(2))
 
 
 def test_a_check_that_fails_for_want_of_memory_hides_no_match(folder, fp: Program, tmp_path, monkeypatch):

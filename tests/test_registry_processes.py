@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,7 +15,12 @@ from benchmarks import crash_safety
 from benchmarks.synthetic import small_model
 from fingerprint.errors import RegistryBusyError
 from signatures.registry import Registry
-from signatures.signature import sign
+from signatures.scan import scan_path
+from signatures.search import find_candidates
+from signatures.signature import sign, write_signature
+
+if TYPE_CHECKING:
+    from signatures.search import Candidate
 
 ROOT = Path(__file__).parents[1]
 PROCESSES = 8
@@ -43,6 +49,52 @@ def test_eight_processes_register_and_search_at_once(tmp_path: Path) -> None:
         registry.search(crash_safety.vectors_of(registry, registry.models()[0]), 1)
         assert registry.index_status().current
         assert registry.check_index(50).problems == ()
+
+
+def test_a_scan_goes_on_while_models_come_and_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signatures.registry._CACHED_SIGNATURES", 0)  # every look goes to the disk
+    folder, suspect = tmp_path / "registry", tmp_path / "suspect.fpsig"
+    write_signature(suspect, sign(small_model(0, layers=1)))
+    with Registry.open(folder) as registry:
+        registry.register(sign(small_model(0, layers=1)), name="staying/model")
+        command = [sys.executable, "-W", "error", str(Path(__file__).with_name("registry_churn.py")), str(folder), "12"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        scans = 0
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            while process.poll() is None:
+                report = scan_path(registry, suspect)
+                assert report.error is None
+                assert "staying/model" in {match.model for match in report.matches}
+                scans += 1
+            assert process.stderr is not None
+            errors = process.stderr.read()
+        assert (process.returncode, errors) == (0, "")
+        assert scans > 1
+        assert registry.index_status().current
+        assert registry.check() == ()
+
+
+def test_a_candidate_that_is_removed_before_it_is_read_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, suspect = tmp_path / "registry", tmp_path / "suspect.fpsig"
+    write_signature(suspect, sign(small_model(0, layers=1)))
+    with Registry.open(folder) as registry:
+        for layers in (1, 2):
+            registry.register(sign(small_model(0, layers=layers)), name=f"org/of-{layers}")
+
+    def then_removed(registry: Registry, *rest: Any) -> list[Candidate]:
+        found = find_candidates(registry, *rest)
+        assert [one.model.name for one in found] == ["org/of-1", "org/of-2"]
+        with Registry.open(folder) as other:
+            other.remove("org/of-1")
+        return found
+
+    monkeypatch.setattr("signatures.scan._FEW_MODELS", 0)
+    monkeypatch.setattr("signatures.identify.find_candidates", then_removed)
+    with Registry.open(folder) as registry:
+        report = scan_path(registry, suspect)
+    assert (report.error, [match.model for match in report.matches]) == (None, ["org/of-2"])
 
 
 def test_a_killed_change_is_whole_or_absent(tmp_path: Path) -> None:

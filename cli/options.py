@@ -22,6 +22,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 REGISTRY_VARIABLE: Final = "FP_REGISTRY"
 _REMOTE: Final = "fp.remote"
+_MOST_COMPLETIONS: Final = 200
 _for_another: ContextVar[Mapping[str, bool]] = ContextVar("for_another")
 
 PATH: Final = click.Path()
@@ -314,13 +315,12 @@ def _set_colour(ctx: click.Context, _parameter: click.Parameter, value: bool) ->
 
 
 def model_names(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    """Registered names that begin with ``incomplete``, for the shell's completion."""
+    """Registered names that begin with ``incomplete``, whatever their case, for the shell's completion."""
     from cli.registry import open_existing
     from fingerprint.errors import WeightprintError
 
     try:
         with open_existing(ctx.params.get("registry")) as found:
-            names = [entry.name for model in found.models() for entry in model.registrations]
+            return found.names(incomplete, _MOST_COMPLETIONS)
     except WeightprintError:
         return []
-    return [name for name in names if name.startswith(incomplete)]

@@ -190,6 +190,14 @@ def comparable(name: str) -> str:
     return re.sub(r"[\s_-]+", "-", name.casefold()).strip("-")
 
 
+def model_first(name: str) -> str:
+    """``comparable``, the last part first ("base-7b/org"): names that may mean one model are neighbours in this order.
+
+    A registry's database keeps it of every name: what changes it, or ``comparable``, is a new version of the database.
+    """
+    return "/".join(reversed(comparable(name).split("/")))
+
+
 def names_same(claimed: str, registered: str) -> bool:
     """Whether both may name one model: equal as ``comparable``, and one of them may do without its organisation."""
     ours, theirs = comparable(claimed).split("/"), comparable(registered).split("/")

@@ -74,7 +74,7 @@ class _Checker:
         registered: bool,
     ) -> None:
         self._matches = {match.model: match for match in matches}
-        self._meant = cache(named)
+        self._named_as = cache(named)
         self._verdict = verdict
         self._adapter = adapter
         self._registry = registered
@@ -144,6 +144,10 @@ class _Checker:
             return Standing.PARTLY, f"the weights bear out only a part of it ({_what(match)}){which}"
         doubt = _other_relation(claim, match)
         return Standing.CONFIRMED, f"confirmed by the weights ({_what(match)}){which}{doubt}"
+
+    def _meant(self, name: str) -> Sequence[ModelRecord]:
+        """The models that a name may mean, looked up once for all its spellings: a hostile card has dozens."""
+        return self._named_as(comparable(name))
 
     def _registered(self, name: str) -> ModelRecord | None:
         """The model of that name; a matched one, if one without its organisation may stand for several."""

@@ -9,6 +9,7 @@ import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from fingerprint.claims import model_first
 from fingerprint.errors import IncompatibleParametersError, RegistryBrokenError, RegistryBusyError, RegistryError
 from signatures.files import flush_folder
 
@@ -71,10 +72,14 @@ INSERT INTO changes (model, added) SELECT id, 1 FROM models ORDER BY id;
 """
 
 # Version 3. ``key`` names the secret key under which a model has a second sketch, so that a check with a key need not
-# read the signatures of all models.
+# read the signatures of all models. ``model_first`` is what names are looked up by that a suspect claims: see
+# ``fingerprint.claims.model_first``.
 _THIRD_SCHEMA: Final = """
 ALTER TABLE models ADD COLUMN key TEXT;
 CREATE INDEX models_key ON models (key) WHERE key IS NOT NULL;
+ALTER TABLE registrations ADD COLUMN model_first TEXT NOT NULL DEFAULT '';
+CREATE INDEX registrations_model_first ON registrations (model_first);
+CREATE INDEX registrations_origin ON registrations (origin, model);
 """
 
 
@@ -137,6 +142,9 @@ def _migrate(database: sqlite3.Connection, key_of: Callable[[str], str | None]) 
             models = database.execute("SELECT id, identity FROM models").fetchall()
             keys = ((key, model) for model, identity in models if (key := key_of(identity)) is not None)
             database.executemany("UPDATE models SET key = ? WHERE id = ?", keys)
+            names = database.execute("SELECT name, id FROM registrations").fetchall()
+            turned = ((model_first(name), number) for name, number in names)
+            database.executemany("UPDATE registrations SET model_first = ? WHERE id = ?", turned)
             database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         database.execute("COMMIT")
     except BaseException:

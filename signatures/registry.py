@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from fingerprint.claims import names_same
 from fingerprint.errors import (
     MalformedSignatureError,
     NameTakenError,
@@ -113,15 +112,22 @@ class Registry:
         return self._store.models()
 
     def matching(self, globs: Iterable[str]) -> tuple[ModelRecord, ...]:
-        """The models one of whose names or aliases matches one of ``globs`` ("acme/*"), whatever their case."""
+        """The models one of whose names or aliases matches one of ``globs`` ("acme/*"), whatever their case.
+
+        All names are gone through; the rest is read of the models that match.
+        """
         return self._store.matching(re.compile("|".join(map(fnmatch.translate, globs)) or r"(?!)", re.IGNORECASE))
 
     def resembling(self, name: str) -> tuple[ModelRecord, ...]:
         """The models that somebody may mean who writes ``name`` (see ``fingerprint.claims.names_same``)."""
-        # Names in a registry are ASCII: what has no letter or digit of it names none of them.
-        model = re.sub(r"[^a-z0-9.]+", "%", name.casefold().rpartition("/")[2])
-        found = self._store.named_like(f"%{model}%") if model.strip("%.") else ()
-        return tuple(one for one in found if any(names_same(name, entry.name) for entry in one.registrations))
+        return self._store.resembling(name)
+
+    def names(self, prefix: str, most: int) -> list[str]:
+        """The first ``most`` names and aliases that begin with ``prefix``, whatever their case, in alphabetical order.
+
+        Where there are more, the very last one is among them, so that all begin with what these have in common.
+        """
+        return self._store.names(prefix, most)
 
     def under_key(self, key: str) -> tuple[ModelRecord, ...]:
         """The models whose signature says that it has a sketch under the secret key of that identity (``Key``)."""
@@ -231,10 +237,9 @@ class Registry:
 
     def require_from(self, origin: str) -> tuple[str, ...]:
         """All names that were imported from ``origin``; raises ``UnknownModelError`` if there is none."""
-        entries = [entry for record in self.models() for entry in record.registrations]
-        names = tuple(entry.name for entry in entries if entry.origin == origin)
+        names = self._store.names_from(origin)
         if not names:
-            others = sorted({entry.origin for entry in entries} - {LOCAL})
+            others = self._store.origins(_SHOWN_ORIGINS + 1)
             shown = ", ".join(others[:_SHOWN_ORIGINS]) + (", ..." if len(others) > _SHOWN_ORIGINS else "")
             known = f"there is {shown}" if others else "nothing was imported"
             raise UnknownModelError(f"no registered model comes from the origin {clipped(origin)!r}: {known}")

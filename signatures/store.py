@@ -13,25 +13,35 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import sqlite3
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from fingerprint.errors import RegistryBrokenError, RegistryError, SignatureError, UnknownModelError, clipped
+from fingerprint.claims import model_first
+from fingerprint.errors import (
+    RegistryBrokenError,
+    RegistryError,
+    SignatureError,
+    UnknownModelError,
+    UsageError,
+    clipped,
+)
 from signatures.database import DATABASE, checked_meta, connect, create_database, translated
 from signatures.engine import START, Mark
-from signatures.files import flush_file, flush_folder
+from signatures.files import flush_file, flush_folder, write_atomically
 from signatures.records import LOCAL, DigestHit, ModelRecord, Registration
 
 if TYPE_CHECKING:
-    import re
     from collections.abc import Iterable, Iterator, Mapping
 
 BUSY_SECONDS: Final = 60.0
 _BATCH: Final = 900
 _MANY: Final = 16
+_DIGEST: Final = "digest"
+_KEPT_DIGEST: Final = re.compile(r"(?P<number>\d{1,19}) (?P<token>[0-9a-f]*) (?P<digest>sha256:[0-9a-f]{64})\n")
 
 
 class Store:
@@ -90,12 +100,41 @@ class Store:
             found = self._records("WHERE models.id IN (SELECT model FROM registrations WHERE name = ?)", (name,))
         return found[0] if found else None
 
-    def named_like(self, pattern: str) -> tuple[ModelRecord, ...]:
-        """The models one of whose names is like ``pattern``, as SQL's LIKE understands it."""
-        return self._records("WHERE models.id IN (SELECT model FROM registrations WHERE name LIKE ?)", (pattern,))
+    def resembling(self, name: str) -> tuple[ModelRecord, ...]:
+        """The models that somebody may mean who writes ``name``, in the order of their ids; see ``names_same``."""
+        sought = model_first(name).encode(errors="replace").decode()  # no registered name has half a surrogate
+        model, organised, _ = sought.partition("/")
+        if not model:
+            return ()
+        if organised:
+            where = "WHERE models.id IN (SELECT model FROM registrations WHERE model_first IN (?, ?))"
+            return self._records(where, (sought, model))
+        where = (
+            "WHERE models.id IN (SELECT model FROM registrations"
+            " WHERE model_first = ? OR model_first > ? AND model_first < ?)"
+        )
+        return self._records(where, (model, f"{model}/", f"{model}0"))  # "0" comes after "/"
+
+    def names(self, prefix: str, most: int) -> list[str]:
+        """The first ``most`` names that begin with ``prefix``, whatever their case, in alphabetical order.
+
+        Where there are more, the very last one is among them, so that all begin with what these have in common.
+        """
+        if not prefix.isascii():
+            return []
+        within = (prefix, f"{prefix}\x7f")  # after all characters of names
+        query = "SELECT name FROM registrations WHERE name >= ? AND name < ? ORDER BY name {} LIMIT ?"
+        with translated(self.folder):
+            found = [row[0] for row in self._database.execute(query.format("ASC"), (*within, most))]
+            if len(found) == most:
+                found[-1:] = [row[0] for row in self._database.execute(query.format("DESC"), (*within, 1))]
+        return found
 
     def matching(self, pattern: re.Pattern[str]) -> tuple[ModelRecord, ...]:
-        """The models one of whose names matches ``pattern`` from its beginning, in the order of their ids."""
+        """The models one of whose names matches ``pattern`` from its beginning, in the order of their ids.
+
+        Every name is looked at, and of the other models nothing else.
+        """
         with translated(self.folder):
             self._database.create_function("matches", 1, lambda name: pattern.match(name) is not None)
         return self._records("WHERE models.id IN (SELECT model FROM registrations WHERE matches(name))", ())
@@ -103,6 +142,18 @@ class Store:
     def under_key(self, key: str) -> tuple[ModelRecord, ...]:
         """The models with a second sketch under the secret key of that identity."""
         return self._records("WHERE models.key = ?", (key,))
+
+    def names_from(self, origin: str) -> tuple[str, ...]:
+        """The names of that origin, by the ids of their models."""
+        with translated(self.folder):
+            query = "SELECT name FROM registrations WHERE origin = ? ORDER BY model, id"
+            return tuple(row[0] for row in self._database.execute(query, (origin,)))
+
+    def origins(self, most: int) -> tuple[str, ...]:
+        """The first ``most`` origins from which something was imported, in alphabetical order."""
+        with translated(self.folder):
+            query = "SELECT DISTINCT origin FROM registrations WHERE origin != ? ORDER BY origin LIMIT ?"
+            return tuple(row[0] for row in self._database.execute(query, (LOCAL, most)))
 
     def count(self) -> int:
         """How many models there are."""
@@ -185,13 +236,14 @@ class Store:
         return found
 
     def digest(self) -> str:
-        """A hash of the identities of all models: equal for registries of the same models."""
+        """A hash of the identities of all models: equal for registries of the same models.
+
+        It is kept in memory, and in a file beside the database, with the newest entry of the log: what was kept holds
+        as long as that is the newest.
+        """
         mark = self.mark()
         if self._digest is None or self._digest[0] != mark:
-            with translated(self.folder):
-                query = "SELECT group_concat(identity, '') FROM (SELECT identity FROM models ORDER BY identity)"
-                identities = self._database.execute(query).fetchone()[0] or ""
-            self._digest = mark, f"sha256:{hashlib.sha256(identities.encode()).hexdigest()}"
+            self._digest = mark, self._kept_digest(mark) or self._new_digest(mark)
         return self._digest[1]
 
     def read_file(self, identity: str) -> bytes | None:
@@ -282,10 +334,12 @@ class Store:
     def add_name(self, model: int, entry: Registration) -> None:
         """Give a model a name that is free; only inside ``writing``."""
         self._database.execute(
-            "INSERT INTO registrations (name, model, owner, license, revision, base, note, origin, registered, claimed)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO registrations"
+            " (name, model_first, model, owner, license, revision, base, note, origin, registered, claimed)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 entry.name,
+                model_first(entry.name),
                 model,
                 entry.owner,
                 entry.license,
@@ -316,13 +370,15 @@ class Store:
     # Checking
 
     def problems(self) -> list[str]:
-        """What the database itself finds wrong, and names without models or models without names."""
+        """What the database itself finds wrong, models without names, and names that are not found as they should."""
         with translated(self.folder):
             found = [row[0] for row in self._database.execute("PRAGMA integrity_check") if row[0] != "ok"]
             broken = self._database.execute("PRAGMA foreign_key_check").fetchall()
             found += [f"a row of {row[0]} mentions a model that does not exist" for row in broken]
             nameless = "SELECT identity FROM models WHERE id NOT IN (SELECT model FROM registrations)"
             found += [f"model {row[0]} has no name" for row in self._database.execute(nameless)]
+            names = self._database.execute("SELECT name, model_first FROM registrations")
+            found += [f"{name}: claims do not find this name" for name, turned in names if turned != model_first(name)]
         return found
 
     def digest_rows(self, model: int) -> list[tuple[int, str, bytes, int]]:
@@ -352,6 +408,26 @@ class Store:
         records = ([*head, tuple(entries)] for head, entries in models.values())
         return tuple(ModelRecord(*fields) for fields in records)
 
+    def _kept_digest(self, mark: Mark) -> str | None:
+        """The digest that a process has left for all when ``mark`` was the newest entry of the log."""
+        try:
+            kept = _KEPT_DIGEST.fullmatch((self.folder / _DIGEST).read_text("ascii"))
+        except (OSError, ValueError):
+            return None
+        return kept["digest"] if kept is not None and Mark(int(kept["number"]), kept["token"]) == mark else None
+
+    def _new_digest(self, mark: Mark) -> str:
+        """The digest of all identities; left for other processes, if it is surely that of ``mark`` and this one may."""
+        with translated(self.folder):
+            query = "SELECT group_concat(identity, '') FROM (SELECT identity FROM models ORDER BY identity)"
+            identities = self._database.execute(query).fetchone()[0] or ""
+        digest = f"sha256:{hashlib.sha256(identities.encode()).hexdigest()}"
+        if not self.uncommitted() and self.mark() == mark:
+            with suppress(UsageError):
+                text = f"{mark.number} {mark.token} {digest}\n"
+                write_atomically(self.folder / _DIGEST, text.encode("ascii"))
+        return digest
+
     def _secret_key(self, identity: str) -> str | None:
         """The secret key of the second sketch in a signature file; None if it has none or cannot be read."""
         from signatures.container import unpack
@@ -367,8 +443,9 @@ class Store:
 
     def _settle(self) -> None:
         """Bring what other writers left to its end; the write lock is held."""
-        for path in self.folder.glob(f".{DATABASE}.*"):  # half-made databases: there is a whole one
-            path.unlink(missing_ok=True)
+        for name in (DATABASE, _DIGEST):  # half-made databases: there is a whole one; digests can be made again
+            for path in self.folder.glob(f".{name}.*"):
+                path.unlink(missing_ok=True)
         if not self._pending.is_dir():
             return
         changed = set[Path]()

@@ -351,6 +351,21 @@ def test_the_registered_base_of_a_claimed_model_counts_as_named() -> None:
     assert result.unnamed == ()
 
 
+def test_spellings_of_one_name_are_looked_up_once() -> None:
+    asked: list[str] = []
+
+    def named(name: str) -> list[ModelRecord]:
+        asked.append(name)
+        return among(RECORD)(name)
+
+    spelt = ("Acme/Base", "acme/BASE", "ACME/base", "acme/base-")
+    claims = Claims(tuple(replace(BASE, value=name, name=name) for name in spelt))
+    checked = check_claims(claims, [FOUND], named, Verdict.MATCH).checked
+    assert {one.standing for one in checked} == {Standing.CONFIRMED}
+    assert asked.count("acme/base") == 1
+    assert len(asked) == len(set(asked))
+
+
 def test_a_path_stands_for_the_names_in_it() -> None:
     ours = anonymous_model("/data/acme/base/model.safetensors")
     found = match(model=ours.name)

@@ -273,5 +273,5 @@ def test_the_shell_completes_commands_options_and_registered_names(zoo: Zoo) -> 
 
     assert "plain,scan" in completed("fp s")
     assert completed("fp scan --fail-on ") == ["plain,possible", "plain,likely", "plain,certain"]
-    assert completed("fp show acme/") == ["plain,acme/base", "plain,acme/alias"]
+    assert completed("fp show ACME/") == ["plain,acme/alias", "plain,acme/base"]
     assert completed("fp scan x") == ["file,x"]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from benchmarks.synthetic import small_model
+from fingerprint.claims import names_same
 from fingerprint.vocabulary import Depth
 from signatures.container import Section
 from signatures.database import SCHEMA_VERSION
@@ -21,7 +25,7 @@ from signatures.signature import sign, write_signature
 from signatures.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from signatures.signature import Signature
@@ -49,6 +53,10 @@ def test_neither_a_registration_nor_a_scan_looks_at_all_models(
         registry.register(signatures[2], name="org/m2")
         registry.register(signatures[2], name="org/alias")
         registry.remove("org/m0")
+        registry.register(signatures[3], name="lab/m3", origin="lab")
+        assert registry.resembling("m3")
+        assert registry.names("lab", 9) == ["lab/m3"]
+        assert registry.remove_origin("lab") == ("lab/m3",)
         report = scan_path(registry, tmp_path / "suspect.fpsig")
         assert report.error is None
         assert [match.model for match in report.matches] == ["org/m1"]
@@ -70,6 +78,12 @@ def test_neither_a_registration_nor_a_scan_looks_at_all_models(
         lambda store: store.has_depth(Depth.QUICK),
         lambda store: store.mark(),
         lambda store: store.last_id(),
+        lambda store: store.resembling("m1"),
+        lambda store: store.resembling("Org/M1"),
+        lambda store: store.resembling("m"),
+        lambda store: store.names("ORG/", 2),
+        lambda store: store.names_from("elsewhere"),
+        lambda store: store.digest(),
     ],
 )
 def test_what_is_looked_up_takes_no_longer_among_more_models(tmp_path: Path, look: Callable[[Store], object]) -> None:
@@ -84,7 +98,11 @@ def test_what_is_looked_up_takes_no_longer_among_more_models(tmp_path: Path, loo
                 model = store.add_model(
                     identity, b"", weights=weights, depth=Depth.FULL, counts=(9, 1), digests=[digest], key=key
                 )
-                store.add_name(model, Registration(f"org/m{number}", *(None,) * 5, LOCAL, datetime.now(UTC), None))
+                origin = "elsewhere" if number < 2 else LOCAL
+                store.add_name(model, Registration(f"org/m{number}", *(None,) * 5, origin, datetime.now(UTC), None))
+        store.digest()
+        store.close()
+        store = Store.open(tmp_path / str(count), method={}, create=True)
         taken = [0]
 
         def step(taken: list[int] = taken) -> int:
@@ -96,6 +114,94 @@ def test_what_is_looked_up_takes_no_longer_among_more_models(tmp_path: Path, loo
         steps[count] = taken[0]
         store.close()
     assert steps[400] <= steps[2] + 50  # instructions of SQLite
+
+
+NAMES = (
+    "base",
+    "org/base",
+    "Org/Base_7B",
+    "org/base-7b-chat",
+    "other/base-7b",
+    "x/y/base",
+    "org/a.b",
+    "e",
+    "org/e",
+    "e/f",
+)
+
+
+WORDS = ("base", "BASE-7b", "org", "/", "-", "_", " ", "e", "é", "a.b", "%", "\ud800")
+
+
+@settings(max_examples=300)
+@given(
+    st.one_of(st.lists(st.sampled_from(WORDS), max_size=7).map("".join), st.text(max_size=5), st.sampled_from(NAMES))
+)
+def test_a_name_may_mean_the_models_whose_names_are_the_same(resembled: Store, name: str) -> None:
+    expected = [one for one in resembled.models() if any(names_same(name, entry.name) for entry in one.registrations)]
+    assert list(resembled.resembling(name)) == expected
+
+
+@pytest.fixture(scope="module")
+def resembled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """Models with one name each, and one that has two."""
+    store = Store.open(tmp_path_factory.mktemp("resembled"), method={}, create=True)
+    with store.writing():
+        for number, name in enumerate((*NAMES, "org/of-two")):
+            model = store.add_model(f"sha256:{number:064}", b"", weights=None, depth="full", counts=(9, 1), digests=[])
+            store.add_name(model, Registration(name, *(None,) * 5, LOCAL, datetime.now(UTC), None))
+        store.add_name(model, Registration("two/base", *(None,) * 5, LOCAL, datetime.now(UTC), None))
+    yield store
+    store.close()
+
+
+def test_names_are_completed_within_a_bound_that_hides_no_other_beginning(resembled: Store) -> None:
+    assert resembled.names("ORG/base", 9) == ["org/base", "org/base-7b-chat", "Org/Base_7B"]
+    assert resembled.names("org/base", 3) == ["org/base", "org/base-7b-chat", "Org/Base_7B"]
+    assert resembled.names("", 3) == ["base", "e", "x/y/base"]
+    for nothing in ("org/base%", "org_base", "é", "\udcff", "org/f", "org/base-7b-chat0"):
+        assert resembled.names(nothing, 9) == []
+
+
+def test_the_digest_that_a_process_left_holds_until_the_models_change(
+    tmp_path: Path, signatures: list[Signature]
+) -> None:
+    def fresh(folder: Path = tmp_path / "registry") -> str:
+        """The digest for a process that has just opened the registry."""
+        with Registry.open(folder) as registry:
+            return registry.digest
+
+    def opened_and_counted() -> tuple[str, int]:
+        with Registry.open(tmp_path / "registry") as registry:
+            looked = []
+            registry._store._database.set_trace_callback(looked.append)
+            return registry.digest, sum("group_concat" in one for one in looked)
+
+    kept = tmp_path / "registry" / "digest"
+    with Registry.open(tmp_path / "registry") as registry:
+        assert (registry.digest, 0) == opened_and_counted()
+        registry.register(signatures[0], name="org/m0")
+        one = registry.digest
+        assert opened_and_counted() == (one, 0)
+        shutil.copytree(tmp_path / "registry", tmp_path / "copy")
+        registry.register(signatures[1], name="org/m1")
+        two = fresh()
+        assert registry.digest == two != one
+        registry.remove("org/m1")
+        assert opened_and_counted() == (one, 1)
+        before = kept.read_bytes()
+        with pytest.raises(KeyboardInterrupt):
+            _interrupted(registry, signatures[2], look=lambda: registry.digest)
+        assert (kept.read_bytes(), registry.digest) == (before, one)
+    with Registry.open(tmp_path / "copy") as copy:  # its log goes on under the same numbers
+        copy.register(signatures[3], name="org/m3")
+        copy.register(signatures[2], name="org/m2")
+    other = fresh(tmp_path / "copy")
+    shutil.copy(kept, tmp_path / "copy" / "digest")
+    assert fresh(tmp_path / "copy") == other != one
+    for damaged in (b"", b"\xff", before[:-9], before.replace(b"sha256", b"sha257")):
+        kept.write_bytes(damaged)
+        assert fresh() == one
 
 
 def test_the_log_tells_what_came_and_went(tmp_path: Path, signatures: list[Signature]) -> None:
@@ -150,7 +256,11 @@ def test_a_registry_of_an_earlier_version_is_brought_up_to_date(
         digest, files = registry.digest, {one.name: registry._store.place(one.identity) for one in registry.models()}
     files["org/m0"].unlink()  # what cannot be read does not stand in the way
     database = sqlite3.connect(tmp_path / "registry.sqlite3")
-    database.executescript("DROP INDEX models_key; ALTER TABLE models DROP COLUMN key; PRAGMA user_version = 2")
+    database.executescript(
+        "DROP INDEX models_key; ALTER TABLE models DROP COLUMN key; DROP INDEX registrations_origin;"
+        "DROP INDEX registrations_model_first; ALTER TABLE registrations DROP COLUMN model_first;"
+        "PRAGMA user_version = 2"
+    )
     if version == 1:
         database.executescript(
             "DROP TRIGGER model_added; DROP TRIGGER model_removed; DROP TABLE changes; DROP INDEX models_depth;"
@@ -161,6 +271,7 @@ def test_a_registry_of_an_earlier_version_is_brought_up_to_date(
         assert registry._store._database.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION
         assert registry.digest == other.digest == digest
         assert [one.name for one in other.under_key(key.identity)] == ["org/m2"]
+        assert [one.name for one in other.resembling("M2")] == ["org/m2"]
         registry.remove("org/m0")
         registry.register(signatures[3], name="org/m3")
         assert other.index_status().current
@@ -178,8 +289,9 @@ def test_digests_are_looked_up_by_an_index_of_the_database(tmp_path: Path, signa
         assert all("USING INDEX digests_digest" in row[3] for row in plan), plan
 
 
-def _interrupted(registry: Registry, signature: Signature) -> None:
+def _interrupted(registry: Registry, signature: Signature, look: Callable[[], object] = lambda: None) -> None:
     with registry.together():
-        registry.register(signature, name="org/m0")
-        registry.remove("org/m3")
+        registry.register(signature, name="org/m9")
+        registry.remove(registry.models()[0].name)
+        look()
         raise KeyboardInterrupt

@@ -162,7 +162,7 @@ class Rewriting(Struct, frozen=True, dict=True):
         """Roles of matrices that cannot be compared in place, since the gains in front of them changed."""
         return _BEHIND_GAINS if self._folded or self._regained else frozenset()
 
-    @property
+    @cached_property
     def _floor(self) -> float:
         """Mean score above which neurons are the same to rounding.
 
@@ -174,13 +174,13 @@ class Rewriting(Struct, frozen=True, dict=True):
         lost = _LOST_WITH_LAYER_NORM if self._subtracts_mean else 1.0
         return min(_UNCHANGED, 1.0 - lost / self._width)
 
-    @property
+    @cached_property
     def _width(self) -> int:
         """Channels of the registered model's stream, 0 if that is not known."""
         tensors = self.comparison.registered.tensors
         return max((sample.size for one in tensors for sample in one.axes if sample.axis is Axis.RESIDUAL), default=0)
 
-    @property
+    @cached_property
     def _subtracts_mean(self) -> bool:
         return any(one.role is Role.NORM_BIAS for one in self.comparison.registered.tensors)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 from msgspec import Struct
 
+from fingerprint.comparing.matching import is_distinctive
 from fingerprint.errors import MalformedSignatureError
-from fingerprint.vocabulary import Content
 from signatures.disclosure import discloses_less
 from signatures.records import EXACT
 from signatures.signature import encode_with_identity
@@ -16,9 +16,6 @@ from signatures.signature import encode_with_identity
 if TYPE_CHECKING:
     from fingerprint.records import Fingerprint
     from signatures.signature import Signature
-
-LOOKED_UP: Final = frozenset({Content.WEIGHTS, Content.VECTOR})
-"""Contents whose digests are looked up: trained numbers. Constants and tables are shared by models without relation."""
 
 
 class Holding(Struct, frozen=True):
@@ -87,9 +84,10 @@ def weights_hash(fingerprint: Fingerprint) -> str | None:
 
 
 def _digest_rows(fingerprint: Fingerprint) -> list[tuple[int, str, bytes, int]]:
+    """Those of trained numbers: constants and tables are shared by models without relation."""
     rows: list[tuple[int, str, bytes, int]] = []
     for position, record in enumerate(fingerprint.tensors):
-        if record.content in LOOKED_UP:
+        if is_distinctive(record):
             kinds = {EXACT: record.digest, **record.casts}
             rows += [(position, kind, digest, record.elements) for kind, digest in kinds.items() if digest]
     return rows

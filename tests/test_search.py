@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
+from safetensors.numpy import save_file
 
 from benchmarks.synthetic import small_model
+from fingerprint.assemble import fingerprint
+from fingerprint.checkpoint import open_checkpoint
 from signatures.index import MOST_TIED
 from signatures.registry import Registry
+from signatures.report import Relation
+from signatures.scan import scan_path
 from signatures.search import NEIGHBOURS, find_candidates
 from signatures.signature import sign
 
@@ -77,3 +83,20 @@ def test_the_vectors_of_what_a_whole_family_has_are_not_searched(
     with Registry.open(registry) as opened:
         find_candidates(opened, member(3), 20)
     assert set(asked) == {1}
+
+
+def test_a_network_of_small_matrices_is_found_by_their_digests(tmp_path: Path) -> None:
+    def weights(seed: int) -> dict[str, np.ndarray]:
+        random = np.random.default_rng(seed)
+        return {f"layer{at}.weight": random.standard_normal((20, 20)).astype(np.float32) for at in range(4)}
+
+    with Registry.open(tmp_path / "registry") as registry:
+        for seed in range(3):
+            save_file(weights(seed), tmp_path / "model.safetensors")
+            with open_checkpoint(tmp_path / "model.safetensors") as checkpoint:
+                registry.register(sign(fingerprint(checkpoint)), name=f"org/m{seed}")
+        save_file({f"renamed{at}": w for at, w in enumerate(weights(1).values())}, tmp_path / "suspect.safetensors")
+        (match,) = scan_path(registry, tmp_path / "suspect.safetensors").matches
+        assert (match.model, match.relation) == ("org/m1", Relation.REFORMATTED)
+        save_file(weights(9), tmp_path / "stranger.safetensors")
+        assert not scan_path(registry, tmp_path / "stranger.safetensors").matches

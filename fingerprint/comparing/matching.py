@@ -276,11 +276,8 @@ def match_tensors(
 
 def is_distinctive(tensor: TensorRecord) -> bool:
     """Whether an equal digest of this tensor says anything: no constants, ramps, masks, integers or tiny tensors."""
-    if not (tensor.digest or tensor.turned_digest):
-        return False
-    if tensor.content in {Content.WEIGHTS, Content.SMALL}:
-        return tensor.elements >= _DISTINCTIVE_ELEMENTS
-    return tensor.content is Content.VECTOR and tensor.elements >= _DISTINCTIVE_ELEMENTS
+    trained = tensor.content in {Content.WEIGHTS, Content.SMALL, Content.VECTOR}
+    return trained and tensor.elements >= _DISTINCTIVE_ELEMENTS and bool(tensor.digest or tensor.turned_digest)
 
 
 def _by_digest(

@@ -13,13 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.registry_100k import digests, make
-from benchmarks.registry_100k.report import right, to_markdown
+from benchmarks.registry_100k.report import FAMILY, OF_FAMILY, UNKNOWN_LARGE, right, to_markdown
 from benchmarks.synthetic import llama_8b, small_model
 from signatures.identify import scan_suspect
 from signatures.options import ScanOptions
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from fingerprint.records import Fingerprint
 
 ROUNDS = 20
+TUNED = 24
 Times = tuple[float, float]
 ROOT = Path(__file__).parents[2]
 
@@ -72,7 +74,18 @@ def measured(folder: Path, models: int, report: Callable[[str], None], *, check:
     known = make.model(models // 2)
     timed["scan a registered model"] = _several(lambda _: _scan(place, known), ROUNDS)
     timed["scan an unknown model of 16 matrices"] = _several(lambda n: _scan(place, small_model(10**6 + n)), ROUNDS)
-    timed["scan an unknown model of 8B parameters"] = _several(lambda _: _scan(place, llama_8b()), 3)
+    large = llama_8b()
+    timed[UNKNOWN_LARGE] = _several(lambda _: _scan(place, large), 3)
+    with Registry.open(place) as registry:
+        for name, count, made in (("family", FAMILY, make.member), ("tuned", TUNED, partial(make.tuned, large))):
+            with registry.together():
+                for number in range(count):
+                    registry.register(sign(made(number)), name=f"{name}/model-{number}")
+    report("registered families")
+    timed[OF_FAMILY] = _several(lambda n: _scan(place, make.member(FAMILY + n)), ROUNDS)
+    timed[f"scan a fine-tune of 8B parameters among {TUNED} of its base"] = _several(
+        lambda n: _scan(place, make.tuned(large, TUNED + n)), 3
+    )
     report("scanned")
     write_signature(folder / "suspect.fpsig", decode(signed_bytes(known)))
     write_signature(folder / "new.fpsig", sign(make.model(2 * models)))

@@ -7,6 +7,9 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
+import numpy as np
+from msgspec.structs import replace
+
 from benchmarks.synthetic import Maker
 from fingerprint.vocabulary import Axis, Role
 from signatures.registry import Registry
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from fingerprint.records import Fingerprint
 
 TOGETHER = 1000
+OF_FAMILY = 10**7
+"""Numbers of models from here on lend a tensor to the members of the family."""
 WIDTH, TOKENS = 64, 512
 
 
@@ -31,6 +36,28 @@ def model(number: int) -> Fingerprint:
         tensors.append(make.matrix(f"layers.0.{word}", role, 0, (WIDTH, WIDTH), ()))
     tensors.append(make.vector("layers.0.norm", WIDTH, 0))
     return make.fingerprint(tensors, [])
+
+
+def member(number: int) -> Fingerprint:
+    """One of a family that has every tensor in common but one, as where all but one is frozen in fine-tuning."""
+    base = model(OF_FAMILY - 1)
+    own = {tensor.name: tensor for tensor in model(OF_FAMILY + number).tensors}
+    tensors = tuple(own[tensor.name] if tensor.name == "layers.0.o" else tensor for tensor in base.tensors)
+    return replace(base, tensors=tensors)
+
+
+def tuned(base: Fingerprint, seed: int, cosine: float = 0.97) -> Fingerprint:
+    """A fine-tune of ``base``, as far as sketches and digests tell it."""
+    random = np.random.default_rng(seed)
+    tensors = []
+    for tensor in base.tensors:
+        sketch = tensor.sketch
+        if sketch is not None:
+            other = random.standard_normal(sketch.shape, np.float32)
+            other *= np.float32(np.linalg.norm(sketch) / np.linalg.norm(other))
+            sketch = np.float32(cosine) * sketch + np.float32(np.sqrt(1 - cosine**2)) * other
+        tensors.append(replace(tensor, sketch=sketch, digest=random.bytes(32), casts={}))
+    return replace(base, tensors=tuple(tensors))
 
 
 def signature(number: int) -> bytes:

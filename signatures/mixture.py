@@ -20,7 +20,7 @@ from fingerprint.units import first_of, unit_of
 from signatures.change import whiteness
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from fingerprint.comparing.comparison import Comparison
     from fingerprint.records import AxisSample, Fingerprint, TensorRecord
@@ -33,9 +33,13 @@ MUST_EXPLAIN: Final = 0.5
 LEAST_RESIDUAL: Final = 1e-3
 """Relative residual (not squared) below which nothing is left to explain."""
 LEAST_COEFFICIENT: Final = 0.02
+_ROUNDING: Final = 1e-7
+"""Relative residual below which nothing but rounding is left: it comes out of a difference of squares."""
+_SINGULAR: Final = 1e-12
+"""Of the product of two squared lengths: what two candidates that are one leave of their determinant."""
 MOST_MODELS: Final = 8
 MOST_TENSORS: Final = 1024
-"""Matched tensors of the suspect that take part, the first by the order of their units: 24 KB each and candidate."""
+"""Matched tensors of the suspect that take part, the first by the order of their units."""
 _PASSTHROUGH: Final = 0.1
 _PARTLY_EXPLAINS: Final = 0.2
 _WHITE_REMAINDER: Final = 0.82
@@ -77,27 +81,26 @@ def gather(suspect: Fingerprint, candidates: Sequence[Comparison]) -> Cover | No
     ``candidates`` are comparisons with the same suspect, the strongest first. None without a single matched sketch.
     """
     design = _Design(suspect, candidates)
-    if not design.targets or design.energy(list(design.targets)) <= 0.0:
+    whole = design.inner(design.members)
+    if whole[0, 0] <= 0.0:
         return None
-    members = list(design.targets)
-    coefficients, residual = _greedy(design, members)
-    groups, squares = {}, 0.0
-    for label, part in design.groups().items():
-        groups[label], rest = _of_group(design, part, set(coefficients))
-        squares += rest**2 * design.energy(part)
-    apart = float(np.sqrt(squares / design.energy(members)))
+    coefficients, residual = _greedy(whole)
+    groups, inner, squares = {}, {}, 0.0
+    for label, members in design.groups().items():
+        inner[label] = design.inner(members)
+        groups[label], rest = _of_group(inner[label], set(coefficients))
+        squares += rest**2 * inner[label][0, 0]
+    apart = math.sqrt(squares / whole[0, 0])
     needed = set(coefficients).union(*groups.values())
     if len(needed) == 1:
-        needed |= _minor_partner(design, members, next(iter(needed)))
+        needed |= _minor_partner(design, whole, next(iter(needed)))
     if len(needed) > 1:
-        coefficients, residual = _fit(design, members, sorted(needed))
+        coefficients, residual = _fit(whole, sorted(needed))
         if residual > apart + _PASSTHROUGH:
             # Layers come whole from different models: their shares describe that, one fit over all of them does not.
-            total = design.energy(members)
             coefficients = {
-                index: sum(
-                    groups[label].get(index, 0.0) * design.energy(part) / total
-                    for label, part in design.groups().items()
+                index: float(
+                    sum(found.get(index, 0.0) * inner[label][0, 0] for label, found in groups.items()) / whole[0, 0]
                 )
                 for index in needed
             }
@@ -106,7 +109,8 @@ def gather(suspect: Fingerprint, candidates: Sequence[Comparison]) -> Cover | No
 
 
 class _Design:
-    """For every matched tensor of the suspect, its features and those of the corresponding tensor of every candidate.
+    """For every matched tensor of the suspect, the inner products of its features and of those of the corresponding
+    tensors of the candidates.
 
     A tensor's features are its sketch and its sampled slices, scaled so that inner products of features estimate inner
     products of matrices: three estimates with errors of their own, of which the sketch counts half.
@@ -114,11 +118,10 @@ class _Design:
 
     def __init__(self, suspect: Fingerprint, candidates: Sequence[Comparison]) -> None:
         self.suspect = suspect
-        self.targets: dict[int, Float64] = {}
-        self.columns: dict[int, dict[int, Float64]] = {}
         self._group_of: dict[int, Group] = {}
-        self.number = len(candidates)
-        self.width = next((len(one.sketch) for one in suspect.tensors if one.sketch is not None), 0)
+        self._of: dict[int, tuple[list[AxisSample], dict[int, tuple[TensorRecord, bool]]]] = {}
+        self._products: dict[int, Float64] = {}
+        self._width = next((len(one.sketch) for one in suspect.tensors if one.sketch is not None), 0)
         # Slices and sketches cannot be added up: candidates that were compared otherwise than the first take no part.
         alike = [candidate.sampled == candidates[0].sampled for candidate in candidates]
         self._matches = [
@@ -136,16 +139,40 @@ class _Design:
             for position, match in matches.items():
                 ours = candidate.registered.tensors[match.registered]
                 theirs = suspect.tensors[position]
-                if position not in used or theirs.sketch is None or ours.sketch is None or position in self.targets:
+                if position not in used or theirs.sketch is None or ours.sketch is None or position in self._of:
                     continue
-                axes = _common_axes(theirs, ours, turned=match.transposed)
-                self.targets[position] = _features(theirs, axes, turned=False)
                 own = theirs.layer is not None or ours.layer is None
                 self._group_of[position] = Group(theirs.layer, None) if own else Group(ours.layer, number)
-                self.columns[position] = {
-                    index: _features(record, axes, turned=turned)
-                    for index, (record, turned) in self._counterparts(position, ours, match.transposed, candidates)
-                }
+                counterparts = dict(self._counterparts(position, ours, match.transposed, candidates))
+                self._of[position] = _common_axes(theirs, ours, turned=match.transposed), counterparts
+                self._products[position] = self._inner_products(position, len(candidates))
+
+    @property
+    def members(self) -> list[int]:
+        """The suspect's tensors that take part."""
+        return list(self._of)
+
+    def inner(self, members: Sequence[int]) -> Float64:
+        """Inner products (k + 1, k + 1) over those tensors: of the suspect, which comes first, and of all candidates;
+        zeros where a candidate has no counterpart."""
+        size = 1 + len(self._matches)
+        total: Float64 = sum((self._products[i] for i in members), np.zeros((size, size)))
+        return total
+
+    def _inner_products(self, position: int, candidates: int) -> Float64:
+        numbers = [0, *(1 + index for index in self._of[position][1])]
+        features = np.stack([self._target(position), *(self._column(position, i - 1) for i in numbers[1:])])
+        products = np.zeros((1 + candidates,) * 2)
+        products[np.ix_(numbers, numbers)] = features @ features.T
+        return products
+
+    def _target(self, position: int) -> Float64:
+        return _features(self.suspect.tensors[position], self._of[position][0], turned=False)
+
+    def _column(self, position: int, index: int) -> Float64:
+        axes, counterparts = self._of[position]
+        record, turned = counterparts[index]
+        return _features(record, axes, turned=turned)
 
     def _counterparts(
         self, position: int, ours: TensorRecord, transposed: bool, candidates: Sequence[Comparison]
@@ -160,38 +187,21 @@ class _Design:
             elif (place := self._places[index].get(_place(ours))) is not None:
                 yield index, (place, transposed)
 
-    def sketch_of(self, features: Float64) -> Float64:
-        """The (k, k) sketch among a tensor's features, up to scale."""
-        return features[: self.width**2].reshape(self.width, self.width)
-
-    def has(self, index: int, members: list[int]) -> bool:
-        """Whether candidate ``index`` has a counterpart, other than zeros, of any of those tensors."""
-        return any(column.any() for i in members if (column := self.columns[i].get(index)) is not None)
-
-    def column(self, index: int, members: list[int]) -> Float64:
-        """The counterparts in candidate ``index`` of those tensors, flattened; zeros where it has none."""
-        return np.concatenate([self.columns[i].get(index, np.zeros(self.targets[i].size)) for i in members])
-
-    def combined(self, member: int, coefficients: dict[int, float]) -> Float64:
-        """The weighted sum of the candidates' counterparts of one tensor, flattened."""
-        total = np.zeros_like(self.targets[member])
+    def left_of(self, member: int, coefficients: Mapping[int, float]) -> Float64:
+        """What the weighted sum of the candidates' counterparts leaves of the sketch of a tensor, up to scale."""
+        left = self._target(member)
         for index, weight in coefficients.items():
-            column = self.columns[member].get(index)
-            if column is not None:
-                total += weight * column
-        return total
-
-    def energy(self, members: list[int]) -> float:
-        """Sum of the squared norms of those of the suspect's sketches."""
-        return sum(float(self.targets[i] @ self.targets[i]) for i in members)
+            if index in self._of[member][1]:
+                left = left - weight * self._column(member, index)
+        return left[: self._width**2].reshape(self._width, self._width)
 
     def of_whole(self, residual: float) -> float:
         """The relative residual on the matched tensors turned into that on all sketched tensors of the suspect."""
-        matched = self.energy(list(self.targets))
+        matched = float(self.inner(self.members)[0, 0])
         rest = sum(
             float(np.sum(tensor.sketch.astype(np.float64) ** 2))
             for position, tensor in enumerate(self.suspect.tensors)
-            if tensor.sketch is not None and position not in self.targets and position not in self._left_out
+            if tensor.sketch is not None and position not in self._of and position not in self._left_out
         )
         return float(np.sqrt((residual**2 * matched + rest) / (matched + rest))) if matched + rest else 0.0
 
@@ -249,31 +259,30 @@ def _places(registered: Fingerprint) -> dict[_Place, TensorRecord]:
     }
 
 
-def _of_group(design: _Design, members: list[int], overall: set[int]) -> tuple[dict[int, float], float]:
+def _of_group(inner: Float64, overall: set[int]) -> tuple[dict[int, float], float]:
     """Coefficients and relative residual of one group: another model than the one that explains the whole suspect only
     if it explains most of what that one leaves there.
 
     Embeddings of two fine-tunes on like text are nearer to each other than to their base's.
     """
-    found, rest = _greedy(design, members)
+    found, rest = _greedy(inner)
     if len(overall) != 1 or set(found) == overall:
         return found, rest
-    plain, left = _fit(design, members, sorted(overall))
+    plain, left = _fit(inner, sorted(overall))
     return (plain, left) if rest**2 > (1 - MUST_EXPLAIN) * left**2 else (found, rest)
 
 
-def _minor_partner(design: _Design, members: list[int], major: int) -> set[int]:
+def _minor_partner(design: _Design, whole: Float64, major: int) -> set[int]:
     """A second model that explains part of what the first leaves, if only noise is left then.
 
     A sibling explains some of a further training too, since independent trainings of one parent have related
     differences; but what is left then is training, which concentrates in few directions. Merging with trimming (TIES)
     leaves something white.
     """
-    before = _fit(design, members, [major])[1]
+    before = _fit(whole, [major])[1]
     if before <= LEAST_RESIDUAL:
         return set()
-    options = [index for index in range(design.number) if index != major and design.has(index, members)]
-    fits = {index: _fit(design, members, [major, index]) for index in options}
+    fits = {index: _fit(whole, [major, index]) for index in _present(whole) if index != major}
     if not fits:
         return set()
     partner = min(fits, key=lambda index: fits[index][1])
@@ -281,52 +290,59 @@ def _minor_partner(design: _Design, members: list[int], major: int) -> set[int]:
     explained = 1.0 - (after / before) ** 2
     if explained < _PARTLY_EXPLAINS or min(coefficients.values()) < LEAST_COEFFICIENT:
         return set()
-    left = [
-        whiteness(
-            design.sketch_of(design.targets[i] - design.combined(i, coefficients)), design.suspect.tensors[i].shape
-        )
-        for i in members
-    ]
+    left = [whiteness(design.left_of(i, coefficients), design.suspect.tensors[i].shape) for i in design.members]
     return {partner} if float(np.mean(left)) >= _WHITE_REMAINDER else set()
 
 
-def _fit(design: _Design, members: list[int], chosen: list[int]) -> tuple[dict[int, float], float]:
-    """Non-negative least squares on the given candidates: coefficients and relative residual."""
-    if len(chosen) == 1:
-        return _fit_one(design, members, chosen[0])
-    target = np.concatenate([design.targets[i] for i in members])
-    length = float(np.linalg.norm(target))
-    if length <= 0.0:
+def _present(inner: Float64) -> list[int]:
+    """The candidates with a counterpart, other than zeros, of any of the tensors."""
+    return np.flatnonzero(np.diag(inner)[1:] > 0.0).tolist()
+
+
+def _fit(inner: Float64, chosen: Sequence[int]) -> tuple[dict[int, float], float]:
+    """Non-negative least squares on the given candidates, by inner products: coefficients and relative residual."""
+    places = [0, *(1 + index for index in chosen)]
+    among = inner[np.ix_(places, places)]
+    if among[0, 0] <= 0.0:
         return dict.fromkeys(chosen, 0.0), 0.0
-    columns = np.stack([design.column(index, members) for index in chosen], axis=1)
-    from scipy.optimize import nnls  # takes half a second, and what descends from one model does not need it
-
-    weights, left = nnls(columns, target)
-    return {index: float(weight) for index, weight in zip(chosen, weights, strict=True)}, left / length
-
-
-def _fit_one(design: _Design, members: list[int], index: int) -> tuple[dict[int, float], float]:
-    """The same on one candidate, tensor by tensor: of a deep model all of them together are a hundred megabytes."""
-    target = design.energy(members)
-    columns = {i: column for i in members if (column := design.columns[i].get(index)) is not None}
-    energy = sum(float(column @ column) for column in columns.values())
-    if target <= 0.0 or energy <= 0.0:
-        return {index: 0.0}, 0.0 if target <= 0.0 else 1.0
-    weight = max(sum(float(design.targets[i] @ column) for i, column in columns.items()), 0.0) / energy
-    left = design.energy([i for i in members if i not in columns])
-    for i, column in columns.items():
-        rest = design.targets[i] - weight * column
-        left += float(rest @ rest)
-    return {index: weight}, math.sqrt(max(left, 0.0) / target)
+    weights = _weights(among)
+    difference = np.array([1.0, *(-weight for weight in weights)])
+    left = math.sqrt(max(float(difference @ among @ difference), 0.0) / among[0, 0])
+    return dict(zip(chosen, weights, strict=True)), left if left > _ROUNDING else 0.0
 
 
-def _greedy(design: _Design, members: list[int]) -> tuple[dict[int, float], float]:
+def _weights(inner: Float64) -> list[float]:
+    """Those that are not negative and leave least of what comes first."""
+    products, squares = inner[0, 1:], np.diag(inner)[1:]
+    alone = np.divide(np.maximum(products, 0.0), squares, out=np.zeros(len(squares)), where=squares > 0.0)
+    if len(squares) == 1:
+        return [float(alone[0])]
+    if len(squares) == 2:
+        one, other = squares.tolist()
+        cross = float(inner[1, 2])
+        determinant = one * other - cross**2
+        if determinant > _SINGULAR * one * other:
+            first = (other * products[0] - cross * products[1]) / determinant
+            second = (one * products[1] - cross * products[0]) / determinant
+            if first >= 0.0 and second >= 0.0:
+                return [float(first), float(second)]
+        better = int(np.argmax(alone * np.maximum(products, 0.0)))
+        return [float(alone[0]), 0.0] if better == 0 else [0.0, float(alone[1])]
+    from scipy.optimize import nnls  # takes half a second, and mixtures of three are rare
+
+    values, vectors = np.linalg.eigh(inner)
+    factor = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T  # its columns have these inner products
+    found, _ = nnls(factor[:, 1:], factor[:, 0])
+    return [float(weight) for weight in found]
+
+
+def _greedy(inner: Float64) -> tuple[dict[int, float], float]:
     """Take candidates one by one while each explains most of what is left; coefficients and relative residual."""
-    options = {index for index in range(design.number) if design.has(index, members)}
+    options = _present(inner)
     chosen: dict[int, float] = {}
     left = 1.0
-    while options - set(chosen) and len(chosen) < MOST_MODELS and left > LEAST_RESIDUAL:
-        trials = [_fit(design, members, [*chosen, index]) for index in sorted(options - set(chosen))]
+    while len(chosen) < min(MOST_MODELS, len(options)) and left > LEAST_RESIDUAL:
+        trials = [_fit(inner, [*chosen, index]) for index in options if index not in chosen]
         # Of candidates that explain the same (one model, registered twice) every group takes the strongest.
         least = min(rest for _, rest in trials)
         solution, rest = next(trial for trial in trials if trial[1] <= least + LEAST_RESIDUAL)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from cli import options
 from cli.exits import Exit, strongest
 from cli.render.registration import Registered, Step
 
@@ -93,7 +92,7 @@ def _registered(
     entries: Iterable[Entry], writer: _Writer, bulk: Bulk, console: Console, how: Measuring, total: int | None
 ) -> Iterator[Registered]:
     from cli.bulk import worked
-    from cli.tasks import MeasureTask
+    from cli.tasks import MeasureTask, Sender
 
     def settings() -> dict[str, Any]:
         from importlib.metadata import version
@@ -107,7 +106,7 @@ def _registered(
         def known(entry: Entry) -> Measured | None:
             return None if journal is None else writer.remembered(entry, journal)
 
-        here, task = _Here(how, console), MeasureTask(os.getcwd(), how, console.verbosity, options.fetching())
+        here, task = _Here(how, console), MeasureTask(Sender.here(console), how)
         with bulk.workers(here, lambda: task) as workers:
             window = _AHEAD * workers.slots
             for entry, measured in worked(workers, entries, console, total=total, window=window, known=known):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from msgspec import Struct
 
@@ -14,6 +14,7 @@ from cli.bulk import Answer
 from cli.console import Gathered
 from cli.messages import route
 from fingerprint.errors import WeightprintError
+from signatures.bulk.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,21 +28,43 @@ if TYPE_CHECKING:
     from signatures.report import Report
 
 
-class ScanTask(Struct, frozen=True):
-    """Scans the suspect at a path, seen from the folder ``cwd``; ``registry`` is its folder, None if there is none."""
+class Sender(Struct, frozen=True):
+    """What work depends on of the process that hands it out, and what the one that does it may have otherwise."""
 
     cwd: str
+    verbosity: int
+    fetching: Mapping[str, bool]
+    settings: Settings
+
+    @classmethod
+    def here(cls, console: Console) -> Self:
+        """This process."""
+        return cls(os.getcwd(), console.verbosity, options.fetching(), Settings.here())
+
+    def imitated(self) -> Gathered:
+        """Make this process like it; the console that keeps what an item has to say."""
+        with suppress(OSError):  # another machine may not have it: relative paths are then not found, which is an error
+            os.chdir(self.cwd)
+        options.fetch_as(self.fetching)
+        self.settings.take_effect()
+        console = Gathered(self.verbosity)
+        route(console)
+        return console
+
+
+class ScanTask(Struct, frozen=True):
+    """Scans the suspect at a path; ``registry`` is the folder of the registry, None if there is none."""
+
+    sender: Sender
     registry: str | None
     options: ScanOptions
     key: Key | None
-    verbosity: int
-    fetching: Mapping[str, bool]
 
     def do(self, item: str) -> Answer[Report]:
         """See ``Task.do``."""
         from cli.commands.scan import scan_one
 
-        console = _console(self)
+        console = self.sender.imitated()
         opened = None if self.registry is None else _opened(self.registry)
         report = scan_one(opened, item, self.options, self.key, console)
         return Answer(report, tuple(console.told))
@@ -61,17 +84,14 @@ class Measured(Struct, frozen=True):
 
 
 class MeasureTask(Struct, frozen=True):
-    """Measures the model at an entry's path, seen from the folder ``cwd``."""
+    """Measures the model at an entry's path."""
 
-    cwd: str
+    sender: Sender
     how: Measuring
-    verbosity: int
-    fetching: Mapping[str, bool]
 
     def do(self, item: Entry) -> Answer[Measured]:
         """See ``Task.do``."""
-        console = _console(self)
-        return measured_by(item, self.how, console)
+        return measured_by(item, self.how, self.sender.imitated())
 
     def lost(self, item: Entry, reason: str) -> Answer[Measured]:
         """See ``Task.lost``."""
@@ -103,15 +123,6 @@ def measured_by(item: Entry, how: Measuring, console: Console) -> Answer[Measure
 
 def _naming(path: str, message: str) -> str:
     return message if path in message else f"{path}: {message}"
-
-
-def _console(task: ScanTask | MeasureTask) -> Gathered:
-    with suppress(OSError):  # another machine may not have it: relative paths are then not found, which is an error
-        os.chdir(task.cwd)
-    options.fetch_as(task.fetching)
-    console = Gathered(task.verbosity)
-    route(console)
-    return console
 
 
 @lru_cache(maxsize=1)

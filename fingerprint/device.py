@@ -41,12 +41,18 @@ def product(left: Float32, right: Float32) -> Float32:
 
 def chosen() -> TorchDevice | None:
     """The device that the environment names, None for numpy; raises ``UsageError`` if it is not there."""
-    return _opened(os.environ.get(VARIABLE, ""))
+    return _opened(chosen_name())
+
+
+def chosen_name() -> str:
+    """What the environment calls the device; empty for numpy."""
+    name = os.environ.get(VARIABLE, "")
+    return "" if name == "cpu" else name
 
 
 @cache
 def _opened(name: str) -> TorchDevice | None:
-    return None if name in {"", "cpu"} else TorchDevice(name)
+    return TorchDevice(name) if name else None
 
 
 class TorchDevice:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from signatures.milvus import Place
 
 INDEX_VARIABLE: Final = "FP_INDEX"
+TOKEN_VARIABLE: Final = "FP_INDEX_TOKEN"
 
 
 def open_engine(folder: Path, key: str, width: int) -> Engine:
@@ -31,6 +32,12 @@ def open_engine(folder: Path, key: str, width: int) -> Engine:
     return IndexFolder(folder, key, width)
 
 
+def chosen_name() -> str:
+    """What ``FP_INDEX`` says; empty for the files."""
+    name = os.environ.get(INDEX_VARIABLE, "")
+    return "" if name == "local" else name
+
+
 def serves_one_process() -> bool:
     """Whether only one process at a time can search: true of embedded Milvus."""
     place = _milvus()
@@ -39,8 +46,8 @@ def serves_one_process() -> bool:
 
 def _milvus() -> Place | None:
     """The Milvus that ``FP_INDEX`` names, None for the files; raises ``UsageError`` for what is neither."""
-    url = os.environ.get(INDEX_VARIABLE, "")
-    if url in {"", "local"}:
+    url = chosen_name()
+    if not url:
         return None
     from signatures.milvus import place_of
 

@@ -26,6 +26,7 @@ from msgspec import Struct
 
 from fingerprint.errors import UsageError, clipped
 from signatures.engine import START, EngineAwayError, EngineBehindError, EngineError, EngineStatus, Mark
+from signatures.engines import TOKEN_VARIABLE
 from signatures.index import MOST_TIED, TIE, Float32, Hits, cut, padded, require_rows
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
     from signatures.engine import Rows
 
-TOKEN_VARIABLE: Final = "FP_INDEX_TOKEN"
 INDEXES: Final = ("FLAT", "HNSW")
 _LAYOUT: Final = 1
 _DEEPEST: Final = 16_384

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import select
 import signal
 import subprocess
 import sys
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from msgspec import convert
 
+from cli.console import Console
+from cli.measure import Measuring
+from cli.tasks import MeasureTask, ScanTask, Sender
+from cli.worklist import Entry
 from fingerprint.errors import UsageError, WorkerLostError
 from fingerprint.threads import processors, thread_count
 from signatures.bulk.journal import Journal, state_of
 from signatures.bulk.pool import Pool
+from signatures.bulk.settings import VARIABLES
 from signatures.bulk.work import ATTEMPTS, Alone, in_order
+from signatures.options import ScanOptions
 from signatures.report import Report
+from signatures.signature import decode
 from tests.bulk_tasks import Dies, Squares, Threads
 
 if TYPE_CHECKING:
@@ -319,6 +327,40 @@ class TestScan:
             assert fp("scan", zoo.tuned, *options, registry=zoo.registry).status == 2
 
 
+class TestSettings:
+    """What a worker on another machine must not take from its own environment."""
+
+    OURS: ClassVar = {"FP_INDEX": "nonsense://", "FP_INDEX_TOKEN": "of the run", "FP_DEVICE": "cpu"}
+
+    def task(self, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> ScanTask:
+        """As a run with ``OURS`` hands it out; the environment is as before afterwards."""
+        with monkeypatch.context() as patch:
+            for name in VARIABLES:
+                patch.delenv(name, raising=False)
+            for name, value in self.OURS.items():
+                patch.setenv(name, value)
+            return ScanTask(Sender.here(Console()), str(zoo.registry), ScanOptions(), None)
+
+    def test_they_travel_with_the_task(self, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+        code = (
+            "import os, pickle, sys; task = pickle.load(sys.stdin.buffer); answer = task.do(sys.argv[1]);"
+            "print(answer.value.error); print(*(os.environ.get(name) for name in sys.argv[2:]), sep='\\n')"
+        )
+        ran = subprocess.run(
+            [sys.executable, "-c", code, zoo.tuned, *self.OURS, "HF_TOKEN"],
+            input=pickle.dumps(self.task(zoo, monkeypatch)),
+            env=environment(HF_TOKEN="of the node", FP_DEVICE="nonsense"),
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        error, *found = ran.stdout.decode().splitlines()
+        assert "FP_INDEX=nonsense://" in error
+        assert found == [*self.OURS.values(), "None"]
+
+    def test_secrets_among_them_are_not_shown(self, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert "of the run" not in repr(self.task(zoo, monkeypatch))
+
+
 class TestRegister:
     def test_several_models_are_registered_in_order_and_one_error_stops_none(
         self, fp, zoo: Zoo, tmp_path: Path
@@ -457,14 +499,7 @@ class TestRegister:
         assert fp("show", "a/b", registry=tmp_path / "registry").status == 0
 
     def test_workers_measure_what_one_process_measures(self, zoo: Zoo) -> None:
-        import pickle
-
-        from cli.measure import Measuring
-        from cli.tasks import MeasureTask
-        from cli.worklist import Entry
-        from signatures.signature import decode
-
-        task = pickle.loads(pickle.dumps(MeasureTask(os.getcwd(), Measuring("full"), 0, {})))
+        task = pickle.loads(pickle.dumps(MeasureTask(Sender.here(Console()), Measuring("full"))))
         good, bad = (task.do(Entry(path, "a/b")) for path in (zoo.base, zoo.broken))
         assert decode(good.value.data).identity == decode(task.do(Entry(zoo.base, "a/b")).value.data).identity
         assert zoo.broken in bad.value.error

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cli.console import Console
+from cli.tasks import ScanTask, Sender
 from fingerprint.errors import UsageError
 from signatures.bulk.ray_workers import RayWorkers
 from signatures.bulk.work import ATTEMPTS, in_order
+from signatures.options import ScanOptions
 from tests.bulk_tasks import Dies, Squares
 from tests.test_bulk import lines
 
@@ -62,6 +65,18 @@ def test_lists_come_out_as_without_ray(fp, zoo: Zoo, tmp_path: Path) -> None:
     )
     assert through.out.count("\n") == 3
     assert lines(through.out.replace(str(two), str(one))) == lines(alone.out)
+
+
+@pytest.mark.engines
+def test_settings_of_the_run_count_and_not_those_of_the_workers(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("FP_INDEX", "nonsense://")
+        task = ScanTask(Sender.here(Console()), str(zoo.registry), ScanOptions(), None)
+    monkeypatch.delenv("FP_INDEX", raising=False)  # what the workers begin with
+    with closing(RayWorkers(task, 1)) as workers:
+        workers.start(0, zoo.tuned)
+        _, answer = workers.finished()
+    assert "FP_INDEX=nonsense://" in answer.value.error
 
 
 @pytest.mark.engines

@@ -193,10 +193,10 @@ class _Here(Struct, frozen=True):
 def _task(registry: Registry | None, wanted: ScanOptions, key: Key | None, console: Console) -> ScanTask:
     import os
 
-    from cli.tasks import ScanTask
+    from cli.tasks import ScanTask, Sender
 
     folder = None if registry is None else os.path.abspath(registry.folder)
-    return ScanTask(os.getcwd(), folder, wanted, key, console.verbosity, options.fetching())
+    return ScanTask(Sender.here(console), folder, wanted, key)
 
 
 def _settings(registry: Registry | None, wanted: ScanOptions, key: Key | None) -> dict[str, Any]:

@@ -9,6 +9,15 @@ from typing import Final, Self
 from fingerprint.errors import UsageError
 
 HUB: Final = "https://huggingface.co"
+VARIABLES: Final = (
+    "FP_ALLOW_PRIVATE",
+    "FP_DOWNLOAD",
+    "FP_REMOTE_TIMEOUT",
+    "FP_HF_ENDPOINT",
+    "HF_ENDPOINT",
+    "HF_TOKEN",
+)
+"""What the environment can set."""
 _YES: Final = {"1", "true", "yes", "on"}
 _NO: Final = {"", "0", "false", "no", "off"}
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cli.console import Console
     from cli.measure import Measuring
     from cli.worklist import Entry
+    from signatures.bulk.pinned import PinnedRegistry
     from signatures.keyed import Key
     from signatures.options import ScanOptions
     from signatures.registry import Registry
@@ -53,10 +54,10 @@ class Sender(Struct, frozen=True):
 
 
 class ScanTask(Struct, frozen=True):
-    """Scans the suspect at a path; ``registry`` is the folder of the registry, None if there is none."""
+    """Scans the suspect at a path; ``registry`` is None if there is none."""
 
     sender: Sender
-    registry: str | None
+    registry: PinnedRegistry | None
     options: ScanOptions
     key: Key | None
 
@@ -65,7 +66,10 @@ class ScanTask(Struct, frozen=True):
         from cli.commands.scan import scan_one
 
         console = self.sender.imitated()
-        opened = None if self.registry is None else _opened(self.registry)
+        opened = None
+        if self.registry is not None:
+            opened = _opened(self.registry)
+            self.registry.require_current(opened)
         report = scan_one(opened, item, self.options, self.key, console)
         return Answer(report, tuple(console.told))
 
@@ -126,8 +130,6 @@ def _naming(path: str, message: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _opened(folder: str) -> Registry:
+def _opened(pinned: PinnedRegistry) -> Registry:
     """The registry, open for as long as the process works."""
-    from signatures.registry import Registry
-
-    return Registry.open(folder, create=False)
+    return pinned.opened()

@@ -157,6 +157,11 @@ class Indexes:
         """Open an engine, and what it reads."""
         self._engine(kind).mark()
 
+    def catch_up(self) -> None:
+        """Bring all engines to the registry's mark, as a search does with one. Raises ``RegistryError``."""
+        for kind in Vectors:
+            self._follow(kind)
+
     def require_engines(self) -> None:
         """Raise ``UsageError`` if ``FP_INDEX`` names no engine: before a change, not after it."""
         for kind in Vectors:

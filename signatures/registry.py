@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator
 
+    from signatures.engine import Mark
     from signatures.entries import Entry, Holding
     from signatures.index import Float32, Hits
     from signatures.index_folder import Rows
@@ -104,6 +105,21 @@ class Registry:
     def digest(self) -> str:
         """A hash of the set of registered signatures ("sha256:..."), the same wherever they are registered."""
         return self._store.digest()
+
+    @property
+    def key(self) -> str:
+        """A random name that it was given when it was made: that of its copies too."""
+        return self._store.key
+
+    @property
+    def mark(self) -> Mark:
+        """Where it stands in its log of changes; a copy at the same mark has the same models under the same ids."""
+        return self._store.mark()
+
+    def contents(self) -> str:
+        """A hash of all models with their ids and names, the bases and origins that are said of them: of whatever
+        reports depend on. Goes through all of them."""
+        return self._store.contents()
 
     # Records
 
@@ -347,6 +363,10 @@ class Registry:
         from signatures.indexes import Vectors
 
         self._indexes().open(Vectors.SKETCHES)
+
+    def catch_up_index(self) -> None:
+        """Bring the index to where the registry stands, as a search does. Raises ``RegistryError``."""
+        self._indexes().catch_up()
 
     def index_status(self) -> IndexStatus:
         """What the index on disk covers."""

@@ -246,6 +246,19 @@ class Store:
             self._digest = mark, self._kept_digest(mark) or self._new_digest(mark)
         return self._digest[1]
 
+    def contents(self) -> str:
+        """See ``Registry.contents``."""
+        query = """
+            SELECT models.id, identity, name, base, origin
+            FROM models JOIN registrations ON registrations.model = models.id
+            ORDER BY models.id, origin != ?, registrations.id
+        """
+        found = hashlib.sha256()
+        with translated(self.folder):
+            for row in self._database.execute(query, (LOCAL,)):
+                found.update(repr(row).encode())
+        return found.hexdigest()
+
     def read_file(self, identity: str) -> bytes | None:
         """The signature file of a model, None if it is absent; raises ``UnknownModelError`` if the model is."""
         places = (self.place(identity), self._pending_place(identity))

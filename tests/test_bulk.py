@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import closing
@@ -14,18 +17,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from msgspec import convert
+from msgspec.structs import replace
 
 from cli.console import Console
 from cli.measure import Measuring
 from cli.tasks import MeasureTask, ScanTask, Sender
 from cli.worklist import Entry
-from fingerprint.errors import UsageError, WorkerLostError
+from fingerprint.errors import RegistryError, UsageError, WorkerLostError
 from fingerprint.threads import processors, thread_count
 from signatures.bulk.journal import Journal, state_of
+from signatures.bulk.pinned import PinnedRegistry
 from signatures.bulk.pool import Pool
 from signatures.bulk.settings import VARIABLES
 from signatures.bulk.work import ATTEMPTS, Alone, in_order
 from signatures.options import ScanOptions
+from signatures.registry import Registry
 from signatures.report import Report
 from signatures.signature import decode
 from tests.bulk_tasks import Dies, Squares, Threads
@@ -339,7 +345,7 @@ class TestSettings:
                 patch.delenv(name, raising=False)
             for name, value in self.OURS.items():
                 patch.setenv(name, value)
-            return ScanTask(Sender.here(Console()), str(zoo.registry), ScanOptions(), None)
+            return ScanTask(Sender.here(Console()), pinned(zoo.registry), ScanOptions(), None)
 
     def test_they_travel_with_the_task(self, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
         code = (
@@ -359,6 +365,96 @@ class TestSettings:
 
     def test_secrets_among_them_are_not_shown(self, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "of the run" not in repr(self.task(zoo, monkeypatch))
+
+
+def pinned(folder: Path) -> PinnedRegistry:
+    with Registry.open(folder, create=False) as registry:
+        return PinnedRegistry.of(registry)
+
+
+class TestPinnedRegistry:
+    """Another folder stands for the same folder on another machine: what lies there is another file."""
+
+    @pytest.fixture
+    def original(self, fp, zoo: Zoo, tmp_path: Path) -> Path:
+        fp("register", zoo.base, "--name", "acme/base", registry=tmp_path / "original")
+        return tmp_path / "original"
+
+    def test_the_same_database_may_be_added_to_meanwhile(self, fp, zoo: Zoo, original: Path) -> None:
+        begun = pinned(original)
+        with begun.opened() as registry:
+            fp("register", zoo.unrelated, "--name", "acme/new", registry=original)
+            begun.require_current(registry)
+        with begun.opened() as registry:
+            assert registry.count() == 2
+
+    def test_a_copy_serves_until_it_is_changed(self, fp, zoo: Zoo, original: Path, tmp_path: Path) -> None:
+        copy = shutil.copytree(original, tmp_path / "copy")
+        begun = replace(pinned(original), folder=str(copy))
+        with begun.opened() as registry:
+            begun.require_current(registry)
+            fp("register", zoo.unrelated, "--name", "acme/new", registry=copy)
+            with pytest.raises(RegistryError, match="copy the folder anew"):
+                begun.require_current(registry)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            pytest.param(["register {unrelated} --name acme/new"], id="a model more"),
+            pytest.param(["register {base} --name acme/new"], id="a name more"),
+            pytest.param(["remove acme/base --yes", "register {base} --name acme/base"], id="removed and back"),
+        ],
+    )
+    def test_a_copy_of_another_state_is_refused(
+        self, fp, zoo: Zoo, original: Path, tmp_path: Path, changes: list[str]
+    ) -> None:
+        copy = shutil.copytree(original, tmp_path / "copy")
+        for change in changes:
+            assert fp(*change.format(unrelated=zoo.unrelated, base=zoo.base).split(), registry=original).status == 0
+        with pytest.raises(RegistryError, match=f"{copy} on .*copy the folder anew"):
+            replace(pinned(original), folder=str(copy)).opened()
+
+    def test_another_registry_is_refused_though_it_holds_the_same(
+        self, fp, zoo: Zoo, original: Path, tmp_path: Path
+    ) -> None:
+        fp("register", zoo.base, "--name", "acme/base", registry=tmp_path / "other")
+        with pytest.raises(RegistryError, match="another registry"):
+            replace(pinned(original), folder=str(tmp_path / "other")).opened()
+
+    def test_a_machine_without_it_is_named(self, original: Path, tmp_path: Path) -> None:
+        with pytest.raises(RegistryError, match=f"^on {re.escape(socket.gethostname())}: .*no registry"):
+            replace(pinned(original), folder=str(tmp_path / "absent")).opened()
+
+    def test_what_a_worker_refuses_ends_the_run_with_one_error(
+        self, fp, zoo: Zoo, original: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wrong = pinned(original)
+        monkeypatch.setattr(PinnedRegistry, "of", lambda _: replace(wrong, folder=str(zoo.registry)))
+        ran = fp("scan", zoo.tuned, zoo.unrelated, "--jobs", "2", "--format", "jsonl", registry=original)
+        assert (ran.status, ran.out) == (2, "")
+        assert ran.err.startswith(f"fp: error: {zoo.registry} on ")
+        assert ran.err.count("\n") == 1
+
+    def test_vectors_on_a_server_are_brought_along_before_others_search(
+        self, fp, zoo: Zoo, original: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By one process: two machines would not see each other's lock."""
+
+        def fail(_: Registry) -> None:
+            raise RegistryError("brought along")
+
+        monkeypatch.setattr(Registry, "catch_up_index", fail)
+        away = {"FP_INDEX": "http://127.0.0.1:9"}
+        ran = fp("scan", zoo.tuned, zoo.unrelated, "--jobs", "2", registry=original, environment=away)
+        assert (ran.status, ran.err) == (2, "fp: error: brought along\n")
+
+    def test_an_index_catches_up(self, original: Path) -> None:
+        for kind in ("index", "slices"):
+            shutil.rmtree(original / kind)
+        with Registry.open(original) as registry:
+            assert not registry.index_status().current
+            registry.catch_up_index()
+            assert registry.index_status().current
 
 
 class TestRegister:

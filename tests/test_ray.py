@@ -6,15 +6,16 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from cli.console import Console
 from cli.tasks import ScanTask, Sender
-from fingerprint.errors import UsageError
+from fingerprint.errors import RegistryError, UsageError
 from signatures.bulk.ray_workers import RayWorkers
 from signatures.bulk.work import ATTEMPTS, in_order
 from signatures.options import ScanOptions
 from tests.bulk_tasks import Dies, Squares
-from tests.test_bulk import lines
+from tests.test_bulk import lines, pinned
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,12 +72,22 @@ def test_lists_come_out_as_without_ray(fp, zoo: Zoo, tmp_path: Path) -> None:
 def test_settings_of_the_run_count_and_not_those_of_the_workers(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("FP_INDEX", "nonsense://")
-        task = ScanTask(Sender.here(Console()), str(zoo.registry), ScanOptions(), None)
+        task = ScanTask(Sender.here(Console()), pinned(zoo.registry), ScanOptions(), None)
     monkeypatch.delenv("FP_INDEX", raising=False)  # what the workers begin with
     with closing(RayWorkers(task, 1)) as workers:
         workers.start(0, zoo.tuned)
         _, answer = workers.finished()
     assert "FP_INDEX=nonsense://" in answer.value.error
+
+
+@pytest.mark.engines
+def test_a_registry_that_is_another_one_where_the_workers_are_ends_the_list(fp, zoo: Zoo, tmp_path: Path) -> None:
+    fp("register", zoo.base, "--name", "acme/base", registry=tmp_path)
+    task = ScanTask(Sender.here(Console()), replace(pinned(zoo.registry), folder=str(tmp_path)), ScanOptions(), None)
+    with closing(RayWorkers(task, 1)) as workers:
+        workers.start(0, zoo.tuned)
+        with pytest.raises(RegistryError, match="another registry"):
+            workers.finished()
 
 
 @pytest.mark.engines

@@ -191,12 +191,14 @@ class _Here(Struct, frozen=True):
 
 
 def _task(registry: Registry | None, wanted: ScanOptions, key: Key | None, console: Console) -> ScanTask:
-    import os
-
     from cli.tasks import ScanTask, Sender
+    from signatures.bulk.pinned import PinnedRegistry
+    from signatures.engines import chosen_name
 
-    folder = None if registry is None else os.path.abspath(registry.folder)
-    return ScanTask(Sender.here(console), folder, wanted, key)
+    if registry is not None and chosen_name():
+        registry.catch_up_index()  # who writes vectors on a server holds a lock that other machines do not see
+    pinned = None if registry is None else PinnedRegistry.of(registry)
+    return ScanTask(Sender.here(console), pinned, wanted, key)
 
 
 def _settings(registry: Registry | None, wanted: ScanOptions, key: Key | None) -> dict[str, Any]:

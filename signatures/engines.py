@@ -32,7 +32,7 @@ def open_engine(folder: Path, key: str, width: int) -> Engine:
     return IndexFolder(folder, key, width)
 
 
-def chosen_name() -> str:
+def chosen_engine() -> str:
     """What ``FP_INDEX`` says; empty for the files."""
     name = os.environ.get(INDEX_VARIABLE, "")
     return "" if name == "local" else name
@@ -46,7 +46,7 @@ def serves_one_process() -> bool:
 
 def _milvus() -> Place | None:
     """The Milvus that ``FP_INDEX`` names, None for the files; raises ``UsageError`` for what is neither."""
-    url = chosen_name()
+    url = chosen_engine()
     if not url:
         return None
     from signatures.milvus import place_of

@@ -19,6 +19,7 @@ import pytest
 from msgspec import convert
 from msgspec.structs import replace
 
+from cli.commands.scan import failed, scan_one
 from cli.console import Console
 from cli.measure import Measuring
 from cli.tasks import MeasureTask, ScanTask, Sender
@@ -33,7 +34,7 @@ from signatures.bulk.work import ATTEMPTS, Alone, in_order
 from signatures.options import ScanOptions
 from signatures.registry import Registry
 from signatures.report import Report
-from signatures.signature import decode
+from signatures.signature import decode, read_signature
 from tests.bulk_tasks import Dies, Squares, Threads
 
 if TYPE_CHECKING:
@@ -322,6 +323,53 @@ class TestScan:
         fp("register", zoo.base, "--name", "acme/alias", registry=registry)
         assert lines(first.out)[0]["matches"][0]["aliases"] == []
         assert lines(fp(*command, registry=registry).out)[0]["matches"][0]["aliases"] == ["acme/alias"]
+
+    def test_a_journal_of_another_engine_or_device_is_of_other_work(
+        self, fp, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        command = ["scan", zoo.tuned, "--resume", tmp_path / "journal"]
+        fp(*command, registry=zoo.registry)
+        scanned: list[str] = []
+
+        def scan(_: object, path: str, *__: object) -> Report:
+            scanned.append(path)
+            return failed(path, "scanned again")
+
+        monkeypatch.setattr("cli.commands.scan.scan_one", scan)
+        for environment, again in (
+            ({}, False),
+            ({"FP_INDEX": "local", "FP_DEVICE": "cpu"}, False),
+            ({"FP_INDEX": "http://host:1?index=HNSW"}, True),
+            ({"FP_DEVICE": "mps"}, True),
+        ):
+            scanned.clear()
+            fp(*command, registry=zoo.registry, environment=environment)
+            assert scanned == ([zoo.tuned] if again else [])
+
+    def test_what_was_compared_with_a_model_that_came_and_went_is_scanned_again(
+        self, fp, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        registry = tmp_path / "registry"
+        fp("register", zoo.base, "--name", "acme/base", registry=registry)
+        fp("sketch", zoo.unrelated, "-o", tmp_path / "guest.fpsig")
+
+        def scan(opened: Registry, path: str, *rest: Any) -> Report:
+            if path == zoo.tuned:
+                return scan_one(opened, path, *rest)
+            opened.register(read_signature(tmp_path / "guest.fpsig"), name="guest/model")
+            report = scan_one(opened, path, *rest)
+            opened.remove("guest/model")
+            return report
+
+        command = ["scan", zoo.tuned, zoo.unrelated, "--format", "jsonl", "--resume", tmp_path / "journal"]
+        with monkeypatch.context() as patch:
+            patch.setattr("cli.commands.scan.scan_one", scan)
+            ran = lines(fp(*command, registry=registry).out)
+        assert [match["model"] for match in ran[1]["matches"]] == ["guest/model"]
+        kept = (tmp_path / "journal").read_text()
+        assert zoo.tuned in kept
+        assert "guest/model" not in kept
+        assert lines(fp(*command, registry=registry).out)[1]["verdict"] == "no-match"
 
     def test_what_does_not_fit_together_is_refused(self, fp, zoo: Zoo, tmp_path: Path) -> None:
         for options in (

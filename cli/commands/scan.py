@@ -142,13 +142,15 @@ def _reports(
         for path in expanded(paths, null=null):
             yield scan_one(registry, path, wanted, key, console)
         return
+    models = "" if registry is None else registry.digest
     with bulk.journal(lambda: _settings(registry, wanted, key)) as journal:
 
         def known(path: str) -> Report | None:
             return None if journal is None else _from_journal(journal.result(path))
 
         def done(path: str, report: Report) -> None:
-            if journal is not None and report.error is None:  # an error is tried again by the next run
+            # The next run tries an error again, and what was compared with other models than this one was begun with.
+            if journal is not None and report.error is None and report.registry.digest == models:
                 journal.add(path, report.to_json())
 
         here = _Here(registry, wanted, key, console)
@@ -193,27 +195,33 @@ class _Here(Struct, frozen=True):
 def _task(registry: Registry | None, wanted: ScanOptions, key: Key | None, console: Console) -> ScanTask:
     from cli.tasks import ScanTask, Sender
     from signatures.bulk.pinned import PinnedRegistry
-    from signatures.engines import chosen_name
+    from signatures.engines import chosen_engine
 
-    if registry is not None and chosen_name():
+    if registry is not None and chosen_engine():
         registry.catch_up_index()  # who writes vectors on a server holds a lock that other machines do not see
     pinned = None if registry is None else PinnedRegistry.of(registry)
     return ScanTask(Sender.here(console), pinned, wanted, key)
 
 
 def _settings(registry: Registry | None, wanted: ScanOptions, key: Key | None) -> dict[str, Any]:
-    """What reports depend on besides the suspect: the registered models with their names, options, the program."""
-    import hashlib
+    """What reports depend on besides the suspect: the registered models with their names, how they are searched and
+    suspects measured, options, the program."""
     from importlib.metadata import version
 
     from msgspec.structs import asdict
 
-    names = hashlib.sha256()
-    for record in () if registry is None else registry.models():
-        entries = [(entry.name, entry.base) for entry in record.registrations]
-        names.update(f"{record.id} {record.identity} {entries}\n".encode())
-    about = {"task": "scan", "program": version("weightprint"), "models": names.hexdigest()}
-    return {**about, "key": None if key is None else key.identity, **asdict(wanted)}
+    from fingerprint.device import chosen_name
+    from signatures.engines import chosen_engine
+
+    return {
+        "task": "scan",
+        "program": version("weightprint"),
+        "models": None if registry is None else registry.contents(),
+        "index": chosen_engine(),
+        "device": chosen_name(),
+        "key": None if key is None else key.identity,
+        **asdict(wanted),
+    }
 
 
 def _from_journal(values: Any) -> Report | None:

@@ -18,10 +18,15 @@ VARIABLE: Final = "FP_THREADS"
 
 def thread_count() -> int:
     """A number from 1 on: that of ``FP_THREADS`` if it is one, else of the processors that this process may run on."""
+    return wanted_threads() or processors()
+
+
+def wanted_threads() -> int | None:
+    """The number from 1 on that ``FP_THREADS`` is, None if it is none."""
     with suppress(ValueError):
         if (wanted := int(os.environ.get(VARIABLE, ""))) > 0:
             return wanted
-    return processors()
+    return None
 
 
 def processors() -> int:

@@ -33,6 +33,51 @@ class Threads:
 
 
 @dataclass(frozen=True, slots=True)
+class Waits:
+    """Says on standard error that it has begun, and never ends."""
+
+    def do(self, item: int) -> None:
+        os.write(2, b"waits\n")
+        signal.pause()
+
+    def lost(self, item: int, reason: str) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Forks:
+    """Says whether a worker may fork, for 0. Else forks two processes that never end; they and the worker tell their
+    numbers on standard error, and for 2 one of them kills the worker when the other has begun."""
+
+    def do(self, item: int) -> bool:
+        from fingerprint.forks import can_fork, forked
+
+        if not item:
+            return can_fork()
+        worker = os.getpid()
+        begun, begins = os.pipe()
+
+        def wait(number: int) -> None:
+            tell(os.getpid())
+            if number == 0:
+                os.write(begins, b"x")
+            elif item == 2 and os.read(begun, 1):
+                os.kill(worker, signal.SIGKILL)
+            signal.pause()
+
+        tell(worker)
+        list(forked(wait, range(2), 2))
+        return False
+
+    def lost(self, item: int, reason: str) -> bool:
+        return True
+
+
+def tell(number: int) -> None:
+    os.write(2, b"%d\n" % number)
+
+
+@dataclass(frozen=True, slots=True)
 class Dies:
     """Is killed with every item below zero as often as the item says, counted by files in ``folder``."""
 

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from contextlib import closing
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -35,7 +36,7 @@ from signatures.options import ScanOptions
 from signatures.registry import Registry
 from signatures.report import Report
 from signatures.signature import decode, read_signature
-from tests.bulk_tasks import Dies, Squares, Threads
+from tests.bulk_tasks import Dies, Forks, Squares, Threads, Waits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,31 +142,82 @@ class TestPool:
             with pytest.raises(TypeError):
                 pool.finished()
 
-    def test_the_processors_are_shared_out(self) -> None:
+    @pytest.mark.parametrize(("wanted", "threads"), [("", max(1, processors() // 2)), ("7", 7)])
+    def test_the_processors_are_shared_out_unless_the_environment_says_otherwise(
+        self, wanted: str, threads: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("FP_THREADS", wanted)
         with closing(Pool(Threads(), 2)) as pool:
             pool.start(0, 0)
             _, found = pool.finished()
-        assert set(found) == {str(max(1, processors() // 2))}
+        assert set(found) == {str(threads)}
 
     def test_a_program_that_cannot_be_started_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "executable", "/nowhere/python")
         with closing(Pool(Squares(), 1)) as pool, pytest.raises(WorkerLostError, match="cannot be started"):
             pool.start(0, 1)
 
-    def test_workers_end_with_a_parent_that_is_killed(self) -> None:
+    def test_idle_workers_end_with_a_parent_that_is_killed(self) -> None:
         code = (
-            "import os, signal; from signatures.bulk.pool import Pool; from tests.bulk_tasks import Squares;"
-            "pool = Pool(Squares(), 1); pool.start(0, 1); pool.finished(); print(pool.pids[0], flush=True); input()"
+            "from signatures.bulk.pool import Pool; from tests.bulk_tasks import Squares, tell;"
+            "pool = Pool(Squares(), 1); pool.start(0, 1); pool.finished(); tell(pool.pids[0]); input()"
         )
-        parent = subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE, env=environment()
+        ends_with_parent(code, 1)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
+    def test_workers_may_fork(self) -> None:
+        with closing(Pool(Forks(), 1)) as pool:
+            pool.start(0, 0)
+            assert pool.finished() == (0, True)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
+    def test_workers_at_work_and_what_they_forked_end_with_a_parent_that_is_killed(self) -> None:
+        code = (
+            "from signatures.bulk.pool import Pool; from tests.bulk_tasks import Forks;"
+            "pool = Pool(Forks(), 1); pool.start(0, 1); pool.finished()"
         )
-        assert parent.stdout is not None
-        worker = os.pidfd_open(int(parent.stdout.readline()))
-        parent.kill()
-        parent.communicate()
-        assert select.select([worker], [], [], 60)[0]
-        os.close(worker)
+        ends_with_parent(code, 3)
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
+    def test_what_a_worker_forked_ends_with_it_so_that_its_item_can_be_given_up(self) -> None:
+        code = (
+            "from signatures.bulk.pool import Pool; from tests.bulk_tasks import Forks;"
+            "pool = Pool(Forks(), 1); pool.start(0, 2); print(pool.finished()); pool.close()"
+        )
+        ran = subprocess.run(
+            [sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, timeout=60, check=True
+        )
+        assert ran.stdout == b"(0, True)\n"
+
+    def test_where_the_system_cannot_end_a_worker_with_its_parent_a_thread_does(self) -> None:
+        code = "from signatures.bulk import worker; worker._to_be_killed_with_parent = lambda: None; worker.main()"
+        worker = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+        )
+        assert worker.stdin is not None
+        assert worker.stderr is not None
+        with closing(Connection(os.dup(worker.stdin.fileno()), readable=False)) as requests:
+            requests.send(Waits())
+            requests.send(0)
+            assert worker.stderr.readline() == b"waits\n"
+        worker.stdin.close()
+        assert worker.wait(60) == 0
+        worker.stderr.close()
+
+
+def ends_with_parent(code: str, count: int) -> None:
+    """Run the program ``code``, have ``count`` processes tell their numbers, kill it, and see that they end too."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    )
+    assert parent.stderr is not None
+    processes = [os.pidfd_open(int(parent.stderr.readline())) for _ in range(count)]
+    parent.kill()
+    parent.wait()
+    for process in processes:
+        assert select.select([process], [], [], 60)[0]
+        os.close(process)
+    parent.communicate()
 
 
 def wait_for_end(pid: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final, Generic
 from msgspec import Struct
 
 from fingerprint.errors import WorkerLostError
-from fingerprint.threads import VARIABLE, processors
+from fingerprint.threads import VARIABLE, processors, wanted_threads
 from signatures.bulk.work import ATTEMPTS, Item, Result, Task
 
 _THREAD_VARIABLES: Final = (VARIABLE, "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -30,13 +30,16 @@ class _Process(Struct):
 
 
 class Pool(Generic[Item, Result]):
-    """``jobs`` processes; a process that ends is replaced, and its item tried again."""
+    """``jobs`` processes; a process that ends is replaced, and its item tried again.
 
-    def __init__(self, task: Task[Item, Result], jobs: int, *, threads: int | None = None) -> None:
-        """``threads`` for each process; by default the processors are shared out among them."""
+    The processors are shared out among them, unless ``FP_THREADS`` says how many threads each has. They end with the
+    thread that started them.
+    """
+
+    def __init__(self, task: Task[Item, Result], jobs: int) -> None:
         self._task = task
         self._jobs = jobs
-        self._threads = threads or max(1, processors() // jobs)
+        self._threads = wanted_threads() or max(1, processors() // jobs)
         self._processes: list[_Process] = []
         self._items: dict[int, tuple[Item, int]] = {}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Generic
 
 from fingerprint.errors import UsageError, WorkerLostError
-from fingerprint.threads import VARIABLE, processors
+from fingerprint.threads import VARIABLE, processors, wanted_threads
 from signatures.bulk.work import ATTEMPTS, Item, Result, Task
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
@@ -38,9 +38,9 @@ class RayWorkers(Generic[Item, Result]):
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise WorkerLostError(f"Ray cannot be started or reached: {reason}") from error
         self._jobs = jobs or total
-        threads = max(1, total // self._jobs) if _is_local() else 1
-        self._work = self._ray.remote(num_cpus=threads, max_retries=0)(_done)
-        self._threads = threads
+        share = max(1, total // self._jobs) if _is_local() else 1
+        self._work = self._ray.remote(num_cpus=share, max_retries=0)(_done)
+        self._threads = wanted_threads() or share
         self._shared = self._ray.put(task)
         self._under_way: dict[Any, int] = {}
         self._items: dict[int, tuple[Item, int]] = {}

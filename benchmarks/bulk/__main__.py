@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from benchmarks.machine import described
 from signatures.engine import Mark
 from signatures.engines import INDEX_VARIABLE, open_engine
 
@@ -65,10 +65,7 @@ def main() -> int:
 
 
 def _head() -> str:
-    return (
-        "# Lists and engines\n\nWritten by `python -m benchmarks.bulk` (`make bench-bulk`) on "
-        f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}.\n"
-    )
+    return f"# Lists and engines\n\nWritten by `python -m benchmarks.bulk` (`make bench-bulk`) on {described()}.\n"
 
 
 # Lists

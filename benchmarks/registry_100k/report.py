@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks.vectors.measure import cores
+from benchmarks.machine import described
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,7 +35,7 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     lines = [
         f"# A registry of {result['models']:,} models",
         "",
-        f"x86_64, {cores()} cores; {datetime.now(UTC).date().isoformat()}; `make bench-registry`.",
+        f"{described()}; {datetime.now(UTC).date().isoformat()}; `make bench-registry`.",
         "",
         f"Synthetic models of six tensors, five of them matrices, random and unrelated; a signature has "
         f"{filled['bytes of a signature'] / 1000:.0f} kB. Registered by the thousand (`Registry.together`), "

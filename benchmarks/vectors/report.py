@@ -26,7 +26,7 @@ def right(result: Mapping[str, Any]) -> bool:
 def to_markdown(result: Mapping[str, Any]) -> str:
     sizes = {int(size): one for size, one in result["sizes"].items()}
     busy = any(one["build"]["seconds"] > 2 * one["build"]["of the processor"] for one in sizes.values())
-    machine = f"x86_64, {result['cores']} cores, {result['memory'] / 2**30:.0f} GB of memory"
+    machine = result.get("machine", f"x86_64, {result['cores']} cores, {result['memory'] / 2**30:.0f} GB of memory")
     lines = [
         "# The index at millions of vectors",
         "",

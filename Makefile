@@ -8,6 +8,7 @@ STAMP  := $(VENV)/.installed
 ENGINES := $(VENV)/.engines
 CACHE  := .cache
 FAMILY ?= a
+MODELDNA ?= $(CACHE)/peers/modeldna/bin/modeldna
 RUNS   ?= 200000
 
 .PHONY: $(shell sed -nE 's/^([a-z0-9-]+):.*[#][#].*/\1/p' $(firstword $(MAKEFILE_LIST)))
@@ -109,8 +110,8 @@ bench-sizes: $(STAMP) ## sizes of signatures of large models
 bench-crash: $(STAMP) ## kill -9 at random moments of register and import, 200 times
 	$(BIN)/python -m benchmarks.crash_safety
 
-bench-resources: $(STAMP) ## time and memory of full scans, beside a checksum of the same file
-	$(BIN)/python -m benchmarks.resources --out docs/benchmarks
+bench-resources: $(STAMP) $(MODELDNA) ## time and memory of scans, beside a checksum and modelDNA on the same files
+	$(BIN)/python -m benchmarks.resources --modeldna $(MODELDNA) --out docs/benchmarks
 
 bench-remote: $(STAMP) ## quick looks at invented repositories of 812 and 689 GB
 	$(BIN)/python -m benchmarks.virtual_hub --out docs/benchmarks
@@ -143,11 +144,14 @@ bench-adversarial: $(STAMP) ## forged registrations, framed innocents, evasion: 
 bench-disclosure: $(STAMP) ## how much of the weights a signature gives away; REAL: checkpoints to look at too
 	$(BIN)/python -m benchmarks.disclosure --zoo $(CACHE)/zoo $(foreach path,$(REAL),--real $(path))
 
+$(CACHE)/peers/modeldna/bin/modeldna:
+	$(PYTHON) -m venv $(CACHE)/peers/modeldna
+	$(CACHE)/peers/modeldna/bin/pip install --quiet --disable-pip-version-check modeldna==0.1.0
+
 # Cisco's kit asks for Python 3.12, and brings 5 GB.
-bench-peers: $(STAMP) ## modelDNA and Cisco's kit (where PYTHON312, python3.12, is there) beside this program
-	test -x $(CACHE)/peers/modeldna/bin/modeldna || (python3 -m venv $(CACHE)/peers/modeldna && $(CACHE)/peers/modeldna/bin/pip install -q modeldna==0.1.0)
+bench-peers: $(STAMP) $(MODELDNA) ## modelDNA and Cisco's kit (where PYTHON312, python3.12, is there) beside this program
 	-test -x $(CACHE)/peers/cisco/bin/provenancekit || ($(PYTHON312) -m venv $(CACHE)/peers/cisco && $(CACHE)/peers/cisco/bin/pip install -q torch==2.13.0 cisco-ai-provenance-kit==1.0.0)
-	$(BIN)/python -m benchmarks.peers --zoo $(CACHE)/zoo --tool modeldna=$(CACHE)/peers/modeldna/bin/modeldna --tool cisco=$(CACHE)/peers/cisco/bin/provenancekit
+	$(BIN)/python -m benchmarks.peers --zoo $(CACHE)/zoo --tool modeldna=$(MODELDNA) --tool cisco=$(CACHE)/peers/cisco/bin/provenancekit
 
 clean: ## remove the virtual environment and what the benchmarks cached
 	rm -rf $(VENV) $(CACHE) build *.egg-info

@@ -28,7 +28,8 @@ narrower, and of a mixture of experts of very small tensors; all in the page cac
 its place; medians of {runs} runs (of the mixture of experts of one). Seconds are on the clock, and in brackets on a
 processor (all threads together), both with the start of the process. Ratios are to the checksum, the first on the
 clock, the second on the processor: with both cores at work twice as much may be spent there. Memory is the peak of
-anonymous memory of all processes, without the mapped file, in runs of their own; the bound is {most:.0f} MB.
+anonymous memory of all processes, without the mapped file, in runs of their own; what reaches the bound, {most:.0f}
+MB, is in bold.
 """
 _FULL = """## Full and quick scans
 
@@ -145,7 +146,8 @@ def _ratios(row: Row, depth: str) -> str:
 
 
 def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.0f}"
+    text = f"{size / 1e6:.0f}"
+    return f"**{text}**" if size >= MOST_MEMORY else text
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -38,7 +38,7 @@ def _processor(told: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def _system() -> str:
-    kernel = f"{platform.system()} {platform.release()}"
+    kernel = f"{platform.system()} {platform.release().partition('-')[0]}"
     try:
         return f"{platform.freedesktop_os_release()['PRETTY_NAME']}, {kernel}"
     except (OSError, KeyError):

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.registry_100k import digests, make
-from benchmarks.registry_100k.report import FAMILY, OF_FAMILY, UNKNOWN_LARGE, right, to_markdown
+from benchmarks.registry_100k.report import FAMILY, OF_FAMILY, ONE_BY_ONE, UNKNOWN_LARGE, right, to_markdown
 from benchmarks.synthetic import llama_8b, small_model
-from signatures.identify import scan_suspect
+from signatures.identify import compare_all, scan_suspect
 from signatures.options import ScanOptions
 from signatures.registry import Registry
 from signatures.signature import decode, sign, signed_bytes, write_signature
@@ -86,6 +86,7 @@ def measured(folder: Path, models: int, report: Callable[[str], None], *, check:
     timed[f"scan a fine-tune of 8B parameters among {TUNED} of its base"] = _several(
         lambda n: _scan(place, make.tuned(large, TUNED + n)), 3
     )
+    timed[ONE_BY_ONE] = _several(lambda n: _compare(place, known, n * models // ROUNDS), ROUNDS)
     report("scanned")
     write_signature(folder / "suspect.fpsig", decode(signed_bytes(known)))
     write_signature(folder / "new.fpsig", sign(make.model(2 * models)))
@@ -141,6 +142,15 @@ def _scan(place: Path, suspect: Fingerprint) -> Times:
     started = _clock()
     with Registry.open(place) as registry:
         scan_suspect(registry, Suspect(suspect, None), path="suspect", options=ScanOptions())
+    return _took(started)
+
+
+def _compare(place: Path, suspect: Fingerprint, number: int) -> Times:
+    """Read one registered signature and compare with it, as a search without an index would with each."""
+    with Registry.open(place) as registry:
+        model = registry.get(f"org{number % 97}/model-{number}")
+        started = _clock()
+        compare_all(Suspect(suspect, None), [registry.load_signature(model).fingerprint])
     return _took(started)
 
 

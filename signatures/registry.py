@@ -130,9 +130,11 @@ class Registry:
     def matching(self, globs: Iterable[str]) -> tuple[ModelRecord, ...]:
         """The models one of whose names or aliases matches one of ``globs`` ("acme/*"), whatever their case.
 
-        All names are gone through; the rest is read of the models that match.
+        Names and globs are compared in lower case, ranges such as ``[A-z]`` included. All names are gone through; the
+        rest is read of the models that match.
         """
-        return self._store.matching(re.compile("|".join(map(fnmatch.translate, globs)) or r"(?!)", re.IGNORECASE))
+        pattern = re.compile("|".join(fnmatch.translate(glob.lower()) for glob in globs) or r"(?!)")
+        return self._store.matching(lambda name: pattern.match(name.lower()) is not None)
 
     def resembling(self, name: str) -> tuple[ModelRecord, ...]:
         """The models that somebody may mean who writes ``name`` (see ``fingerprint.claims.names_same``)."""

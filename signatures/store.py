@@ -12,6 +12,7 @@ This module imports neither numpy nor FAISS, so that listing models stays quick.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import sqlite3
@@ -35,7 +36,7 @@ from signatures.files import flush_file, flush_folder, write_atomically
 from signatures.records import LOCAL, DigestHit, ModelRecord, Registration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 BUSY_SECONDS: Final = 60.0
 _BATCH: Final = 900
@@ -130,14 +131,15 @@ class Store:
                 found[-1:] = [row[0] for row in self._database.execute(query.format("DESC"), (*within, 1))]
         return found
 
-    def matching(self, pattern: re.Pattern[str]) -> tuple[ModelRecord, ...]:
-        """The models one of whose names matches ``pattern`` from its beginning, in the order of their ids.
+    def matching(self, matches: Callable[[str], bool]) -> tuple[ModelRecord, ...]:
+        """The models one of whose names is one that ``matches``, in the order of their ids.
 
         Every name is looked at, and of the other models nothing else.
         """
-        with translated(self.folder):
-            self._database.create_function("matches", 1, lambda name: pattern.match(name) is not None)
-        return self._records("WHERE models.id IN (SELECT model FROM registrations WHERE matches(name))", ())
+        with translated(self.folder):  # not by a function inside of SQLite, which would hide a Ctrl-C
+            names = self._database.execute("SELECT model, name FROM registrations")
+            chosen = sorted({model for model, name in names if matches(name)})
+        return self._records("WHERE models.id IN (SELECT value FROM json_each(?))", (json.dumps(chosen),))
 
     def under_key(self, key: str) -> tuple[ModelRecord, ...]:
         """The models with a second sketch under the secret key of that identity."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from benchmarks.synthetic import small_model
 from fingerprint.claims import names_same
+from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.vocabulary import Depth
 from signatures.container import Section
 from signatures.database import SCHEMA_VERSION
@@ -161,6 +162,36 @@ def test_names_are_completed_within_a_bound_that_hides_no_other_beginning(resemb
     assert resembled.names("", 3) == ["base", "e", "x/y/base"]
     for nothing in ("org/base%", "org_base", "é", "\udcff", "org/f", "org/base-7b-chat0"):
         assert resembled.names(nothing, 9) == []
+
+
+@pytest.mark.parametrize(
+    ("globs", "found"),
+    [
+        (["E"], ["e"]),
+        (["ORG/BASE[_]*"], ["Org/Base_7B"]),
+        (["org/base[A-z]*"], []),  # in lower case there is no "_" between the letters
+        (["?", "TWO/*"], ["e", "org/of-two"]),
+        (["[!A-z]"], []),
+        (["[Z-a]"], []),
+        (["[D-f]"], ["e"]),
+        (["org/?.[B-b]"], ["org/a.b"]),
+        ([], []),
+    ],
+)
+def test_globs_and_names_are_compared_in_lower_case(resembled: Store, globs: list[str], found: list[str]) -> None:
+    registry = Registry(resembled, DEFAULT_PARAMETERS)
+    assert [record.name for record in registry.matching(globs)] == found
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_what_interrupts_a_look_at_all_names_is_no_error_of_the_registry(
+    resembled: Store, error: type[BaseException]
+) -> None:
+    def interrupt(name: str) -> bool:
+        raise error
+
+    with pytest.raises(error):
+        resembled.matching(interrupt)
 
 
 def test_the_digest_that_a_process_left_holds_until_the_models_change(

@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from fingerprint.claims import model_first
@@ -14,7 +14,7 @@ from fingerprint.errors import IncompatibleParametersError, RegistryBrokenError,
 from signatures.files import flush_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 DATABASE: Final = "registry.sqlite3"
@@ -72,11 +72,11 @@ INSERT INTO changes (model, added) SELECT id, 1 FROM models ORDER BY id;
 """
 
 # Version 3. ``key`` names the secret key under which a model has a second sketch, so that a check with a key need not
-# read the signatures of all models. ``model_first`` is what names are looked up by that a suspect claims: see
-# ``fingerprint.claims.model_first``.
+# read the signatures of all models: '' is none, and NULL that nobody has looked yet, as at those of earlier versions.
+# ``model_first`` is what names are looked up by that a suspect claims: see ``fingerprint.claims.model_first``.
 _THIRD_SCHEMA: Final = """
 ALTER TABLE models ADD COLUMN key TEXT;
-CREATE INDEX models_key ON models (key) WHERE key IS NOT NULL;
+CREATE INDEX models_key ON models (key);
 ALTER TABLE registrations ADD COLUMN model_first TEXT NOT NULL DEFAULT '';
 CREATE INDEX registrations_model_first ON registrations (model_first);
 CREATE INDEX registrations_origin ON registrations (origin, model);
@@ -130,7 +130,7 @@ def connect(path: Path, timeout: float) -> sqlite3.Connection:
     return database
 
 
-def _migrate(database: sqlite3.Connection, key_of: Callable[[str], str | None]) -> None:
+def _migrate(database: sqlite3.Connection) -> None:
     """From an earlier version to this one, once, whoever comes first."""
     database.execute("BEGIN IMMEDIATE")
     try:
@@ -139,16 +139,14 @@ def _migrate(database: sqlite3.Connection, key_of: Callable[[str], str | None]) 
             for statement in _statements(script):
                 database.execute(statement)
         if version < SCHEMA_VERSION:
-            models = database.execute("SELECT id, identity FROM models").fetchall()
-            keys = ((key, model) for model, identity in models if (key := key_of(identity)) is not None)
-            database.executemany("UPDATE models SET key = ? WHERE id = ?", keys)
             names = database.execute("SELECT name, id FROM registrations").fetchall()
             turned = ((model_first(name), number) for name, number in names)
             database.executemany("UPDATE registrations SET model_first = ? WHERE id = ?", turned)
             database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         database.execute("COMMIT")
     except BaseException:
-        database.execute("ROLLBACK")
+        with suppress(sqlite3.Error):
+            database.execute("ROLLBACK")
         raise
 
 
@@ -162,26 +160,26 @@ def _statements(script: str) -> Iterator[str]:
             statement = ""
 
 
-def checked_meta(
-    database: sqlite3.Connection, path: Path, method: Mapping[str, int], key_of: Callable[[str], str | None]
-) -> dict[str, str]:
-    """What the registry says of itself, brought up to date first: ``uuid`` and ``method``.
-
-    ``key_of`` reads from the signature file of an identity what an earlier version did not note: the secret key of its
-    second sketch. Raises ``RegistryBrokenError``, and ``IncompatibleParametersError`` where it was made with another
-    ``method``.
-    """
-    application = database.execute("PRAGMA application_id").fetchone()[0]
+def require_version(database: sqlite3.Connection, path: Path) -> None:
+    """Raise ``RegistryBrokenError`` unless the tables are those of this version."""
     version = database.execute("PRAGMA user_version").fetchone()[0]
-    if application != APPLICATION_ID:
-        raise RegistryBrokenError(f"{path}: this is not the database of a registry")
-    if version in {1, 2}:
-        _migrate(database, key_of)
-        version = database.execute("PRAGMA user_version").fetchone()[0]
     if version != SCHEMA_VERSION:
         raise RegistryBrokenError(
             f"{path}: the registry has version {version}; this program knows version {SCHEMA_VERSION}"
         )
+
+
+def checked_meta(database: sqlite3.Connection, path: Path, method: Mapping[str, int]) -> dict[str, str]:
+    """What the registry says of itself, brought up to date first: ``uuid`` and ``method``.
+
+    Raises ``RegistryBrokenError``, and ``IncompatibleParametersError`` where it was made with another ``method``.
+    """
+    application = database.execute("PRAGMA application_id").fetchone()[0]
+    if application != APPLICATION_ID:
+        raise RegistryBrokenError(f"{path}: this is not the database of a registry")
+    if database.execute("PRAGMA user_version").fetchone()[0] in {1, 2}:
+        _migrate(database)
+    require_version(database, path)
     found = dict(database.execute("SELECT name, value FROM meta").fetchall())
     if not {"uuid", "method"} <= set(found):
         raise RegistryBrokenError(f"{path}: the registry does not say what it was made with")

@@ -30,7 +30,7 @@ from signatures.files import read_bounded
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from fingerprint.checkpoint import Checkpoint
     from fingerprint.parameters import Parameters
@@ -101,12 +101,7 @@ def with_section(signature: Signature, section: Section) -> Signature:
 
 def key_identity(signature: Signature) -> str | None:
     """The identity of the key under which there is a second sketch, None if there is none."""
-    return key_in(signature.extra)
-
-
-def key_in(sections: Iterable[Section]) -> str | None:
-    """The same of the sections of a file."""
-    return next((section.data[:_IDENTITY].hex() for section in sections if section.kind == KIND), None)
+    return next((section.data[:_IDENTITY].hex() for section in signature.extra if section.kind == KIND), None)
 
 
 def keyed_fingerprint(signature: Signature, key: Key, path: str = "signature") -> Fingerprint:

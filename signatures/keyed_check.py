@@ -13,7 +13,7 @@ from fingerprint.comparing.evidence import Test, bonferroni
 from fingerprint.errors import SignatureError, UsageError
 from fingerprint.threads import single_blas
 from fingerprint.vocabulary import Depth
-from signatures.keyed import keyed_fingerprint, measure_keyed
+from signatures.keyed import key_identity, keyed_fingerprint, measure_keyed
 from signatures.records import anonymous_model
 from signatures.report import KeyedCheck
 from signatures.search import signature_of
@@ -49,9 +49,10 @@ def check_scan(
 
     Models without one, or under another key, are not checked, which a note says if they matched; nor are those whose
     sketch names this key and cannot be opened with it, as a damaged or forged one does. Reads the suspect once more,
-    and reads and compares every signature under the key, one after the other: the time grows with their number. Raises
-    ``UsageError`` if the suspect is a signature, or large, elsewhere and only looked at quickly; ``SignatureError`` if
-    the file of such a signature is absent or damaged; ``InputError``, ``RegistryError``.
+    and reads and compares every signature under the key, one after the other: the time grows with their number. The
+    first check after an earlier version of the registry reads all signatures, and notes which keys they are under.
+    Raises ``UsageError`` if the suspect is a signature, or large, elsewhere and only looked at quickly;
+    ``SignatureError`` if the file of such a signature is absent or damaged; ``InputError``, ``RegistryError``.
     """
     if report.error is not None:
         return report
@@ -59,7 +60,11 @@ def check_scan(
         raise UsageError(_WEIGHTS_NEEDED)
     started = time.perf_counter()
     broken: list[str] = []
-    checks = _checks(_opened(registry, key, broken), path, key, report, progress)
+    learnt: dict[int, str | None] = {}
+    try:
+        checks = _checks(_opened(registry, key, broken, learnt), path, key, report, progress)
+    finally:
+        registry.note_keys(learnt)
     known = {check.signature for check in checks}
     unchecked = [match.model for match in report.matches if match.signature not in known]
     notes = [f"not checked with key {key.identity}: {', '.join(unchecked)}"] if unchecked else []
@@ -96,12 +101,23 @@ def check_comparison(
     return replace(report, keyed=checks, seconds=report.seconds + time.perf_counter() - started)
 
 
-def _opened(registry: Registry, key: Key, broken: list[str]) -> Iterator[_Registered]:
-    """The registered models under the key, each when it is asked for; ``broken`` gets what is wrong with the others."""
+def _opened(registry: Registry, key: Key, broken: list[str], learnt: dict[int, str | None]) -> Iterator[_Registered]:
+    """The registered models under the key, each when it is asked for; ``broken`` gets what is wrong with the others,
+    ``learnt`` the keys of models at which nobody had looked."""
     for model in registry.under_key(key.identity):
-        signature = signature_of(registry, model)
+        try:
+            signature = signature_of(registry, model)
+        except SignatureError as error:
+            if model.key is not None:
+                raise
+            broken.append(str(error))  # nobody knows whether it is one of those under the key
+            continue
         if signature is None:
             continue
+        if model.key is None:
+            learnt[model.id] = key_identity(signature)
+            if learnt[model.id] != key.identity:
+                continue
         try:
             ours = keyed_fingerprint(signature, key, model.name)
         except SignatureError as error:  # whose key it is stands in the open: a stranger's signature may say the same

@@ -42,8 +42,8 @@ class ModelRecord(Struct, frozen=True):
 
     ``id`` is never used again in one registry; ``parameters`` and ``tensors`` count elements and canonical tensors;
     ``weights`` is a hash (hexadecimal) of the digests of all tensors, ``None`` if some have none; ``key`` names the
-    secret key of its second sketch, ``None`` if it has none. Local names come before imported ones, then the earlier
-    before the later.
+    secret key of its second sketch, ``""`` if it has none, ``None`` if nobody has looked since an earlier version
+    registered it. Local names come before imported ones, then the earlier before the later.
     """
 
     id: int
@@ -120,7 +120,7 @@ def anonymous_model(name: str) -> ModelRecord:
     """A record for weights that are compared without being registered; ``name`` is what reports call them."""
     moment = datetime.fromtimestamp(0, UTC)
     registration = Registration(name, None, None, None, None, None, LOCAL, moment, None)
-    return ModelRecord(0, "", "", 0, 0, None, None, (registration,))
+    return ModelRecord(0, "", "", 0, 0, None, "", (registration,))
 
 
 class DigestHit(Struct, frozen=True):

@@ -39,7 +39,7 @@ from signatures.store import BUSY_SECONDS, Store
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from signatures.engine import Mark
     from signatures.entries import Entry, Holding
@@ -148,8 +148,14 @@ class Registry:
         return self._store.names(prefix, most)
 
     def under_key(self, key: str) -> tuple[ModelRecord, ...]:
-        """The models whose signature says that it has a sketch under the secret key of that identity (``Key``)."""
+        """The models whose signature says that it has a sketch under the secret key of that identity (``Key``), and
+        those whose signature must be looked at first; see ``ModelRecord.key``."""
         return self._store.under_key(key)
+
+    def note_keys(self, keys: Mapping[int, str | None]) -> None:
+        """Note what signatures say that were looked at, by the ids of their models (``None``: they have no such
+        sketch), so that nobody needs to look again. Where this is not possible at once it is left."""
+        self._store.note_keys(keys)
 
     def count(self) -> int:
         """How many models there are; ``models`` reads all of them."""
@@ -395,8 +401,9 @@ class Registry:
                 if self._store.by_id(record.id) is not None:
                     problems.append(str(error))
                 continue
-            facts = (entry.weights, entry.depth, entry.counts, entry.holding.key)
-            if facts != (record.weights, record.depth, (record.parameters, record.tensors), record.key):
+            facts = (entry.weights, entry.depth, entry.counts)
+            recorded = (record.weights, record.depth, (record.parameters, record.tensors))
+            if facts != recorded or record.key not in (entry.holding.key or "", None):
                 problems.append(f"{record.name}: the record contradicts the signature")
             if sorted(entry.digests) != self._store.digest_rows(record.id) and self._store.by_id(record.id) is not None:
                 problems.append(f"{record.name}: the registered digests are not those of the signature")

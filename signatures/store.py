@@ -25,12 +25,11 @@ from fingerprint.claims import model_first
 from fingerprint.errors import (
     RegistryBrokenError,
     RegistryError,
-    SignatureError,
     UnknownModelError,
     UsageError,
     clipped,
 )
-from signatures.database import DATABASE, checked_meta, connect, create_database, translated
+from signatures.database import DATABASE, checked_meta, connect, create_database, require_version, translated
 from signatures.engine import START, Mark
 from signatures.files import flush_file, flush_folder, write_atomically
 from signatures.records import LOCAL, DigestHit, ModelRecord, Registration
@@ -56,7 +55,7 @@ class Store:
         self._pending = folder / "pending"
         self._digest: tuple[Mark, str] | None = None
         self._unflushed: list[Path] = []
-        self.key = checked_meta(database, folder / DATABASE, method, self._secret_key)["uuid"]
+        self.key = checked_meta(database, folder / DATABASE, method)["uuid"]
 
     @classmethod
     def open(cls, folder: Path, *, method: Mapping[str, int], create: bool, timeout: float = BUSY_SECONDS) -> Self:
@@ -142,8 +141,8 @@ class Store:
         return self._records("WHERE models.id IN (SELECT value FROM json_each(?))", (json.dumps(chosen),))
 
     def under_key(self, key: str) -> tuple[ModelRecord, ...]:
-        """The models with a second sketch under the secret key of that identity."""
-        return self._records("WHERE models.key = ?", (key,))
+        """The models with a second sketch under the secret key of that identity, or at which nobody has looked yet."""
+        return self._records("WHERE models.key = ? OR models.key IS NULL", (key,))
 
     def names_from(self, origin: str) -> tuple[str, ...]:
         """The names of that origin, by the ids of their models."""
@@ -284,14 +283,14 @@ class Store:
     def writing(self) -> Iterator[None]:
         """Hold the write lock; what is done inside happens whole or not at all.
 
-        Raises ``RegistryBusyError`` if another process holds the lock for too long. Inside another ``writing`` it is a
-        part of that.
+        Raises ``RegistryBusyError`` if another process holds the lock for too long, ``RegistryBrokenError`` if a later
+        program has given the registry another version meanwhile. Inside another ``writing`` it is a part of that.
         """
         if self._database.in_transaction:
             yield
             return
         with translated(self.folder):
-            self._database.execute("BEGIN IMMEDIATE")
+            self._begin()
         try:
             with translated(self.folder):
                 self._settle()
@@ -305,6 +304,16 @@ class Store:
         finally:
             self._unflushed.clear()
             self._try_to_settle()
+
+    def _begin(self) -> None:
+        """Take the write lock."""
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            require_version(self._database, self.folder / DATABASE)
+        except BaseException:
+            with suppress(sqlite3.Error):
+                self._database.execute("ROLLBACK")
+            raise
 
     def _flush(self) -> None:
         """Return when the disk has the signature files that the transaction mentions."""
@@ -330,12 +339,12 @@ class Store:
         """Add a model without names and return its id; only inside ``writing``.
 
         ``data`` is the signature file, ``counts`` are parameters and tensors, ``digests`` rows of position, kind,
-        digest and elements, ``key`` the identity of the secret key of its second sketch.
+        digest and elements, ``key`` the identity of the secret key of its second sketch, if it has one.
         """
         self._pending.mkdir(exist_ok=True)
         self._pending_place(identity).write_bytes(data)
         self._unflushed.append(self._pending_place(identity))
-        row = (identity, weights, depth, *counts, key)
+        row = (identity, weights, depth, *counts, key or "")
         insert = "INSERT INTO models (identity, weights, depth, parameters, tensors, key) VALUES (?, ?, ?, ?, ?, ?)"
         model = self._database.execute(insert, row).lastrowid
         if model is None:
@@ -381,6 +390,16 @@ class Store:
         self._pending.mkdir(exist_ok=True)
         with suppress(FileNotFoundError):
             self.place(record.identity).replace(self._pending_place(record.identity))
+
+    def note_keys(self, keys: Mapping[int, str | None]) -> None:
+        """Note the secret keys of models at which nobody had looked (``None``: no second sketch), by their ids.
+
+        Nothing is noted while another process holds the lock, or where this one may not write.
+        """
+        update = "UPDATE models SET key = ? WHERE id = ? AND key IS NULL"
+        if keys:
+            with suppress(RegistryError), self._without_waiting(), self.writing():
+                self._database.executemany(update, ((key or "", model) for model, key in keys.items()))
 
     # Checking
 
@@ -443,16 +462,6 @@ class Store:
                 write_atomically(self.folder / _DIGEST, text.encode("ascii"))
         return digest
 
-    def _secret_key(self, identity: str) -> str | None:
-        """The secret key of the second sketch in a signature file; None if it has none or cannot be read."""
-        from signatures.container import unpack
-        from signatures.keyed import key_in
-
-        with suppress(RegistryError, SignatureError):
-            data = self.read_file(identity)
-            return None if data is None else key_in(unpack(data).sections)
-        return None
-
     def _pending_place(self, identity: str) -> Path:
         return self._pending / f"{identity.removeprefix('sha256:')}.fpsig"
 
@@ -479,16 +488,25 @@ class Store:
 
     def _try_to_settle(self) -> None:
         """Settle at once if nobody else holds the lock; otherwise whoever holds it next does."""
-        with suppress(sqlite3.Error, OSError):
-            self._database.execute("PRAGMA busy_timeout = 0")
-            self._database.execute("BEGIN IMMEDIATE")
-            self._settle()
-            self._database.execute("COMMIT")
-        with suppress(sqlite3.Error):
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
-        with suppress(sqlite3.Error):
-            self._database.execute(f"PRAGMA busy_timeout = {int(self._timeout * 1000)}")
+        with self._without_waiting():
+            with suppress(sqlite3.Error, OSError, RegistryBrokenError):
+                self._begin()
+                self._settle()
+                self._database.execute("COMMIT")
+            with suppress(sqlite3.Error):
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+
+    @contextmanager
+    def _without_waiting(self) -> Iterator[None]:
+        """Inside, a lock that another process holds is not waited for."""
+        try:
+            with suppress(sqlite3.Error):
+                self._database.execute("PRAGMA busy_timeout = 0")
+            yield
+        finally:
+            with suppress(sqlite3.Error):
+                self._database.execute(f"PRAGMA busy_timeout = {int(self._timeout * 1000)}")
 
 
 def _moment(seconds: int) -> datetime:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +20,7 @@ from fingerprint.signs import Stream, sample_indices
 from signatures import keyed_check
 from signatures.budget import DEFAULT_LIMIT
 from signatures.container import MAX_FILE_BYTES, Section
+from signatures.database import DATABASE
 from signatures.keyed import (
     KEYED_BYTES,
     KIND,
@@ -34,6 +37,7 @@ from signatures.keyed_check import check_scan
 from signatures.registry import Registry
 from signatures.scan import scan_path
 from signatures.signature import decode, encode, read_signature, sign
+from tests.earlier_registry import turn_back
 from tests.reader80 import read
 
 if TYPE_CHECKING:
@@ -169,11 +173,41 @@ def test_a_check_with_a_key_reads_no_signature_without_it(folder, fp: Program, t
     fp("register", folder / "b.safetensors", "--name", "x/b", registry=registry)
     with Registry.open(registry) as opened:
         report = scan_path(opened, folder / "tuned.safetensors")
-        (other,) = (record for record in opened.models() if record.key is None)
+        (other,) = (record for record in opened.models() if record.key == "")
         opened._store.place(other.identity).unlink()
     with Registry.open(registry) as opened:
         checked = check_scan(opened, report, folder / "tuned.safetensors", FIRST)
     assert {check.model: check.confirmed for check in checked.keyed} == {"x/a": True}
+
+
+def test_what_could_not_be_read_when_a_registry_was_brought_up_to_date_is_looked_at_later(
+    folder, fp: Program, tmp_path
+):
+    key, registry, suspect = folder / "first.key", tmp_path / "registry", folder / "tuned.safetensors"
+    fp("register", folder / "a.safetensors", "--name", "x/a", "--key", key, registry=registry)
+    fp("register", folder / "b.safetensors", "--name", "x/b", registry=registry)
+    turn_back(registry, 2)
+    with Registry.open(registry) as opened:
+        assert [record.key for record in opened.models()] == [None, None]
+        assert opened.check() == ()
+        place = opened._store.place(opened.get("x/a").identity)
+        report = scan_path(opened, suspect)
+    place.rename(tmp_path / "kept")
+    with Registry.open(registry) as opened:
+        checked = check_scan(opened, report, suspect, FIRST)
+        assert (checked.keyed, [record.key for record in opened.models()]) == ((), [None, ""])
+        assert any("x/a cannot be compared" in note and "absent" in note for note in checked.notes)
+    (tmp_path / "kept").rename(place)
+    with Registry.open(registry) as opened, closing(sqlite3.connect(registry / DATABASE)) as other:
+        other.execute("BEGIN IMMEDIATE")  # what cannot be noted at once is left
+        assert [check.confirmed for check in check_scan(opened, report, suspect, FIRST).keyed] == [True]
+        assert opened.get("x/a").key is None
+        other.execute("ROLLBACK")
+        assert [check.confirmed for check in check_scan(opened, report, suspect, FIRST).keyed] == [True]
+        assert [record.key for record in opened.models()] == [FIRST.identity, ""]
+        assert [record.name for record in opened.under_key(FIRST.identity)] == ["x/a"]
+        assert opened.under_key(SECOND.identity) == ()
+        assert opened.check() == ()
 
 
 def test_a_key_that_cannot_be_tried_hides_neither_matches_nor_other_models(folder, section, fp: Program, tmp_path):

@@ -49,6 +49,19 @@ def test_a_registry_of_a_later_version_is_not_used(folder: Path) -> None:
         Registry.open(folder)
 
 
+def test_a_registry_that_gets_a_later_version_while_it_is_open_is_not_written_to(folder: Path) -> None:
+    with Registry.open(folder) as registry:
+        before = registry.models()
+        database = sqlite3.connect(folder / "registry.sqlite3")
+        database.execute("PRAGMA user_version = 99")
+        database.close()
+        for change in (lambda: registry.remove("org/one"), lambda: registry.register(sign(small_model(3)), name="a")):
+            with pytest.raises(RegistryBrokenError, match="version 99"):
+                change()
+        registry.note_keys({1: None})
+        assert registry.models() == before
+
+
 def test_a_registry_of_other_parameters_is_not_used(folder: Path) -> None:
     with pytest.raises(IncompatibleParametersError):
         Registry.open(folder, parameters=Parameters(seed=5))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ from signatures.registry import Registry
 from signatures.scan import scan_path
 from signatures.signature import sign, write_signature
 from signatures.store import Store
+from tests.earlier_registry import turn_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -286,22 +286,11 @@ def test_a_registry_of_an_earlier_version_is_brought_up_to_date(
         registry.remove("org/m1")
         digest, files = registry.digest, {one.name: registry._store.place(one.identity) for one in registry.models()}
     files["org/m0"].unlink()  # what cannot be read does not stand in the way
-    database = sqlite3.connect(tmp_path / "registry.sqlite3")
-    database.executescript(
-        "DROP INDEX models_key; ALTER TABLE models DROP COLUMN key; DROP INDEX registrations_origin;"
-        "DROP INDEX registrations_model_first; ALTER TABLE registrations DROP COLUMN model_first;"
-        "PRAGMA user_version = 2"
-    )
-    if version == 1:
-        database.executescript(
-            "DROP TRIGGER model_added; DROP TRIGGER model_removed; DROP TABLE changes; DROP INDEX models_depth;"
-            "PRAGMA user_version = 1"
-        )
-    database.close()
+    turn_back(tmp_path, version)
     with Registry.open(tmp_path) as registry, Registry.open(tmp_path) as other:
         assert registry._store._database.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION
         assert registry.digest == other.digest == digest
-        assert [one.name for one in other.under_key(key.identity)] == ["org/m2"]
+        assert [(one.name, one.key) for one in other.under_key(key.identity)] == [("org/m0", None), ("org/m2", None)]
         assert [one.name for one in other.resembling("M2")] == ["org/m2"]
         registry.remove("org/m0")
         registry.register(signatures[3], name="org/m3")

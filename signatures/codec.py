@@ -14,7 +14,7 @@ from fingerprint.vocabulary import Content, Frame
 from signatures import gauge_sections as gauge
 from signatures import sections as parts
 from signatures.columns import ColumnReader
-from signatures.container import Envelope, Section, canonical_json, pack, parse_object, unpack
+from signatures.container import Envelope, Section, canonical_json, identity_of, pack, parse_object, unpack
 from signatures.index import GRAM_POSITIONS, unit_vectors
 
 if TYPE_CHECKING:
@@ -61,11 +61,23 @@ def encode_fingerprint(
     sections that this program does not know, carried along; ``created`` is in seconds since 1970 (UTC). Float samples
     are quantised. Raises ``UsageError`` if the fingerprint exceeds a bound of the format.
     """
+    header, sections = _contents(fingerprint, left_out)
+    return pack(header, [*sections, *extra], created=created, tool=tool)
+
+
+def fingerprint_identity(fingerprint: Fingerprint, *, left_out: Mapping[str, int], extra: Sequence[Section]) -> str:
+    """The identity of the same signature, which need not be within the bound on its bytes."""
+    header, sections = _contents(fingerprint, left_out)
+    return identity_of(header, [*sections, *extra])
+
+
+def _contents(fingerprint: Fingerprint, left_out: Mapping[str, int]) -> tuple[dict[str, object], list[Section]]:
+    """Header and sections of the signature of ``fingerprint``."""
     counts = (len(fingerprint.neurons), len(fingerprint.channels), len(fingerprint.grams))
     if len(fingerprint.tensors) > parts.MAX_TENSORS or max(counts) > MAX_SAMPLED_MLPS:
         raise UsageError(f"a signature holds at most {parts.MAX_TENSORS} tensors and {MAX_SAMPLED_MLPS} sampled MLPs")
     words = parts.Vocabulary.of(fingerprint)
-    header = {
+    header: dict[str, object] = {
         "bytes_read": fingerprint.bytes_read,
         "complete": fingerprint.complete,
         "depth": fingerprint.depth,
@@ -79,7 +91,7 @@ def encode_fingerprint(
         "tensors": len(fingerprint.tensors),
         "words": words.to_mapping(),
     }
-    return pack(header, [*_sections(fingerprint, words), *extra], created=created, tool=tool)
+    return header, _sections(fingerprint, words)
 
 
 def decode_fingerprint(

@@ -98,6 +98,12 @@ def pack(header: Mapping[str, object], sections: Sequence[Section], *, created: 
     return data, _identity(text, sections, digests)
 
 
+def identity_of(header: Mapping[str, object], sections: Sequence[Section]) -> str:
+    """The identity of a file of these, even if it would exceed a bound of the format."""
+    digests = [hashlib.sha256(section.data).digest() for section in sections]
+    return _identity(canonical_json(header), sections, digests)
+
+
 def unpack(data: bytes | memoryview, *, path: str = "signature") -> Envelope:
     """Take a file apart. Every length is checked before memory is asked for; nothing of ``data`` is kept.
 

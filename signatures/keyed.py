@@ -24,7 +24,7 @@ from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.records import TensorStatistics
 from fingerprint.units import unit_of
 from fingerprint.vocabulary import Content, Frame
-from signatures.codec import decode_fingerprint, encode_fingerprint
+from signatures.codec import decode_fingerprint, encode_fingerprint, fingerprint_identity
 from signatures.container import Section
 from signatures.files import read_bounded
 
@@ -129,12 +129,10 @@ def measure_keyed(checkpoint: Checkpoint, key: Key, progress: Callable[[int], No
 
 def public_identity(signature: Signature) -> str:
     """The identity that the signature has without a keyed sketch."""
-    from signatures.signature import encode_with_identity
-
     public = tuple(section for section in signature.extra if section.kind != KIND)
     if len(public) == len(signature.extra):
         return signature.identity
-    return encode_with_identity(replace(signature, extra=public))[1]
+    return fingerprint_identity(signature.fingerprint, left_out=signature.left_out, extra=public)
 
 
 def seal(content: bytes, key: Key, bound: str) -> bytes:

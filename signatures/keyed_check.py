@@ -120,7 +120,7 @@ def _opened(registry: Registry, key: Key, broken: list[str], learnt: dict[int, s
                 continue
         try:
             ours = keyed_fingerprint(signature, key, model.name)
-        except SignatureError as error:  # whose key it is stands in the open: a stranger's signature may say the same
+        except (SignatureError, UsageError) as error:  # a stranger's: whose key it is stands in the open
             broken.append(str(error))
         else:
             yield model.name, model.identity, ours

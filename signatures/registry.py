@@ -235,7 +235,8 @@ class Registry:
         """What is registered, imported and removed inside happens whole or not at all, and faster than one by one.
 
         Other processes that write wait for the end: hundreds or thousands of models are a good number. Searches inside
-        see what was done inside, which the index on disk learns at the end. Raises ``RegistryBusyError``.
+        see what was done inside, which the index on disk learns at the end. Where the error of one of them is caught, that
+        one leaves nothing, and the others go on. Raises ``RegistryBusyError``.
         """
         self._indexes().require_engines()
         with self._store.writing():

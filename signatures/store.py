@@ -284,10 +284,12 @@ class Store:
         """Hold the write lock; what is done inside happens whole or not at all.
 
         Raises ``RegistryBusyError`` if another process holds the lock for too long, ``RegistryBrokenError`` if a later
-        program has given the registry another version meanwhile. Inside another ``writing`` it is a part of that.
+        program has given the registry another version meanwhile. Inside another ``writing`` it is a part of that, which
+        goes on as if nothing had been done where this one fails and the error is caught.
         """
         if self._database.in_transaction:
-            yield
+            with translated(self.folder), self._part():
+                yield
             return
         with translated(self.folder):
             self._begin()
@@ -314,6 +316,19 @@ class Store:
             with suppress(sqlite3.Error):
                 self._database.execute("ROLLBACK")
             raise
+
+    @contextmanager
+    def _part(self) -> Iterator[None]:
+        """A part of a transaction, which is done whole or not at all."""
+        self._database.execute("SAVEPOINT part")
+        try:
+            yield
+        except BaseException:
+            with suppress(sqlite3.Error):
+                self._database.execute("ROLLBACK TO part")
+                self._database.execute("RELEASE part")
+            raise
+        self._database.execute("RELEASE part")
 
     def _flush(self) -> None:
         """Return when the disk has the signature files that the transaction mentions."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from benchmarks.synthetic import small_model
 from fingerprint.claims import names_same
+from fingerprint.errors import RegistryError
 from fingerprint.parameters import DEFAULT_PARAMETERS
 from fingerprint.vocabulary import Depth
 from signatures.container import Section
@@ -272,6 +274,26 @@ def test_what_fails_together_leaves_nothing(tmp_path: Path, signatures: list[Sig
         assert registry.check() == ()
         registry.register(signatures[0], name="org/m0")
         assert registry.index_status().current
+
+
+def test_a_registration_that_fails_together_with_others_is_not_half_done(
+    tmp_path: Path, signatures: list[Signature], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with Registry.open(tmp_path) as registry:
+        before = registry.register(signatures[0], name="org/m0")
+        with registry.together():
+            added = registry.register(signatures[1], name="org/m1")
+            with monkeypatch.context() as patched, pytest.raises(RegistryError, match="disk I/O error"):
+                patched.setattr(Store, "add_name", fail)
+                registry.register(signatures[2], name="org/m0", replace=True)
+            assert registry.models() == (before, added)
+            last = registry.register(signatures[3], name="org/m3")
+        assert registry.models() == (before, added, last)
+        assert registry.check() == ()
+        assert registry.check_index().problems == ()
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -41,6 +41,7 @@ BUSY_SECONDS: Final = 60.0
 _BATCH: Final = 900
 _MANY: Final = 16
 _DIGEST: Final = "digest"
+_FRESH: Final = ".fresh"
 _KEPT_DIGEST: Final = re.compile(r"(?P<number>\d{1,19}) (?P<token>[0-9a-f]*) (?P<digest>sha256:[0-9a-f]{64})\n")
 
 
@@ -356,9 +357,7 @@ class Store:
         ``data`` is the signature file, ``counts`` are parameters and tensors, ``digests`` rows of position, kind,
         digest and elements, ``key`` the identity of the secret key of its second sketch, if it has one.
         """
-        self._pending.mkdir(exist_ok=True)
-        self._pending_place(identity).write_bytes(data)
-        self._unflushed.append(self._pending_place(identity))
+        self._keep(self._pending_place(identity), data)
         row = (identity, weights, depth, *counts, key or "")
         insert = "INSERT INTO models (identity, weights, depth, parameters, tensors, key) VALUES (?, ?, ?, ?, ?, ?)"
         model = self._database.execute(insert, row).lastrowid
@@ -369,6 +368,20 @@ class Store:
             ((model, *digest) for digest in digests),
         )
         return model
+
+    def _keep(self, place: Path, data: bytes) -> None:
+        """Write a signature file of a model that is not there yet, to be flushed before the end.
+
+        What lies there already may be the only copy of a model that has just been removed, and that stays if all is
+        taken back.
+        """
+        self._pending.mkdir(exist_ok=True)
+        fresh = place.with_suffix(_FRESH)
+        fresh.write_bytes(data)
+        if place.exists():
+            flush_file(fresh)
+        fresh.replace(place)
+        self._unflushed.append(place)
 
     def add_name(self, model: int, entry: Registration) -> None:
         """Give a model a name that is free; only inside ``writing``."""
@@ -487,6 +500,8 @@ class Store:
                 path.unlink(missing_ok=True)
         if not self._pending.is_dir():
             return
+        for path in self._pending.glob(f"*{_FRESH}"):
+            path.unlink()
         changed = set[Path]()
         for path in sorted(self._pending.glob("*.fpsig")):
             identity = f"sha256:{path.stem}"

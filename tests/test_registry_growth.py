@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import pathlib
 import shutil
 import sqlite3
 from datetime import UTC, datetime
@@ -294,6 +296,31 @@ def test_a_registration_that_fails_together_with_others_is_not_half_done(
         assert registry.models() == (before, added, last)
         assert registry.check() == ()
         assert registry.check_index().problems == ()
+
+
+def test_a_disk_that_is_full_takes_nothing_from_a_model_that_is_removed_and_registered_together(
+    tmp_path: Path, signatures: list[Signature], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_half(path: Path, data: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Registry.open(tmp_path) as registry:
+        before = registry.register(signatures[0], name="org/m0")
+        with monkeypatch.context() as patched, pytest.raises(RegistryError, match="No space left"):
+            patched.setattr(pathlib.Path, "write_bytes", write_half)
+            with registry.together():
+                registry.remove("org/m0")
+                registry.register(signatures[0], name="org/m0")
+        assert registry.models() == (before,)
+        assert registry.check() == ()
+        assert list((tmp_path / "pending").iterdir()) == []
+        with registry.together():
+            registry.remove("org/m0")
+            after = registry.register(signatures[0], name="org/m0")
+        assert registry.models() == (after,)
+        assert registry.check() == ()
 
 
 @pytest.mark.parametrize("version", [1, 2])

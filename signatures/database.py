@@ -77,6 +77,8 @@ INSERT INTO changes (model, added) SELECT id, 1 FROM models ORDER BY id;
 _THIRD_SCHEMA: Final = """
 ALTER TABLE models ADD COLUMN key TEXT;
 CREATE INDEX models_key ON models (key);
+DROP INDEX models_weights;
+CREATE INDEX models_weights ON models (weights, depth, key);
 ALTER TABLE registrations ADD COLUMN model_first TEXT NOT NULL DEFAULT '';
 CREATE INDEX registrations_model_first ON registrations (model_first);
 CREATE INDEX registrations_origin ON registrations (origin, model);

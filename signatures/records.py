@@ -105,6 +105,15 @@ class ModelRecord(Struct, frozen=True):
         return next((entry for entry in self.registrations if entry.name.lower() == name.lower()), None)
 
 
+class Holder(Struct, frozen=True):
+    """A model without its names, of which it may have thousands; see ``ModelRecord``."""
+
+    id: int
+    identity: str
+    weights: str | None
+    depth: str
+
+
 class Imported(Struct, frozen=True):
     """What a bundle brought: its models as they now are, and its names, each either new here or known before.
 

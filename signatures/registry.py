@@ -28,6 +28,7 @@ from signatures.records import (
     LOCAL,
     MAX_NOTE,
     DigestHit,
+    Holder,
     Imported,
     ModelRecord,
     Registration,
@@ -235,8 +236,8 @@ class Registry:
         """What is registered, imported and removed inside happens whole or not at all, and faster than one by one.
 
         Other processes that write wait for the end: hundreds or thousands of models are a good number. Searches inside
-        see what was done inside, which the index on disk learns at the end. Where the error of one of them is caught, that
-        one leaves nothing, and the others go on. Raises ``RegistryBusyError``.
+        see what was done inside, which the index on disk learns at the end. A call that fails leaves nothing of itself,
+        and the others go on if its error is caught. Raises ``RegistryBusyError``.
         """
         self._indexes().require_engines()
         with self._store.writing():
@@ -306,7 +307,7 @@ class Registry:
         with self._store.writing():
             for entry, registrations in self._read_bundle(Path(path), origin):
                 for registration in registrations:
-                    new.setdefault(registration.name, self._store.find(registration.name) is None)
+                    new.setdefault(registration.name, self._store.holder(registration.name) is None)
                     models[self._insert_imported(entry, registration)] = None
         self._follow()
         found = (self._store.by_id(model) for model in models)
@@ -323,23 +324,7 @@ class Registry:
 
         Raises ``UnknownModelError`` if it was removed, ``RegistryBrokenError`` if its file is damaged.
         """
-        from signatures.signature import decode
-
-        identity = self.get(model).identity if isinstance(model, str) else model.identity
-        if identity in self._cache:
-            self._cache.move_to_end(identity)
-            return self._cache[identity][0]
-        data = self._file(identity)
-        try:
-            signature = decode(data, path=str(self._store.place(identity)))
-        except SignatureError as error:
-            raise self._broken(identity, str(error)) from error
-        if signature.identity != identity:
-            raise self._broken(identity, f"{self._store.place(identity)}: the signature is another one than registered")
-        self._cache[identity] = (signature, len(data))
-        while len(self._cache) > _CACHED_SIGNATURES or sum(size for _, size in self._cache.values()) > _CACHED_BYTES:
-            self._cache.popitem(last=False)
-        return signature
+        return self._signature(self.get(model).identity if isinstance(model, str) else model.identity)
 
     def lookup_digests(self, digests: Iterable[bytes]) -> list[DigestHit]:
         """Registered tensors of trained weights that have one of the 32-byte ``digests``, by model and position."""
@@ -436,7 +421,7 @@ class Registry:
 
     def _insert_imported(self, entry: Entry, registration: Registration) -> int:
         """As ``_insert``, but a name that is taken for the same weights stays; the write lock is held."""
-        holder = self._store.find(registration.name)
+        holder = self._store.holder(registration.name)
         if holder is not None and entry.weights is not None and holder.weights == entry.weights:
             return holder.id
         return self._insert(entry, registration, replace=False)
@@ -445,7 +430,7 @@ class Registry:
         """Bring in a signature under a name and return the model's id; the write lock is held."""
         store = self._store
         same = self._same(entry, registration.origin)
-        holder = store.find(registration.name)
+        holder = store.holder(registration.name)
         if holder is not None:
             if same is not None and holder.id == same.id:
                 return holder.id
@@ -470,29 +455,28 @@ class Registry:
         store.add_name(model, registration)
         return model
 
-    def _same(self, entry: Entry, origin: str) -> ModelRecord | None:
+    def _same(self, entry: Entry, origin: str) -> Holder | None:
         """The registered model of the same weights.
 
         A stranger's signature with our digests may lie about everything else, so that equal digests count only within
         one origin; equal identities mean equal contents.
         """
-        if (record := self._store.find(entry.identity)) is not None:
-            return record
+        if (holder := self._store.holder(entry.identity)) is not None:
+            return holder
         if entry.weights is None:
             return None
-        found = self._store.same_weights(entry.weights, entry.depth)
-        ours = (one for one in found if any(name.origin == origin for name in one.registrations))
-        return next((one for one in ours if self._holding(one) in (entry.holding, None)), None)
+        found = self._store.same_weights(entry.weights, entry.depth, entry.holding.key, origin)
+        return next((one for one in found if self._holding(one) in (entry.holding, None)), None)
 
-    def _holding(self, record: ModelRecord) -> Holding | None:
+    def _holding(self, holder: Holder) -> Holding | None:
         """What a registered signature was made to hold; ``None`` if it cannot be read any more."""
         from signatures.entries import Holding
 
         with suppress(RegistryError):
-            return Holding.of(self.load_signature(record))
+            return Holding.of(self._signature(holder.identity))
         return None
 
-    def _difference(self, entry: Entry, holder: ModelRecord) -> str:
+    def _difference(self, entry: Entry, holder: Holder) -> str:
         """What tells a new signature from the one that has the name: weights, depth, what it holds, or origin."""
         if entry.weights is None or holder.weights is None:
             return f"another signature ({holder.identity}, at depth {holder.depth!r}), perhaps of other weights"
@@ -503,7 +487,27 @@ class Registry:
         holding = self._holding(holder)
         if holding not in (entry.holding, None):
             return f"the same weights, {holding} instead of {entry.holding}"
-        return f"the same digests, but by a signature of another origin ({holder.origin})"
+        record = self._store.by_id(holder.id)
+        origin = "" if record is None else f" ({record.origin})"
+        return f"the same digests, but by a signature of another origin{origin}"
+
+    def _signature(self, identity: str) -> Signature:
+        from signatures.signature import decode
+
+        if identity in self._cache:
+            self._cache.move_to_end(identity)
+            return self._cache[identity][0]
+        data = self._file(identity)
+        try:
+            signature = decode(data, path=str(self._store.place(identity)))
+        except SignatureError as error:
+            raise self._broken(identity, str(error)) from error
+        if signature.identity != identity:
+            raise self._broken(identity, f"{self._store.place(identity)}: the signature is another one than registered")
+        self._cache[identity] = (signature, len(data))
+        while len(self._cache) > _CACHED_SIGNATURES or sum(size for _, size in self._cache.values()) > _CACHED_BYTES:
+            self._cache.popitem(last=False)
+        return signature
 
     def _rows(self, kind: Vectors, model: int) -> Rows | None:
         """Vectors of a model for an index, ``None`` if it is gone."""

@@ -32,7 +32,7 @@ from fingerprint.errors import (
 from signatures.database import DATABASE, checked_meta, connect, create_database, require_version, translated
 from signatures.engine import START, Mark
 from signatures.files import flush_file, flush_folder, write_atomically
-from signatures.records import LOCAL, DigestHit, ModelRecord, Registration
+from signatures.records import LOCAL, DigestHit, Holder, ModelRecord, Registration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -99,6 +99,14 @@ class Store:
             found = self._records("WHERE models.identity = ?", (name,))
         else:
             found = self._records("WHERE models.id IN (SELECT model FROM registrations WHERE name = ?)", (name,))
+        return found[0] if found else None
+
+    def holder(self, name: str) -> Holder | None:
+        """The same, whatever the number of its names."""
+        if name.startswith("sha256:"):
+            found = self._holders("WHERE identity = ?", (name,))
+        else:
+            found = self._holders("WHERE id = (SELECT model FROM registrations WHERE name = ?)", (name,))
         return found[0] if found else None
 
     def resembling(self, name: str) -> tuple[ModelRecord, ...]:
@@ -210,10 +218,13 @@ class Store:
         found = self._records("WHERE models.id = ?", (model,))
         return found[0] if found else None
 
-    def same_weights(self, weights: str, depth: str) -> tuple[ModelRecord, ...]:
-        """Models whose tensors have the same digests, measured at the same depth."""
-        # The plus keeps SQLite from the index of depths, of which all models may have one.
-        return self._records("WHERE models.weights = ? AND +models.depth = ?", (weights, depth))
+    def same_weights(self, weights: str, depth: str, key: str | None, origin: str) -> list[Holder]:
+        """Models of one origin whose tensors have the same digests, measured at the same depth, and with a second
+        sketch under the same key or both none, unless nobody has looked yet."""
+        same = "weights = ? AND depth = ? AND key"
+        named = "EXISTS (SELECT 1 FROM registrations WHERE origin = ? AND model = models.id)"
+        values = (weights, depth, key or "", weights, depth, origin)
+        return self._holders(f"WHERE ({same} = ? OR {same} IS NULL) AND {named} ORDER BY id", values)
 
     def lookup(self, digests: Iterable[bytes]) -> list[DigestHit]:
         """All registered tensors with one of these digests, by model and position."""
@@ -406,18 +417,17 @@ class Store:
 
     def remove_name(self, name: str) -> None:
         """Remove a name, and the model if it was the last one; only inside ``writing``."""
-        record = self.find(name)
-        entry = None if record is None else record.named(name)
-        if record is None or entry is None:
+        held = None if name.startswith("sha256:") else self.holder(name)
+        if held is None:
             raise UnknownModelError(f"no registered model has the name {clipped(name)!r}")
         self._database.execute("DELETE FROM registrations WHERE name = ?", (name,))
-        if len(record.registrations) > 1:
+        if self._database.execute("SELECT 1 FROM registrations WHERE model = ? LIMIT 1", (held.id,)).fetchone():
             return
-        self._database.execute("DELETE FROM digests WHERE model = ?", (record.id,))
-        self._database.execute("DELETE FROM models WHERE id = ?", (record.id,))
+        self._database.execute("DELETE FROM digests WHERE model = ?", (held.id,))
+        self._database.execute("DELETE FROM models WHERE id = ?", (held.id,))
         self._pending.mkdir(exist_ok=True)
         with suppress(FileNotFoundError):
-            self.place(record.identity).replace(self._pending_place(record.identity))
+            self.place(held.identity).replace(self._pending_place(held.identity))
 
     def note_keys(self, keys: Mapping[int, str | None]) -> None:
         """Note the secret keys of models at which nobody had looked (``None``: no second sketch), by their ids.
@@ -469,6 +479,11 @@ class Store:
             models.setdefault(row[0], (row[:7], []))[1].append(Registration(*fields))
         records = ([*head, tuple(entries)] for head, entries in models.values())
         return tuple(ModelRecord(*fields) for fields in records)
+
+    def _holders(self, where: str, values: tuple[Any, ...]) -> list[Holder]:
+        query = f"SELECT id, identity, weights, depth FROM models {where}"  # noqa: S608 - as in ``_records``
+        with translated(self.folder):
+            return [Holder(*row) for row in self._database.execute(query, values)]
 
     def _kept_digest(self, mark: Mark) -> str | None:
         """The digest that a process has left for all when ``mark`` was the newest entry of the log."""

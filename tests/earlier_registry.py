@@ -16,7 +16,8 @@ def turn_back(folder: Path, version: int) -> None:
     """Take out of the registry in ``folder`` what ``version`` (1 or 2) did not have."""
     with closing(sqlite3.connect(folder / DATABASE)) as database:
         database.executescript(
-            "DROP INDEX models_key; ALTER TABLE models DROP COLUMN key; DROP INDEX registrations_origin;"
+            "DROP INDEX models_key; DROP INDEX models_weights; CREATE INDEX models_weights ON models (weights);"
+            "ALTER TABLE models DROP COLUMN key; DROP INDEX registrations_origin;"
             "DROP INDEX registrations_model_first; ALTER TABLE registrations DROP COLUMN model_first;"
             "PRAGMA user_version = 2"
         )

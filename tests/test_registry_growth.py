@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from signatures.records import ModelRecord
     from signatures.signature import Signature
 
 
@@ -74,8 +75,10 @@ def test_neither_a_registration_nor_a_scan_looks_at_all_models(
         lambda store: store.find("org/m1"),
         lambda store: store.find(f"sha256:{1:064}"),
         lambda store: store.by_id(1),
-        lambda store: store.same_weights("weights 1", Depth.FULL),
-        lambda store: store.same_weights("of none", Depth.FULL),
+        lambda store: store.holder("org/m1"),
+        lambda store: store.holder(f"sha256:{1:064}"),
+        lambda store: store.same_weights("weights 1", Depth.FULL, "of model 1", "elsewhere"),
+        lambda store: store.same_weights("of none", Depth.FULL, None, LOCAL),
         lambda store: store.lookup([bytes(32), b"1" * 32]),
         lambda store: store.digest_rows(1),
         lambda store: store.under_key("of model 1"),
@@ -108,17 +111,71 @@ def test_what_is_looked_up_takes_no_longer_among_more_models(tmp_path: Path, loo
         store.digest()
         store.close()
         store = Store.open(tmp_path / str(count), method={}, create=True)
-        taken = [0]
-
-        def step(taken: list[int] = taken) -> int:
-            taken[0] += 1
-            return 0
-
-        store._database.set_progress_handler(step, 1)
-        look(store)
-        steps[count] = taken[0]
+        steps[count] = _steps(store, look)
         store.close()
-    assert steps[400] <= steps[2] + 50  # instructions of SQLite
+    assert steps[400] <= steps[2] + 50
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda store: store.holder("org/m0"),
+        lambda store: store.holder(f"sha256:{0:064}"),
+        lambda store: store.remove_name("org/alias1"),
+        lambda store: store.remove_name("org/m1"),
+        lambda store: store.same_weights("weights", Depth.FULL, "key 1", "elsewhere"),
+        lambda store: store.same_weights("weights", Depth.FULL, None, "elsewhere"),
+    ],
+)
+def test_a_model_of_many_names_and_weights_under_many_keys_take_no_longer(
+    tmp_path: Path, look: Callable[[Store], object]
+) -> None:
+    steps = {}
+    for count in (2, 400):
+        store = Store.open(tmp_path / str(count), method={}, create=True)
+        with store.writing():
+            for number in range(count):
+                identity, key = f"sha256:{number:064}", f"key {number}"
+                model = store.add_model(
+                    identity, b"", weights="weights", depth=Depth.FULL, counts=(9, 1), digests=[], key=key
+                )
+                for held, name in ((model, f"org/m{number}"), (1, f"org/alias{number}")):
+                    store.add_name(held, Registration(name, *(None,) * 5, "elsewhere", datetime.now(UTC), None))
+        with store.writing():
+            steps[count] = _steps(store, look)
+        store.close()
+    assert steps[400] <= steps[2] + 50
+
+
+def _steps(store: Store, look: Callable[[Store], object]) -> int:
+    """How many instructions SQLite carries out."""
+    taken = [0]
+
+    def step() -> int:
+        taken[0] += 1
+        return 0
+
+    store._database.set_progress_handler(step, 1)
+    look(store)
+    store._database.set_progress_handler(None, 1)
+    return taken[0]
+
+
+def test_of_the_same_weights_under_many_keys_none_is_read_but_those_under_the_same(
+    tmp_path: Path, signatures: list[Signature], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    real = Store.read_file
+    monkeypatch.setattr(Store, "read_file", lambda store, identity: read.append(identity) or real(store, identity))
+    keyed = [with_section(signatures[0], Section(KIND, bytes([number]) * 48)) for number in range(5)]
+    with Registry.open(tmp_path) as registry:
+        with registry.together():
+            models = [registry.register(one, name=f"lab/m{at}", origin="lab").id for at, one in enumerate(keyed)]
+        assert len(set(models)) == len(keyed)
+        read.clear()
+        again = with_section(signatures[0], Section(KIND, bytes([3]) * 49))
+        assert registry.register(again, name="lab/again", origin="lab").id == models[3]
+        assert read == [keyed[3].identity]
 
 
 NAMES = (
@@ -288,9 +345,10 @@ def test_a_registration_that_fails_together_with_others_is_not_half_done(
         before = registry.register(signatures[0], name="org/m0")
         with registry.together():
             added = registry.register(signatures[1], name="org/m1")
-            with monkeypatch.context() as patched, pytest.raises(RegistryError, match="disk I/O error"):
+            with monkeypatch.context() as patched:
                 patched.setattr(Store, "add_name", fail)
-                registry.register(signatures[2], name="org/m0", replace=True)
+                with pytest.raises(RegistryError, match="disk I/O error"):
+                    registry.register(signatures[2], name="org/m0", replace=True)
             assert registry.models() == (before, added)
             last = registry.register(signatures[3], name="org/m3")
         assert registry.models() == (before, added, last)
@@ -306,19 +364,21 @@ def test_a_disk_that_is_full_takes_nothing_from_a_model_that_is_removed_and_regi
             file.write(data[: len(data) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    def renewed(registry: Registry) -> ModelRecord:
+        with registry.together():
+            registry.remove("org/m0")
+            return registry.register(signatures[0], name="org/m0")
+
     with Registry.open(tmp_path) as registry:
         before = registry.register(signatures[0], name="org/m0")
-        with monkeypatch.context() as patched, pytest.raises(RegistryError, match="No space left"):
+        with monkeypatch.context() as patched:
             patched.setattr(pathlib.Path, "write_bytes", write_half)
-            with registry.together():
-                registry.remove("org/m0")
-                registry.register(signatures[0], name="org/m0")
+            with pytest.raises(RegistryError, match="No space left"):
+                renewed(registry)
         assert registry.models() == (before,)
         assert registry.check() == ()
         assert list((tmp_path / "pending").iterdir()) == []
-        with registry.together():
-            registry.remove("org/m0")
-            after = registry.register(signatures[0], name="org/m0")
+        after = renewed(registry)
         assert registry.models() == (after,)
         assert registry.check() == ()
 

@@ -17,6 +17,8 @@ from safetensors.numpy import save_file
 
 import signatures.scan
 from cli.schemas import schema_names
+from fingerprint.errors import RegistryError
+from signatures.registry import Registry
 from tests.cli_support import HIDDEN, LAYERS, WIDTH, Typed, validate
 
 if TYPE_CHECKING:
@@ -345,6 +347,28 @@ def test_a_model_goes_with_its_last_name(fp: Program, zoo: Zoo, tmp_path: Path) 
     assert [one["name"] for one in fp("list", "--format", "json", registry=registry).objects] == ["acme/alias"]
     assert fp("remove", "acme/alias", registry=registry).status == 0
     assert fp("list", "--format", "json", registry=registry).objects == []
+
+
+def test_names_are_removed_once_each_and_together(
+    fp: Program, zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = tmp_path / "registry"
+    names = ("acme/base", "acme/alias", "acme/last")
+    for name in names:
+        fp("register", zoo.base, "--name", name, registry=registry)
+    with monkeypatch.context() as patched:
+        patched.setattr(Registry, "remove", lambda opened, name: _fails_at("acme/alias", opened, name))
+        ran = fp("remove", "acme/base", "acme/alias", registry=registry)
+    assert (ran.status, ran.err) == (2, "fp: error: no more\n")
+    assert len(fp("list", "--format", "csv", registry=registry).out.splitlines()) == 1 + len(names)
+    ran = fp("remove", "acme/base", "ACME/base", "acme/alias", "acme/base", registry=registry)
+    assert (ran.status, ran.err) == (0, "fp: removed acme/base\nfp: removed acme/alias\n")
+
+
+def _fails_at(last: str, registry: Registry, name: str, remove: Callable[..., None] = Registry.remove) -> None:
+    if name == last:
+        raise RegistryError("no more")
+    remove(registry, name)
 
 
 # export, import

@@ -22,7 +22,7 @@ from cli.exits import Exit
 def command(
     ctx: click.Context, /, *, names: tuple[str, ...], origin: str | None, yes: bool, registry: str | None
 ) -> Exit:
-    """Remove names from the registry; a model goes, signature and all, with its last name."""
+    """Remove names from the registry, all or none; a model goes, signature and all, with its last name."""
     from cli.registry import open_existing
     from cli.text import counted, printable
     from fingerprint.errors import UnknownModelError
@@ -30,6 +30,7 @@ def command(
     console = options.console(ctx)
     if not names and origin is None:
         raise click.UsageError("give a NAME, or --origin", ctx)
+    names = tuple({name.lower(): name for name in names}.values())
     with open_existing(registry) as opened:
         for name in names:
             if opened.get(name).named(name) is None:
@@ -41,13 +42,14 @@ def command(
         if asks and not click.confirm(f"Remove {what}?", err=True):
             console.note("nothing was removed")
             return Exit.OK
-        removed: tuple[str, ...] = ()
-        if origin is not None:
-            removed = opened.remove_origin(origin)
-            console.note(f"removed {counted(len(removed), 'name')} imported from {origin}")
-        gone = {name.lower() for name in removed}
-        for name in names:
-            if name.lower() not in gone:
+        with opened.together():
+            imported = () if origin is None else opened.remove_origin(origin)
+            gone = {name.lower() for name in imported}
+            others = [name for name in names if name.lower() not in gone]
+            for name in others:
                 opened.remove(name)
-                console.note(f"removed {name}")
+        if origin is not None:
+            console.note(f"removed {counted(len(imported), 'name')} imported from {origin}")
+        for name in others:
+            console.note(f"removed {name}")
     return Exit.OK

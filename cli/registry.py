@@ -27,11 +27,11 @@ class Destination:
 
     def __init__(self, folder: str | None) -> None:
         """Raises ``RegistryError`` if there is a registry that cannot be used."""
-        from signatures.database import DATABASE
+        from signatures.database import has_database
         from signatures.registry import Registry, default_folder
 
         self.folder = default_folder() if folder is None else Path(folder)
-        self._registry = Registry.open(self.folder, create=False) if (self.folder / DATABASE).exists() else None
+        self._registry = Registry.open(self.folder, create=False) if has_database(self.folder) else None
 
     def __enter__(self) -> Self:
         return self
@@ -65,12 +65,12 @@ class Destination:
 def open_if_any(folder: str | None) -> Iterator[Registry | None]:
     """The registry in ``folder``; None if none was asked for and the user has none yet.
 
-    A folder that was named must be a registry: a slip of the pen is not an empty registry.
+    A folder that was named must be a registry: a slip of the pen is not an empty registry. Raises ``RegistryError``.
     """
-    from signatures.database import DATABASE
+    from signatures.database import has_database
     from signatures.registry import Registry, default_folder
 
-    if folder is None and not (default_folder() / DATABASE).exists():
+    if folder is None and not has_database(default_folder()):
         yield None
         return
     with Registry.open(folder, create=False) as found:

@@ -10,7 +10,13 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from fingerprint.claims import model_first
-from fingerprint.errors import IncompatibleParametersError, RegistryBrokenError, RegistryBusyError, RegistryError
+from fingerprint.errors import (
+    IncompatibleParametersError,
+    RegistryBrokenError,
+    RegistryBusyError,
+    RegistryError,
+    clipped,
+)
 from signatures.files import flush_folder
 
 if TYPE_CHECKING:
@@ -83,6 +89,16 @@ ALTER TABLE registrations ADD COLUMN model_first TEXT NOT NULL DEFAULT '';
 CREATE INDEX registrations_model_first ON registrations (model_first);
 CREATE INDEX registrations_origin ON registrations (origin, model);
 """
+
+
+def has_database(folder: Path) -> bool:
+    """Whether there is a registry in ``folder``, be it broken; raises ``RegistryError`` if one cannot look."""
+    with translated(folder):
+        try:
+            (folder / DATABASE).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
 
 def create_database(folder: Path, method: Mapping[str, int]) -> None:
@@ -183,11 +199,15 @@ def checked_meta(database: sqlite3.Connection, path: Path, method: Mapping[str, 
         _migrate(database)
     require_version(database, path)
     found = dict(database.execute("SELECT name, value FROM meta").fetchall())
-    if not {"uuid", "method"} <= set(found):
+    try:
+        made_with = json.loads(found["method"]) if "uuid" in found else None
+    except (KeyError, ValueError, RecursionError):
+        made_with = None
+    if not isinstance(made_with, dict):
         raise RegistryBrokenError(f"{path}: the registry does not say what it was made with")
-    if json.loads(found["method"]) != dict(method):
+    if made_with != dict(method):
         raise IncompatibleParametersError(
-            f"{path}: the registry was made with other parameters of the method: {found['method']}"
+            f"{path}: the registry was made with other parameters of the method: {clipped(found['method'], 500)}"
         )
     return found
 

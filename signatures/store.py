@@ -29,7 +29,15 @@ from fingerprint.errors import (
     UsageError,
     clipped,
 )
-from signatures.database import DATABASE, checked_meta, connect, create_database, require_version, translated
+from signatures.database import (
+    DATABASE,
+    checked_meta,
+    connect,
+    create_database,
+    has_database,
+    require_version,
+    translated,
+)
 from signatures.engine import START, Mark
 from signatures.files import flush_file, flush_folder, write_atomically
 from signatures.records import LOCAL, DigestHit, Holder, ModelRecord, Registration
@@ -67,7 +75,7 @@ class Store:
         """
         path = folder / DATABASE
         with translated(path):
-            if not path.exists():
+            if not has_database(folder):
                 if not create:
                     raise RegistryError(f"{folder}: there is no registry; `fp register` makes one")
                 create_database(folder, method)
@@ -475,7 +483,12 @@ class Store:
             rows = self._database.execute(query, (*values, LOCAL)).fetchall()
         models: dict[int, tuple[tuple[Any, ...], list[Registration]]] = {}
         for row in rows:
-            fields = [*row[7:14], _moment(row[14]), _optional_moment(row[15])]
+            try:
+                fields = [*row[7:14], _moment(row[14]), _optional_moment(row[15])]
+            except (ValueError, OverflowError, OSError) as error:
+                raise RegistryBrokenError(
+                    f"{self.folder / DATABASE}: the time at which {row[7]} was registered is not a date"
+                ) from error
             models.setdefault(row[0], (row[:7], []))[1].append(Registration(*fields))
         records = ([*head, tuple(entries)] for head, entries in models.values())
         return tuple(ModelRecord(*fields) for fields in records)

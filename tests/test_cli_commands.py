@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from safetensors.numpy import save_file
 
 import signatures.scan
+from cli.registry import Destination
 from cli.schemas import schema_names
 from fingerprint.errors import RegistryError
 from signatures.registry import Registry
@@ -326,6 +327,18 @@ def test_without_a_registry_the_list_is_empty_and_says_how_to_begin(fp: Program,
     assert "fp register" in ran.err
     assert fp("list", "--format", "json").objects == []
     assert not (empty_home / "data").exists()
+
+
+def test_a_place_at_which_one_cannot_look_is_an_error_and_no_empty_registry(
+    fp: Program, zoo: Zoo, empty_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    too_long = empty_home / ("x" * 300)
+    with pytest.raises(RegistryError, match="too long"):
+        Destination(str(too_long))
+    monkeypatch.setenv("XDG_DATA_HOME", str(too_long))
+    for arguments in (["list"], ["scan", zoo.tuned], ["register", zoo.base, "--name", "acme/base"]):
+        ran = fp(*arguments)
+        assert (ran.status, "File name too long" in ran.err, len(ran.err.splitlines())) == (2, True, 1), ran.err
 
 
 def test_a_model_is_shown_by_alias_and_identity(fp: Program, zoo: Zoo) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,27 @@ def test_a_database_of_another_program_is_not_used(tmp_path: Path) -> None:
     other.close()
     with pytest.raises(RegistryBrokenError, match="not the database of a registry"):
         Registry.open(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["", "{", "[]", "[" * 100_000])
+def test_a_registry_that_does_not_say_what_it_was_made_with_is_broken(folder: Path, method: str) -> None:
+    with closing(sqlite3.connect(folder / "registry.sqlite3")) as database, database:
+        database.execute("UPDATE meta SET value = ? WHERE name = 'method'", (method,))
+    with pytest.raises(RegistryBrokenError, match="what it was made with"):
+        Registry.open(folder)
+
+
+@pytest.mark.parametrize("column", ["registered", "claimed"])
+@pytest.mark.parametrize("moment", [-(1 << 62), 1 << 40, 1 << 62])
+def test_a_time_that_is_no_date_is_damage_and_does_not_keep_its_model(folder: Path, column: str, moment: int) -> None:
+    with closing(sqlite3.connect(folder / "registry.sqlite3")) as database, database:
+        database.execute(f"UPDATE registrations SET {column} = ? WHERE name = 'org/two'", (moment,))
+    with Registry.open(folder) as registry:
+        for read in (registry.models, registry.check, lambda: registry.get("org/two")):
+            with pytest.raises(RegistryBrokenError, match="org/two was registered is not a date"):
+                read()
+        registry.remove("org/two")
+        assert [record.name for record in registry.models()] == ["org/one"]
 
 
 def test_a_registry_of_a_later_version_is_not_used(folder: Path) -> None:

@@ -21,7 +21,8 @@ from cli.console import Look
 from cli.render.undoing_text import undoing_lines
 from fingerprint.checkpoint import open_checkpoint
 from fingerprint.undoing.algebra import partners, rotation_between
-from fingerprint.undoing.undo import undo
+from fingerprint.undoing.result import Total, Use
+from fingerprint.undoing.undo import _recovered, undo
 from tests.quick_zoo import quick_zoo
 
 if TYPE_CHECKING:
@@ -247,6 +248,18 @@ def test_tables_of_tokens_alone_do_not_make_a_recovery(zoo, tmp_path, stem):
     assert not found.recovered
     assert found.held_out.residual > 0.8 * found.held_out.control
     assert {one.use for one in found.residuals if "embedding" in one.kind} <= {"tables", "fitted"}
+
+
+def test_what_was_estimated_least_decides_whether_anything_was_recovered():
+    low, high = Total(0.1, 1.4, 9), Total(1.3, 1.4, 9)
+    none = dict.fromkeys(Use)
+    for use in (Use.HELD_OUT, Use.ORDERED, Use.TABLES):
+        assert _recovered(none | {use: low})
+        assert not _recovered(none | {use: high})
+    assert not _recovered(none | {Use.FITTED: low})
+    assert not _recovered(none | {Use.HELD_OUT: high, Use.ORDERED: low, Use.TABLES: low})
+    assert _recovered(none | {Use.HELD_OUT: low, Use.ORDERED: high, Use.TABLES: high})
+    assert not _recovered(none | {Use.TABLES: Total(0.74, 1.17, 9)})  # two models that learnt the same text
 
 
 def test_streams_of_different_width_are_said_to_be(zoo, tmp_path):

@@ -37,7 +37,8 @@ HEAD = """# Deep comparisons
 keeps the function was undone, as a share of its size. *Held out*: tensors from which nothing was estimated, neither the
 rotation nor an order, sign or scale (down projections of every second layer, attention outputs). *Own order*: tensors
 from which nothing but the order, signs and scales of their own neurons or heads was estimated. Tables of tokens and
-positions count as neither. *Misplaced*: the same held-out tensors with every row replaced by its neighbour's.
+positions are neither, and count only where there is nothing else. *Misplaced*: the same held-out tensors with every
+row replaced by its neighbour's.
 *Halves*: how many halves of attention blocks were compared, of two in a layer (query and key, value and output).
 "Nameless" suspects have all names replaced and tensors in any order. Neither has a configuration.
 
@@ -175,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
             "## Independent seeds of one recipe\n",
             "Every ordered pair, nothing rewritten. *Ratio*: held out over misplaced; recovered is said below 0.8.\n"
             "*Nearest*: the kind of held-out tensor, and the table, with the least ratio in any pair. Tables of\n"
-            "tokens are alike after a rotation even where nothing is shared but the text: they do not count.\n",
+            "tokens are alike after a rotation even where nothing is shared but the text.\n",
             *table("population", "pairs", "least held out", "median", "largest", "least own order", "median",
                    "least ratio", "recovered", "nearest", "nearest table"),
         )  # fmt: skip

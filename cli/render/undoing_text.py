@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cli.console import Look
     from fingerprint.undoing.result import Total, Undoing
 
-_USES: Final = {"held-out": "held out", "ordered": "own order only", "tables": "does not count", "fitted": "fitted"}
+_USES: Final = {"held-out": "held out", "ordered": "own order only", "tables": "order at most", "fitted": "fitted"}
 _SOURCES: Final = {
     "no rotation": "none was needed",
     "tokens": "first found from the embeddings of tokens",
@@ -42,7 +42,7 @@ def undoing_lines(undoing: Undoing | None, look: Look) -> list[str]:
 
 
 def _summary(undoing: Undoing) -> str:
-    total = undoing.held_out or undoing.ordered
+    total = undoing.held_out or undoing.ordered or undoing.tables
     if total is None:
         return "no tensors were held out"
     which = "from which nothing was estimated" if undoing.held_out else "from which only their own order was estimated"

@@ -53,7 +53,8 @@ class Undoing(Struct, frozen=True):
     were; ``tables`` and ``fitted`` over the rest (``Use``). About 1.41 (the root of 2) is what unrelated weights of
     equal size leave.
     ``recovered``: whether the held-out residual is below .8 of its control, or where nothing was held out, that of
-    ``ordered`` below .5; if it is not, what was undone means nothing.
+    ``ordered`` below .5, or where there is nothing but tables, theirs below .3; if it is not, what was undone means
+    nothing.
     ``missing`` says why nothing could be done. ``source`` is what the rotation was first found from; ``rotation`` is
     ``as-it-was``, ``permuted`` or ``rotated``; ``angle`` is ``|R - 1| / sqrt(2 width)``, 1 for a random rotation.
     ``scale``: how much larger the residual stream is. Shares (0 to 1) of tokens, neurons and heads under another

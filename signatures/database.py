@@ -17,7 +17,7 @@ from fingerprint.errors import (
     RegistryError,
     clipped,
 )
-from signatures.files import flush_folder
+from signatures.files import flush_folder, make_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -103,7 +103,7 @@ def has_database(folder: Path) -> bool:
 
 def create_database(folder: Path, method: Mapping[str, int]) -> None:
     """Make an empty registry beside its place and link it there: nobody ever sees half of one."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     temporary = folder / f".{DATABASE}.{uuid.uuid4().hex}.tmp"
     try:
         database = sqlite3.connect(temporary, isolation_level=None)

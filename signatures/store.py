@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import sqlite3
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from fingerprint.claims import model_first
@@ -39,17 +37,17 @@ from signatures.database import (
     translated,
 )
 from signatures.engine import START, Mark
-from signatures.files import flush_file, flush_folder, write_atomically
+from signatures.files import write_atomically
 from signatures.records import LOCAL, DigestHit, Holder, ModelRecord, Registration
+from signatures.signature_files import SignatureFiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
 
 BUSY_SECONDS: Final = 60.0
 _BATCH: Final = 900
-_MANY: Final = 16
 _DIGEST: Final = "digest"
-_FRESH: Final = ".fresh"
 _KEPT_DIGEST: Final = re.compile(r"(?P<number>\d{1,19}) (?P<token>[0-9a-f]*) (?P<digest>sha256:[0-9a-f]{64})\n")
 
 
@@ -60,10 +58,8 @@ class Store:
         self.folder = folder
         self._database = database
         self._timeout = timeout
-        self._signatures = folder / "signatures"
-        self._pending = folder / "pending"
+        self._files = SignatureFiles(folder)
         self._digest: tuple[Mark, str] | None = None
-        self._unflushed: list[Path] = []
         self.key = checked_meta(database, folder / DATABASE, method)["uuid"]
 
     @classmethod
@@ -282,20 +278,15 @@ class Store:
 
     def read_file(self, identity: str) -> bytes | None:
         """The signature file of a model, None if it is absent; raises ``UnknownModelError`` if the model is."""
-        places = (self.place(identity), self._pending_place(identity))
-        for place in (*places, *places):  # a file may move to the place just looked at
-            with translated(self.folder), suppress(FileNotFoundError):
-                return place.read_bytes()
         with translated(self.folder):
-            known = self._database.execute("SELECT 1 FROM models WHERE identity = ?", (identity,)).fetchone()
-        if known is None:
-            raise UnknownModelError(f"no registered model has the signature {clipped(identity)}")
-        return None
+            data = self._files.read(identity)
+            if data is None and not self._is_known(identity):
+                raise UnknownModelError(f"no registered model has the signature {clipped(identity)}")
+        return data
 
     def place(self, identity: str) -> Path:
         """Where the signature file of that identity lies."""
-        number = identity.removeprefix("sha256:")
-        return self._signatures / number[:2] / f"{number}.fpsig"
+        return self._files.place(identity)
 
     # Writing
 
@@ -317,14 +308,14 @@ class Store:
             with translated(self.folder):
                 self._settle()
                 yield
-                self._flush()
+                self._files.flush()
                 self._database.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):
                 self._database.execute("ROLLBACK")
             raise
         finally:
-            self._unflushed.clear()
+            self._files.forget()
             self._try_to_settle()
 
     def _begin(self) -> None:
@@ -350,16 +341,6 @@ class Store:
             raise
         self._database.execute("RELEASE part")
 
-    def _flush(self) -> None:
-        """Return when the disk has the signature files that the transaction mentions."""
-        if len(self._unflushed) > _MANY and hasattr(os, "sync"):
-            os.sync()
-            return
-        for path in self._unflushed:
-            flush_file(path)
-        if self._unflushed:
-            flush_folder(self._pending)
-
     def add_model(
         self,
         identity: str,
@@ -376,7 +357,7 @@ class Store:
         ``data`` is the signature file, ``counts`` are parameters and tensors, ``digests`` rows of position, kind,
         digest and elements, ``key`` the identity of the secret key of its second sketch, if it has one.
         """
-        self._keep(self._pending_place(identity), data)
+        self._files.add(identity, data)
         row = (identity, weights, depth, *counts, key or "")
         insert = "INSERT INTO models (identity, weights, depth, parameters, tensors, key) VALUES (?, ?, ?, ?, ?, ?)"
         model = self._database.execute(insert, row).lastrowid
@@ -387,20 +368,6 @@ class Store:
             ((model, *digest) for digest in digests),
         )
         return model
-
-    def _keep(self, place: Path, data: bytes) -> None:
-        """Write a signature file of a model that is not there yet, to be flushed before the end.
-
-        What lies there already may be the only copy of a model that has just been removed, and that stays if all is
-        taken back.
-        """
-        self._pending.mkdir(exist_ok=True)
-        fresh = place.with_suffix(_FRESH)
-        fresh.write_bytes(data)
-        if place.exists():
-            flush_file(fresh)
-        fresh.replace(place)
-        self._unflushed.append(place)
 
     def add_name(self, model: int, entry: Registration) -> None:
         """Give a model a name that is free; only inside ``writing``."""
@@ -433,9 +400,7 @@ class Store:
             return
         self._database.execute("DELETE FROM digests WHERE model = ?", (held.id,))
         self._database.execute("DELETE FROM models WHERE id = ?", (held.id,))
-        self._pending.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):
-            self.place(held.identity).replace(self._pending_place(held.identity))
+        self._files.take_out(held.identity)
 
     def note_keys(self, keys: Mapping[int, str | None]) -> None:
         """Note the secret keys of models at which nobody had looked (``None``: no second sketch), by their ids.
@@ -469,8 +434,7 @@ class Store:
 
     def stray_files(self) -> list[Path]:
         """Files among the signatures that no model has; only inside ``writing``, else they may be on their way."""
-        known = {self.place(identity) for identity in self.model_ids().values()}
-        return sorted(path for path in self._signatures.glob("*/*") if path not in known)
+        return self._files.strays(self.model_ids().values())
 
     def _records(self, where: str, values: tuple[Any, ...]) -> tuple[ModelRecord, ...]:
         query = f"""
@@ -518,31 +482,16 @@ class Store:
                 write_atomically(self.folder / _DIGEST, text.encode("ascii"))
         return digest
 
-    def _pending_place(self, identity: str) -> Path:
-        return self._pending / f"{identity.removeprefix('sha256:')}.fpsig"
+    def _is_known(self, identity: str) -> bool:
+        """Whether a model has that identity."""
+        return self._database.execute("SELECT 1 FROM models WHERE identity = ?", (identity,)).fetchone() is not None
 
     def _settle(self) -> None:
         """Bring what other writers left to its end; the write lock is held."""
         for name in (DATABASE, _DIGEST):  # half-made databases: there is a whole one; digests can be made again
             for path in self.folder.glob(f".{name}.*"):
                 path.unlink(missing_ok=True)
-        if not self._pending.is_dir():
-            return
-        for path in self._pending.glob(f"*{_FRESH}"):
-            path.unlink()
-        changed = set[Path]()
-        for path in sorted(self._pending.glob("*.fpsig")):
-            identity = f"sha256:{path.stem}"
-            known = self._database.execute("SELECT 1 FROM models WHERE identity = ?", (identity,)).fetchone()
-            place = self.place(identity)
-            if known and not place.exists():
-                place.parent.mkdir(parents=True, exist_ok=True)
-                path.replace(place)
-                changed.add(place.parent)
-            else:
-                path.unlink()
-        for folder in changed:
-            flush_folder(folder)
+        self._files.settle(self._is_known)
 
     def _try_to_settle(self) -> None:
         """Settle at once if nobody else holds the lock; otherwise whoever holds it next does."""

@@ -116,6 +116,16 @@ def test_a_registry_that_is_held_too_long_says_so(tmp_path: Path) -> None:
         registry.register(sign(small_model(1)), name="org/model")
 
 
+def test_the_disk_has_every_folder_that_leads_to_a_signature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: set[Path] = set()
+    for module in ("files", "database", "signature_files"):
+        monkeypatch.setattr(f"signatures.{module}.flush_folder", flushed.add)
+    folder = tmp_path / "new" / "registry"
+    with Registry.open(folder) as registry:
+        place = registry._store.place(registry.register(sign(small_model(1)), name="org/model").identity)
+        assert {tmp_path, folder.parent, folder, folder / "pending", place.parent.parent, place.parent} <= flushed
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_what_a_killed_writer_left_is_settled_by_the_next_one(tmp_path: Path, known: bool) -> None:
     """Both halves of a change: a file that the database mentions is kept, one that it does not mention goes."""

@@ -393,8 +393,7 @@ class Registry:
                 problems.append(f"{record.name}: the record contradicts the signature")
             if sorted(entry.digests) != self._store.digest_rows(record.id) and self._store.by_id(record.id) is not None:
                 problems.append(f"{record.name}: the registered digests are not those of the signature")
-        with self._store.writing():
-            problems += [f"{path}: no model has this file" for path in self._store.stray_files()]
+        problems += [f"{path}: no model has this file" for path in self._store.stray_files()]
         return tuple(problems)
 
     def _entries(self, names: Iterable[str] | None) -> list[tuple[ModelRecord, Registration]]:

@@ -433,8 +433,13 @@ class Store:
             return self._database.execute(query, (model,)).fetchall()
 
     def stray_files(self) -> list[Path]:
-        """Files among the signatures that no model has; only inside ``writing``, else they may be on their way."""
-        return self._files.strays(self.model_ids().values())
+        """Files among the signatures that no model has."""
+        with translated(self.folder):
+            found = self._files.strays(self.model_ids().values())
+        if not found:
+            return []
+        with self.writing():  # nothing is on its way now
+            return [path for path in found if path.exists() and not self._is_place(path)]
 
     def _records(self, where: str, values: tuple[Any, ...]) -> tuple[ModelRecord, ...]:
         query = f"""
@@ -481,6 +486,11 @@ class Store:
                 text = f"{mark.number} {mark.token} {digest}\n"
                 write_atomically(self.folder / _DIGEST, text.encode("ascii"))
         return digest
+
+    def _is_place(self, path: Path) -> bool:
+        """Whether the signature of a model belongs at ``path``."""
+        identity = f"sha256:{path.stem}"
+        return self.place(identity) == path and self._is_known(identity)
 
     def _is_known(self, identity: str) -> bool:
         """Whether a model has that identity."""

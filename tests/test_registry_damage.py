@@ -12,7 +12,13 @@ import pytest
 from msgspec.structs import replace
 
 from benchmarks.synthetic import small_model
-from fingerprint.errors import IncompatibleParametersError, MalformedSignatureError, NameTakenError, RegistryBrokenError
+from fingerprint.errors import (
+    IncompatibleParametersError,
+    MalformedSignatureError,
+    NameTakenError,
+    RegistryBrokenError,
+    RegistryBusyError,
+)
 from fingerprint.parameters import Parameters
 from fingerprint.vocabulary import Content
 from signatures import registry as registry_module
@@ -147,6 +153,19 @@ def test_rows_that_contradict_the_signatures_are_reported(folder: Path) -> None:
     assert "org/two: the registered digests" in problems
     assert "stray.fpsig: no model has this file" in problems
     assert len(problems.splitlines()) == 4
+
+
+def test_a_check_waits_for_writers_only_to_be_sure_of_what_is_wrong(folder: Path) -> None:
+    with Registry.open(folder, timeout=0) as registry, closing(sqlite3.connect(folder / "registry.sqlite3")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert registry.check() == ()
+        stray = registry._store.place(f"sha256:{7:064}")
+        stray.parent.mkdir()
+        stray.write_bytes(b"")
+        with pytest.raises(RegistryBusyError):
+            registry.check()
+        other.execute("ROLLBACK")
+        assert registry.check() == (f"{stray}: no model has this file",)
 
 
 def test_a_signature_that_was_tampered_with_in_memory_is_refused(folder: Path) -> None:

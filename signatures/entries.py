@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from msgspec import Struct
 
@@ -16,6 +16,9 @@ from signatures.signature import encode_with_identity
 if TYPE_CHECKING:
     from fingerprint.records import Fingerprint
     from signatures.signature import Signature
+
+MAX_PARAMETERS: Final = (1 << 63) - 1
+"""More than this a database cannot count."""
 
 
 class Holding(Struct, frozen=True):
@@ -57,13 +60,16 @@ class Entry(Struct, frozen=True):
 
     @classmethod
     def of(cls, signature: Signature) -> Self:
-        """Raises ``MalformedSignatureError`` if the contents do not have the identity that the signature states."""
+        """Raises ``MalformedSignatureError`` if the contents do not have the identity that the signature states, or
+        more than ``MAX_PARAMETERS`` elements."""
         data, identity = encode_with_identity(signature)
         if identity != signature.identity:
             raise MalformedSignatureError(
                 f"the contents of the signature have the identity {identity}, not {signature.identity} as it states"
             )
         fingerprint = signature.fingerprint
+        if fingerprint.elements > MAX_PARAMETERS:
+            raise MalformedSignatureError(f"the tensors of the signature have {fingerprint.elements} elements together")
         return cls(
             identity=identity,
             data=data,

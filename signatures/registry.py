@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from fingerprint.errors import (
-    MalformedSignatureError,
     NameTakenError,
     RegistryBrokenError,
     RegistryError,
@@ -297,15 +296,15 @@ class Registry:
         stays as it is. Raises ``NameTakenError`` for one that it has for other weights, ``SignatureError`` for a
         damaged or forged bundle, ``UsageError`` for an impossible origin (``"local"`` is one).
         """
+        from signatures.checked_bundle import checked_bundle
+
         if require_origin(origin) == LOCAL:
             raise UsageError(f"{LOCAL!r} is the origin of what is registered here; give the import another one")
         self._indexes().require_engines()
-        for _ in self._read_bundle(Path(path), origin):
-            pass  # everything is checked before others have to wait for the lock
         models: dict[int, None] = {}
         new: dict[str, bool] = {}
-        with self._store.writing():
-            for entry, registrations in self._read_bundle(Path(path), origin):
+        with checked_bundle(Path(path), origin, self._parameters) as checked, self._store.writing():
+            for entry, registrations in checked:
                 for registration in registrations:
                     new.setdefault(registration.name, self._store.holder(registration.name) is None)
                     models[self._insert_imported(entry, registration)] = None
@@ -404,19 +403,6 @@ class Registry:
             record = self.get(name)
             found.append((record, record.named(name) or record.registrations[0]))
         return found
-
-    def _read_bundle(self, path: Path, origin: str) -> Iterator[tuple[Entry, tuple[Registration, ...]]]:
-        from signatures.bundle import read_bundle
-        from signatures.entries import Entry
-        from signatures.signature import decode
-
-        for packed in read_bundle(path, origin):
-            signature = decode(packed.data, path=f"{path}, {packed.registrations[0].name}")
-            signature.fingerprint.parameters.require_equal(self._parameters)
-            entry = Entry.of(signature)
-            if entry.identity != packed.identity:
-                raise MalformedSignatureError(f"{path}: {packed.registrations[0].name} has another signature than said")
-            yield entry, packed.registrations
 
     def _insert_imported(self, entry: Entry, registration: Registration) -> int:
         """As ``_insert``, but a name that is taken for the same weights stays; the write lock is held."""

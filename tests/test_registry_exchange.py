@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from benchmarks.synthetic import small_model
 from fingerprint.errors import (
@@ -20,13 +21,17 @@ from fingerprint.errors import (
     WeightprintError,
 )
 from fingerprint.parameters import Parameters
+from signatures import checked_bundle
 from signatures.bundle import is_bundle
+from signatures.entries import Entry
 from signatures.registry import Registry
 from signatures.signature import sign
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from signatures.signature import Signature
 
 
 @pytest.fixture
@@ -65,6 +70,30 @@ def test_a_bundle_brings_everything_that_was_said(ours: Registry, bundle: Path) 
     assert ours.load_signature(one).identity == sign(small_model(1)).identity
     assert ours.check() == ()
     assert ours.import_(bundle, "lab").records == records
+
+
+def test_what_was_checked_is_not_decoded_again_while_others_wait(
+    ours: Registry, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: list[bool] = []
+    real = Entry.of
+
+    def of(signature: Signature) -> Entry:
+        waiting.append(ours._store.uncommitted())
+        return real(signature)
+
+    monkeypatch.setattr(Entry, "of", of)
+    monkeypatch.setattr(checked_bundle, "IN_MEMORY", 1000)  # the rest goes through a file
+    assert [record.name for record in ours.import_(bundle, "lab").records] == ["lab/one", "lab/two"]
+    assert waiting == [False, False]
+    assert ours.check() == ()
+
+
+def test_a_signature_of_more_elements_than_a_database_counts_is_refused(ours: Registry) -> None:
+    model = small_model(1)
+    vast = tuple(replace(one, shape=(1 << 31, 1 << 31)) for one in model.tensors[:2])
+    with pytest.raises(SignatureError, match="elements together"):
+        ours.register(sign(replace(model, tensors=vast, neurons=(), channels=(), grams=())), name="lab/vast")
 
 
 def test_models_are_removed_by_origin(ours: Registry, bundle: Path) -> None:

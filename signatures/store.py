@@ -60,6 +60,7 @@ class Store:
         self._timeout = timeout
         self._files = SignatureFiles(folder)
         self._digest: tuple[Mark, str] | None = None
+        self._counted: tuple[Mark, int] | None = None
         self.key = checked_meta(database, folder / DATABASE, method)["uuid"]
 
     @classmethod
@@ -170,9 +171,14 @@ class Store:
             return tuple(row[0] for row in self._database.execute(query, (LOCAL, most)))
 
     def count(self) -> int:
-        """How many models there are."""
-        with translated(self.folder):
-            return int(self._database.execute("SELECT count(*) FROM models").fetchone()[0])
+        """How many models there are: those of the last call, and what came and went since by the log."""
+        since = None if self._counted is None else self.changes(self._counted[0])
+        if self._counted is None or since is None:
+            self._counted = self._new_count()
+        else:
+            moves, mark = since
+            self._counted = mark, self._counted[1] + sum(1 if came else -1 for _, came in moves)
+        return self._counted[1]
 
     def last_id(self) -> int:
         """The highest id that was ever given to a model; 0 if none was."""
@@ -474,6 +480,13 @@ class Store:
         except (OSError, ValueError):
             return None
         return kept["digest"] if kept is not None and Mark(int(kept["number"]), kept["token"]) == mark else None
+
+    def _new_count(self) -> tuple[Mark, int]:
+        """The newest entry of the log, and how many models there are."""
+        query = "SELECT number, token, (SELECT count(*) FROM models) FROM changes ORDER BY number DESC LIMIT 1"
+        with translated(self.folder):
+            found = self._database.execute(query).fetchone()
+        return (START, 0) if found is None else (Mark(*found[:2]), int(found[2]))
 
     def _new_digest(self, mark: Mark) -> str:
         """The digest of all identities; left for other processes, if it is surely that of ``mark`` and this one may."""

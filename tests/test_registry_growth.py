@@ -312,6 +312,25 @@ def test_the_log_tells_what_came_and_went(tmp_path: Path, signatures: list[Signa
         assert store.changes(Mark(99, mark.token)) is None
 
 
+def test_models_are_counted_by_what_came_and_went(tmp_path: Path, signatures: list[Signature]) -> None:
+    with Registry.open(tmp_path) as registry, Registry.open(tmp_path) as other:
+        assert registry.count() == 0
+        for at, one in enumerate(signatures):
+            other.register(one, name=f"org/m{at}")
+            assert registry.count() == at + 1
+        other.remove("org/m1")
+        looked: list[str] = []
+        registry._store._database.set_trace_callback(looked.append)
+        assert registry.count() == registry.count() == 3
+        assert not any("count(*)" in one for one in looked)
+        with pytest.raises(KeyboardInterrupt):
+            _interrupted(registry, signatures[1], look=registry.count)
+        assert registry.count() == 3
+        registry.remove("org/m3")
+        with Registry.open(tmp_path) as fresh:
+            assert registry.count() == fresh.count() == len(fresh.models()) == 2
+
+
 def test_what_is_registered_together_is_there_whole_and_indexed(tmp_path: Path, signatures: list[Signature]) -> None:
     with Registry.open(tmp_path) as registry:
         with registry.together():

@@ -72,7 +72,7 @@ def check_scan(
         notes.append("for the secret key every byte was read, apart from the quick look")
     notes += broken
     if not checks:
-        notes.append(f"no registered model has a sketch under key {key.identity}")
+        notes.append(f"no registered model has a sketch under key {key.identity} that can be opened")
     seconds = report.seconds + time.perf_counter() - started
     return replace(report, keyed=checks, notes=(*report.notes, *notes), seconds=seconds)
 

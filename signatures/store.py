@@ -59,6 +59,7 @@ class Store:
         self._database = database
         self._timeout = timeout
         self._files = SignatureFiles(folder)
+        self._is_writing = False
         self._digest: tuple[Mark, str] | None = None
         self._counted: tuple[Mark, int] | None = None
         self.key = checked_meta(database, folder / DATABASE, method)["uuid"]
@@ -304,12 +305,13 @@ class Store:
         program has given the registry another version meanwhile. Inside another ``writing`` it is a part of that, which
         goes on as if nothing had been done where this one fails and the error is caught.
         """
-        if self._database.in_transaction:
+        if self._is_writing:
             with translated(self.folder), self._part():
                 yield
             return
         with translated(self.folder):
             self._begin()
+        self._is_writing = True
         try:
             with translated(self.folder):
                 self._settle()
@@ -321,6 +323,7 @@ class Store:
                 self._database.execute("ROLLBACK")
             raise
         finally:
+            self._is_writing = False
             self._files.forget()
             self._try_to_settle()
 
@@ -337,6 +340,8 @@ class Store:
     @contextmanager
     def _part(self) -> Iterator[None]:
         """A part of a transaction, which is done whole or not at all."""
+        if not self._database.in_transaction:  # SQLite takes a transaction back by itself when the disk is full, say
+            raise RegistryError(f"{self.folder}: what was done together so far was taken back after an error")
         self._database.execute("SAVEPOINT part")
         try:
             yield

@@ -375,6 +375,23 @@ def test_a_registration_that_fails_together_with_others_is_not_half_done(
         assert registry.check_index().problems == ()
 
 
+def test_nothing_is_done_alone_that_was_to_be_done_together(tmp_path: Path, signatures: list[Signature]) -> None:
+    def lose(registry: Registry) -> None:
+        with registry.together():
+            registry.register(signatures[0], name="org/m0")
+            registry._store._database.execute("ROLLBACK")  # as SQLite does when the disk is full
+            with pytest.raises(RegistryError, match="taken back"):
+                registry.register(signatures[1], name="org/m1")
+
+    with Registry.open(tmp_path) as registry:
+        with pytest.raises(RegistryError, match="no transaction"):
+            lose(registry)
+        assert registry.models() == ()
+        assert registry.check() == ()
+        registry.register(signatures[1], name="org/m1")
+        assert [record.name for record in registry.models()] == ["org/m1"]
+
+
 def test_a_disk_that_is_full_takes_nothing_from_a_model_that_is_removed_and_registered_together(
     tmp_path: Path, signatures: list[Signature], monkeypatch: pytest.MonkeyPatch
 ) -> None:

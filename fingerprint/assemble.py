@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
+from fingerprint import ahead
 from fingerprint.canonical import lay_out, with_fixed_residual
 from fingerprint.device import chosen
 from fingerprint.forks import can_fork, forked
@@ -162,6 +163,7 @@ def measure_checkpoint(
             measure,
             len(layout.tensors),
             FORKED_BYTES,
+            numbers=ahead.in_order([tensor.view for tensor in layout.tensors]),
             done=done,
             meanwhile=meanwhile if named else chain(meanwhile, _needed_without_names()),
         )
@@ -265,13 +267,15 @@ def _shared(
     count: int,
     least: int,
     *,
+    numbers: Iterable[int] | None = None,
     done: Callable[[int], None] = lambda _: None,
     meanwhile: Iterable[object] = (),
 ) -> list[Result]:
     """``function`` of all numbers below ``count``; ``done`` is told of each. See ``forks.forked`` for ``meanwhile``.
 
-    By forked processes where a checkpoint of ``least`` bytes may be shared among such, else by the threads of ``pool``.
-    Of fewer bytes that lie here each call is so short that threads would wait for one another: this one does it all.
+    By forked processes where a checkpoint of ``least`` bytes may be shared among such, else by the threads of ``pool``;
+    processes are handed ``numbers``, the same ones, as they are ready. Of fewer bytes that lie here each call is so
+    short that threads would wait for one another: this one does it all.
     """
 
     def here(number: int) -> Result:
@@ -285,7 +289,7 @@ def _shared(
         return list(pool.map(here, range(count)))
     found: dict[int, Result] = {}
     helping = checkpoint.bytes < FORKED_AGAIN
-    with closing(forked(function, range(count), processes, meanwhile, helping=helping)) as results:
+    with closing(forked(function, numbers or range(count), processes, meanwhile, helping=helping)) as results:
         for number, result in results:
             found[number] = result
             done(number)

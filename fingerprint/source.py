@@ -115,6 +115,24 @@ class FileSource:
                 )
             return memoryview(mapped)[offset : offset + length]
 
+    def expect(self, offset: int, length: int) -> None:
+        """Asks the system to read what of these bytes is not in its cache, since ``read`` is about to want them.
+
+        A hint: it does not wait for the bytes, never fails, and takes microseconds for each MB that is there.
+        """
+        if _NOWAIT is None:
+            return
+        end = min(offset + length, self.size)
+        with contextlib.suppress(InputError, OSError):
+            descriptor = _open_regular(self._real, self.path)
+            try:
+                for start in range(offset, end, _LOOKED_AT):
+                    if not _is_cached(descriptor, start):
+                        for asked in range(start, min(start + _LOOKED_AT, end), _ASKED_FOR):
+                            os.posix_fadvise(descriptor, asked, _ASKED_FOR, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
+
     def close(self) -> None:
         """Unmaps the file, or leaves that to the last window on it."""
         with _lock:
@@ -162,6 +180,22 @@ class FileSource:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
+_LOOKED_AT = 1 << 22
+"""Bytes of which all are taken to be in the cache if the first is."""
+_ASKED_FOR = 1 << 17
+"""Bytes that are asked for at a time: of more Linux reads no more than it would read ahead by itself."""
+
+
+def _is_cached(descriptor: int, offset: int) -> bool:
+    """Whether the byte there can be read without waiting, as far as the file system can tell."""
+    try:
+        os.preadv(descriptor, [bytearray(1)], offset, _NOWAIT or 0)
+    except OSError:
+        return False
+    return True
 
 
 MAX_MAPPED = 64

@@ -123,6 +123,12 @@ class StoredTensor(Struct, frozen=True):
             raw = swapped(raw, self.dtype)
         return decode(raw, self.dtype, stop - first)[start - first :]
 
+    def expect(self, start: int, stop: int) -> None:
+        """Ask for these elements before they are read, where they are read from a file here; see ``FileSource``."""
+        if isinstance(self.source, FileSource):
+            bits = self.dtype.bits
+            self.source.expect(self.offset + start * bits // 8, (stop - start) * bits // 8)
+
 
 def truncated(size: int, absent: int = 0, count: int = 0, first: str | None = None) -> Finding:
     """The finding about a file of ``size`` bytes that ends before all of its ``count`` tensors do.

@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.vectors import measure, report
 from signatures.memory import available
 
+SIZES = [1_000_000, 3_000_000, 10_000_000]
 COSINES = (0.9, 0.7, 0.5)
 DEMANDED_AT = 0.7
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.vectors", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the page and the numbers")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000_000, 3_000_000, 10_000_000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--grown", type=int, nargs="*", default=SIZES, help="those that are let grow, too")
     parser.add_argument("--suspects", type=int, default=100, help="at each cosine")
     parser.add_argument("--work", type=Path, help="folder for the indexes (default: a temporary one)")
     parser.add_argument("--phase", choices=["build", "ask", "grow"], help=argparse.SUPPRESS)
@@ -44,8 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
             made = _run("build", Path(folder), size, options.suspects)
             known[str(size)] = {"build": made, **_run("ask", Path(folder), size, options.suspects)}
             shutil.rmtree(Path(folder) / "index")
-            known[str(size)]["grown"] = _run("grow", Path(folder), size, options.suspects)
-            shutil.rmtree(Path(folder) / "index")
+            if size in options.grown:
+                known[str(size)]["grown"] = _run("grow", Path(folder), size, options.suspects)
+                shutil.rmtree(Path(folder) / "index")
         result = {
             "schema": report.SCHEMA,
             "cores": measure.cores(),

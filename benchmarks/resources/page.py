@@ -40,8 +40,7 @@ run.
 |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"""
 _LINEAR = """
 A full scan of the {count} registered models in published shapes of {least:.1f} to {most:.0f} GB takes {fixed:.2f} +
-{each:.3f} x GB seconds, by least squares; the largest relative deviation from that is {worst:.0%} ({where}).
-"""
+{each:.3f} x GB seconds, by least squares; the largest relative deviation from that is {worst:.0%} ({where})."""
 _DEFAULT = """## `fp scan` without `--depth`
 
 The default is a quick look, a full scan if that explains nothing, and a deep one if nothing is explained still.

@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
 from benchmarks.vectors import measure, report
 from signatures.memory import available
 
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
                 shutil.rmtree(Path(folder) / "index")
         result = {
             "schema": report.SCHEMA,
+            "machine": machine.described(),
             "cores": measure.cores(),
             "memory": available(),
             "sizes": {key: known[key] for key in sorted(known, key=int)},

@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     from signatures.signature import Signature
 
 _CACHED_SIGNATURES: Final = 32
-_CACHED_BYTES: Final = 64 << 20
+_CACHED_BYTES: Final = 16 << 20
+"""Of signature files: decoded they take three to four times as much."""
 _SHOWN_ORIGINS: Final = 5
 
 
@@ -490,7 +491,9 @@ class Registry:
         if signature.identity != identity:
             raise self._broken(identity, f"{self._store.place(identity)}: the signature is another one than registered")
         self._cache[identity] = (signature, len(data))
-        while len(self._cache) > _CACHED_SIGNATURES or sum(size for _, size in self._cache.values()) > _CACHED_BYTES:
+        while len(self._cache) > 1 and (
+            len(self._cache) > _CACHED_SIGNATURES or sum(size for _, size in self._cache.values()) > _CACHED_BYTES
+        ):
             self._cache.popitem(last=False)
         return signature
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from fingerprint.comparing.align import align_samples, log10_p_landed
-from fingerprint.records import AxisSample
+from benchmarks.synthetic import small_model
+from fingerprint.comparing import align
+from fingerprint.comparing.align import align_samples, align_tensors, log10_p_landed
+from fingerprint.records import AxisSample, TensorRecord
 from fingerprint.vocabulary import Axis
 
 
@@ -19,6 +23,10 @@ def sample(values: np.ndarray, indices: np.ndarray | None = None) -> AxisSample:
 
 def normal(seed: int, rows: int = 64, width: int = 16) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(rows, width))
+
+
+def tensor(one: AxisSample) -> TensorRecord:
+    return replace(small_model(1).tensors[0], axes=(one,))
 
 
 def test_a_copy_lands_everywhere() -> None:
@@ -70,6 +78,32 @@ def test_zero_slices_are_left_out() -> None:
     values[:10] = 0
     found = align_samples(sample(values), sample(values))
     assert (found.landed, found.compared) == (54, 54)
+
+
+@pytest.mark.parametrize("cosine", [0.9, 0.7, 0.5])
+def test_what_can_land_is_assigned_as_ever(cosine: float) -> None:
+    for seed in range(20):
+        a = normal(seed)
+        b = cosine * a + math.sqrt(1 - cosine**2) * normal(seed + 100)
+        assert align_samples(sample(a), sample(b), least=12) == align_samples(sample(a), sample(b))
+
+
+def test_what_cannot_land_is_not_assigned(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(align, "_assigned", asked.append)
+    found = [align_samples(sample(normal(seed)), sample(normal(seed + 100)), least=10) for seed in range(50)]
+    assert not asked
+    assert {(one.landed, one.compared, one.log10_p) for one in found} == {(0, 64, 0.0)}
+
+
+@pytest.mark.parametrize("better_than", [-1e-9, -1.0, -7.5, -40.0])
+def test_tensors_are_aligned_only_where_that_can_be_better(better_than: float) -> None:
+    a = normal(0)
+    b = 0.6 * a + 0.8 * normal(1)
+    ours, theirs = (tensor(sample(one)) for one in (a, b))
+    (whole,) = align_tensors(ours, theirs, transposed=False, negated=False)
+    found = align_tensors(ours, theirs, transposed=False, negated=False, better_than=better_than)
+    assert [one for one in found if one.landed] == [whole] * (whole.log10_p < better_than)
 
 
 @pytest.mark.parametrize("rows", [0, 1])

@@ -15,9 +15,12 @@ from msgspec.structs import replace
 
 from fingerprint.assemble import fingerprint
 from fingerprint.checkpoint import open_checkpoint
-from fingerprint.comparing.comparison import compare_fingerprints
+from fingerprint.comparing.comparison import compare_fingerprints, with_own_frames
+from fingerprint.errors import UnknownModelError
 from fingerprint.quick import quick_look
+from fingerprint.vocabulary import Depth
 from signatures.descent import changes_in_place
+from signatures.identify import compare_all
 from signatures.keyed import keyed_section, make_key, with_section
 from signatures.options import ScanOptions
 from signatures.records import ModelRecord
@@ -25,6 +28,7 @@ from signatures.registry import Registry
 from signatures.report import Confidence, Link, Relation, Report, Verdict
 from signatures.scan import compare_paths, scan_path
 from signatures.signature import sign, write_signature
+from signatures.suspect import open_suspect
 from signatures.verdict import assess
 from tests.small_models import Weights, blend, disguised, low_rank_change, model, save
 
@@ -477,6 +481,49 @@ def test_mlps_whose_neurons_were_permuted_count_in_distances_and_embeddings_alon
     assert by_place > 1.2
     assert near.distance / far.distance < 0.9 * by_place
     assert abs(changes_in_place(with_tuned, with_base).cosine) < 0.2
+
+
+def test_own_frames_that_are_added_are_what_they_would_have_been(tmp_path: Path) -> None:
+    base = sign_of(model(1), tmp_path).fingerprint
+    with open_checkpoint(save(with_permuted_neurons(low_rank_change(model(1), 7, 0.05)), tmp_path / "a")) as checkpoint:
+        suspect = fingerprint(checkpoint, casts=False)
+    assert suspect.depth == "deep"
+    at_once, before = (compare_fingerprints(base, suspect, own_frames=own) for own in (True, False))
+    added = with_own_frames(before)
+    assert {one.frame for one in added.gauge.frames} - {one.frame for one in before.gauge.frames} == {"self"}
+    assert added.evidence == at_once.evidence
+    assert (added.suspect_coverage, added.covered) == (at_once.suspect_coverage, at_once.covered)
+
+
+@pytest.mark.parametrize("depth", ["quick", "full", "deep"])
+def test_what_comparisons_with_strangers_keep_is_small(registry: Registry, tmp_path: Path, depth: str) -> None:
+    with open_suspect(save(model(9), tmp_path / "suspect.safetensors")) as opened:
+        suspect = opened.at(Depth(depth))
+    known = [registry.load_signature(record).fingerprint for record in registry.models()]
+    for one in compare_all(suspect, known):
+        for side in (one.registered, one.suspect):
+            assert not side.neurons
+            assert not any(part.axes or part.sketch for part in side.tensors)
+            assert side.tensors
+
+
+def test_a_model_that_is_removed_between_two_depths_is_no_longer_compared(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "registry").mkdir()
+    with Registry.open(tmp_path / "registry") as held:
+        for record in registry.models():
+            held.register(registry.load_signature(record), name=record.name)
+        real = held.load_signature
+
+        def removed_meanwhile(record: ModelRecord) -> Signature:
+            if record.name == "a/base":
+                raise UnknownModelError("it is gone")
+            return real(record)
+
+        monkeypatch.setattr(held, "load_signature", removed_meanwhile)
+        report = scan(held, low_rank_change(model(1), 8, 0.05), tmp_path)
+    assert set(links(report)) == {"a/tuned"}
 
 
 def with_permuted_neurons(weights: Weights) -> Weights:

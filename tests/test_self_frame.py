@@ -103,6 +103,13 @@ def test_a_rotated_permuted_noisy_layer_is_found(gated: bool) -> None:
     assert log10_p([sample(ours)], [theirs]) < -30 if gated else log10_p([sample(ours)], [theirs]) == 0.0
 
 
+def test_a_noisy_layer_is_found_among_many() -> None:
+    ours = layer(0)
+    theirs = [sample(layer(seed)) for seed in range(1, 30)]
+    theirs.insert(23, sample(mapped(noisy(ours, 2, 0.5), rotation(3)), number=23))
+    assert only(match_self_frames([sample(ours)], theirs)).suspect == 23
+
+
 def test_flipping_registered_neurons_flips_their_coins_and_nothing_else() -> None:
     rng = np.random.default_rng(3)
     ours = layer(0)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from fingerprint.comparing.align import Alignment, align_tensors, may_align
 from fingerprint.comparing.coins import CoinToss, NeuronMatch, match_neurons, toss, usable_coins
 from fingerprint.comparing.evidence import Evidence, Null, Test, bonferroni, looks
-from fingerprint.comparing.gauge import FrameMatch, Gauge, alike_circuits, gauge_of, matchers
+from fingerprint.comparing.gauge import MATCHERS, FrameMatch, Gauge, alike_circuits, gauge_of, match_own_frames
 from fingerprint.comparing.matching import SketchCosines, TensorMatch, is_distinctive, match_tensors
 from fingerprint.comparing.sampled import as_sampled, is_sampled, without_unseen
 from fingerprint.comparing.tail import sketch_log10_p
@@ -26,7 +27,7 @@ from fingerprint.vectors import median
 from fingerprint.vocabulary import ATTENTION_ROLES, NEURON_ROLES, Circuit, Content, Frame, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -72,9 +73,9 @@ class Comparison(Struct, frozen=True):
     neurons: tuple[NeuronMatch, ...]
     evidence: tuple[Evidence, ...]
     similarity: float
-    suspect_coverage: float
-    registered_coverage: float
     digest_coverage: float
+    suspect_coverage: float = 0.0
+    registered_coverage: float = 0.0
     gauge: Gauge = field(default_factory=Gauge)
     through_layers: Mapping[int, float] = field(default_factory=dict)
     covered: Mapping[int, float] = field(default_factory=dict)
@@ -110,56 +111,76 @@ def compare_fingerprints(registered: Fingerprint, suspect: Fingerprint, *, own_f
     matches = match_tensors(registered.tensors, suspect.tensors, cosines)
     if cosines.pairs >= _MANY:
         give_back()
-    # One after the other where own frames take most of the time anyway: what is held for each adds up.
-    with ThreadPoolExecutor(1 if own_frames or _is_small(suspect) else thread_count()) as pool:
-        coins = pool.submit(usable_coins, registered.neurons if suspect.neurons else (), own_frames=own_frames)
+    with ThreadPoolExecutor(1 if _is_small(suspect) else thread_count()) as pool:
+        coins = pool.submit(usable_coins, registered.neurons if suspect.neurons else (), own_frames=False)
         matched = pool.submit(match_neurons, registered.neurons, suspect.neurons)
-        if own_frames and len(registered.neurons) + len(suspect.neurons) >= _MANY_SAMPLES:
-            pool.submit(give_back)
-        found = [pool.submit(match, registered, suspect) for match in matchers(own_frames=own_frames)]
+        found = [pool.submit(match, registered, suspect) for match in MATCHERS]
     usable, neurons = coins.result(), matched.result()
     gauge = gauge_of(registered, [one.result() for one in found], usable)
     evidence = [
-        one
-        for one in (
-            _digest_evidence(registered, suspect, matches),
-            _align_evidence(registered.tensors, suspect.tensors, cosines),
-            _coin_evidence(neurons, usable),
-            # Calibrated on sketches of whole matrices.
-            None if sampled else _sketch_evidence(cosines),
-            *gauge.evidence,
-        )
-        if one is not None
+        _digest_evidence(registered, suspect, matches),
+        _align_evidence(registered.tensors, suspect.tensors, cosines),
+        _coin_evidence(neurons, usable),
+        # Calibrated on sketches of whole matrices.
+        None if sampled else _sketch_evidence(cosines),
+        *gauge.evidence,
     ]
     if sampled:
         held = without_unseen(registered, suspect, {match.registered for match in matches})
         suspect = without_unseen(suspect, registered, {match.suspect for match in matches})
         registered = held
-    ours, theirs = _through_layers(registered, suspect, neurons, gauge)
-    suspect_cover = theirs | {match.suspect: 1.0 for match in matches}
-    registered_cover = ours | {match.registered: 1.0 for match in matches}
-    untested = _untested(registered, suspect, neurons, gauge)
-    suspect_coverage, registered_coverage = _shares(
-        registered, suspect, matches, suspect_cover, registered_cover, untested
-    )
     weights = np.array([suspect.tensors[match.suspect].elements for match in matches], np.float64)
     values = np.array([abs(match.cosine) for match in matches])
-    return Comparison(
+    comparison = Comparison(
         registered=registered,
         suspect=suspect,
         matches=tuple(matches),
         neurons=tuple(neurons),
-        evidence=tuple(sorted(evidence, key=lambda one: one.log10_p)),
+        evidence=_strongest_first(one for one in evidence if one is not None),
         similarity=float(np.sum(weights * values) / np.sum(weights)) if weights.size else 0.0,
+        digest_coverage=_share(suspect.tensors, {match.suspect: 1.0 for match in matches if match.digest}),
+        sampled=sampled,
+    )
+    comparison = _explained(comparison, gauge)
+    return with_own_frames(comparison) if own_frames else comparison
+
+
+def with_own_frames(comparison: Comparison) -> Comparison:
+    """A comparison without that of layers in their own frames, and what this finds, if both sides have such."""
+    registered, suspect = comparison.registered, comparison.suspect
+    found = match_own_frames(registered, suspect)
+    if len(registered.neurons) + len(suspect.neurons) >= _MANY_SAMPLES:
+        give_back()
+    if found is None:
+        return comparison
+    gauge = comparison.gauge.with_frame(found, usable_coins(registered.neurons))
+    others = [one for one in comparison.evidence if one.test not in {Test.GAUGE, Test.EVEN}]
+    return _explained(replace(comparison, evidence=_strongest_first([*others, *gauge.evidence])), gauge)
+
+
+def _strongest_first(evidence: Iterable[Evidence]) -> tuple[Evidence, ...]:
+    return tuple(sorted(evidence, key=lambda one: one.log10_p))
+
+
+def _explained(comparison: Comparison, gauge: Gauge) -> Comparison:
+    """The comparison with what its matches, its neurons and the frames of ``gauge`` explain."""
+    registered, suspect = comparison.registered, comparison.suspect
+    ours, theirs = _through_layers(registered, suspect, comparison.neurons, gauge)
+    suspect_cover = theirs | {match.suspect: 1.0 for match in comparison.matches}
+    registered_cover = ours | {match.registered: 1.0 for match in comparison.matches}
+    untested = _untested(registered, suspect, comparison.neurons, gauge)
+    suspect_coverage, registered_coverage = _shares(
+        registered, suspect, comparison.matches, suspect_cover, registered_cover, untested
+    )
+    return replace(
+        comparison,
+        gauge=gauge,
         suspect_coverage=suspect_coverage,
         registered_coverage=registered_coverage,
-        digest_coverage=_share(suspect.tensors, {match.suspect: 1.0 for match in matches if match.digest}),
-        gauge=gauge,
         through_layers=ours,
         covered=suspect_cover,
         registered_covered=registered_cover,
         untested=untested,
-        sampled=sampled,
     )
 
 
@@ -193,7 +214,8 @@ def _align_evidence(
 ) -> Evidence | None:
     """The best alignment among all pairs of tensors, orientations, signs and axes (at most two of each pair).
 
-    Only the leads of the sketches are computed; the correction counts every pair that could have been one.
+    Only the leads of the sketches are computed, and of these what could be better than chance; the correction counts
+    every pair that could have been one.
     """
     trials = 4 * cosines.pairs * looks(Test.ALIGN)
     if not trials:
@@ -202,17 +224,17 @@ def _align_evidence(
     # The likeliest first: where one of them settles it, the others are not computed.
     for row, column in cosines.pairs_by_score:
         ours, theirs = int(cosines.registered.positions[column]), int(cosines.suspect.positions[row])
-        least = math.inf if best is None else best[0].log10_p
+        least = -math.log10(trials) if best is None else best[0].log10_p
         if not may_align(registered[ours], suspect[theirs], better_than=least):
             continue
         like = cosines.at(row, column)
         for found in align_tensors(
             registered[ours], suspect[theirs], transposed=like.transposed, negated=like.negated, better_than=least
         ):
-            if best is None or found.log10_p < best[0].log10_p:
-                best = (found, ours, theirs)
+            if found.log10_p < least:
+                best, least = (found, ours, theirs), found.log10_p
     if best is None:
-        return None
+        return Evidence(Test.ALIGN, Null.EXACT, 0.0, 0.0, trials)
     found, ours, theirs = best
     return Evidence(
         test=Test.ALIGN,

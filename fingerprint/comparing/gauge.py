@@ -128,6 +128,11 @@ class Gauge(Struct, frozen=True):
         found = (_gauge_evidence(self), _even_evidence(self))
         force_setattr(self, "evidence", tuple(one for one in found if one is not None))
 
+    def with_frame(self, frame: FrameMatch, usable: Sequence[NDArray[np.bool_]]) -> Gauge:
+        """This and what was found in one more frame; ``usable`` are the ``usable_coins`` of the registered neurons."""
+        test = _neuron_test(frame, usable)
+        return Gauge((*self.frames, frame), self.tests if test is None else (*self.tests, test))
+
     @property
     def agrees(self) -> bool:
         """Whether the effect is one of descent: large in one frame, and no accident in each of the others.
@@ -172,26 +177,22 @@ def compare_gauge(
     ``usable`` are the ``usable_coins`` of the registered neurons. Without ``own_frames`` the layers' own frames, which
     have to be aligned pair by pair, are left out.
     """
-    found = [match(registered, suspect) for match in matchers(own_frames=own_frames)]
-    return gauge_of(registered, found, usable)
-
-
-def matchers(*, own_frames: bool) -> tuple[Matcher, ...]:
-    """What matches two fingerprints for ``gauge_of``: the neurons of each frame, the channels of each frame and kind.
-    None needs another."""
-    return tuple(match for match in _MATCHERS if own_frames or match is not _own_frames)
+    gauge = gauge_of(registered, [match(registered, suspect) for match in MATCHERS], usable)
+    found = match_own_frames(registered, suspect) if own_frames else None
+    return gauge if found is None else gauge.with_frame(found, usable)
 
 
 def gauge_of(
     registered: Fingerprint, found: Sequence[FrameMatch | ChannelMatches | None], usable: Sequence[NDArray[np.bool_]]
 ) -> Gauge:
-    """What the ``matchers`` found, and its coins; see ``compare_gauge``."""
-    frames = tuple(one for one in found if isinstance(one, FrameMatch))
+    """What the ``MATCHERS`` found, and its coins; see ``compare_gauge``."""
     channels = [one for one in found if isinstance(one, ChannelMatches)]
-    tests = [test for frame in frames if (test := _neuron_test(frame, usable)) is not None]
     alone = usable_channels(registered.channels) if channels else []
-    tests += [test for one in channels if (test := _channel_test(one, alone)) is not None]
-    return Gauge(frames, tuple(tests))
+    gauge = Gauge((), tuple(test for one in channels if (test := _channel_test(one, alone)) is not None))
+    for one in found:
+        if isinstance(one, FrameMatch):
+            gauge = gauge.with_frame(one, usable)
+    return gauge
 
 
 def _shared_frame(frame: Frame) -> Matcher:
@@ -207,8 +208,8 @@ def _shared_frame(frame: Frame) -> Matcher:
     return match
 
 
-def _own_frames(registered: Fingerprint, suspect: Fingerprint) -> FrameMatch | None:
-    """Layers in their own frames, each pair aligned before it is compared."""
+def match_own_frames(registered: Fingerprint, suspect: Fingerprint) -> FrameMatch | None:
+    """Layers in their own frames, each pair aligned before it is compared; None if one side has none that fit."""
     matches = match_self_frames(registered.neurons, suspect.neurons)
     if not matches:
         return None
@@ -232,13 +233,14 @@ def _channels(frame: Frame, kind: ChannelKind) -> Matcher:
     return match
 
 
-_MATCHERS: Final[tuple[Matcher, ...]] = (
+MATCHERS: Final[tuple[Matcher, ...]] = (
     *(_channels(frame, kind) for frame, kind in product((Frame.ANCHORS, Frame.POSITIONS), ChannelKind)),
     _shared_frame(Frame.ANCHORS),
     _shared_frame(Frame.POSITIONS),
     _shared_frame(Frame.UNITS),
-    _own_frames,
 )
+"""What matches two fingerprints for ``gauge_of``: the neurons of each frame that both share, the channels of each frame
+and kind. None needs another."""
 
 
 def alike_circuits(

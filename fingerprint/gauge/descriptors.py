@@ -101,13 +101,22 @@ def _gated(gate: _Matrix, up: _Matrix, down: _Matrix) -> Iterator[Float32]:
     yield _quantiles(gate.cosines(gate))
     yield _quantiles(_magnitudes(up.cosines(up)))
     yield _quantiles(_magnitudes(down.cosines(down)))
-    for first, second in ((gate, up), (gate, down), (up, down), (down, up)):
-        yield _quantiles(_magnitudes(first.cosines(second)))
+    for other in (up, down):
+        yield _quantiles(_magnitudes(gate.cosines(other)))
+    yield from _both_ways(_magnitudes(up.cosines(down)))
 
 
 def _ungated(first: _Matrix, last: _Matrix) -> Iterator[Float32]:
-    for one, other in ((first, first), (last, last), (first, last), (last, first)):
-        yield _quantiles(one.cosines(other))
+    for one in (first, last):
+        yield _quantiles(one.cosines(one))
+    yield from _both_ways(first.cosines(last))
+
+
+def _both_ways(cosines: Float32) -> Iterator[Float32]:
+    """Quantiles of the rows, and of the columns."""
+    turned = cosines.T.copy()  # sorting the rows spoils them
+    yield _quantiles(cosines)
+    yield _quantiles(turned)
 
 
 def _magnitudes(cosines: Float32) -> Float32:

@@ -46,8 +46,8 @@ _LEAST: Final = 32
 """Neurons and channels below which a layer has no frame worth keeping."""
 _NUMBERS_OF_ONE: Final = 1 << 23
 """Of one matrix in memory: a wider stream has fewer reference neurons."""
-_NUMBERS_AT_ONCE: Final = 1 << 23
-"""Of all layers that are worked on at the same time: 32 MB, and about twice as much while they are."""
+_NUMBERS_AT_ONCE: Final = 1 << 25
+"""Of all layers that are worked on at the same time: 128 MB, and about twice as much while they are."""
 
 
 def sample_self(

@@ -22,6 +22,7 @@ from fingerprint.checkpoint import Checkpoint, open_checkpoint
 from fingerprint.dtypes import DTYPES, to_float64
 from fingerprint.errors import InputError
 from fingerprint.readers import FORMATS
+from fingerprint.source import MemorySource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -339,3 +340,13 @@ def test_readers_are_declared_once() -> None:
         assert (one.name, one.suffixes) == (one.reader.name, one.reader.suffixes)
     suffixes = [suffix for one in FORMATS for suffix in one.suffixes]
     assert len(set(suffixes)) == len(suffixes)
+
+
+@pytest.mark.parametrize("name", [one.name for one in FORMATS if one.first is not None])
+def test_a_reader_recognises_nothing_that_begins_with_another_byte(name: str) -> None:
+    [one] = [one for one in FORMATS if one.name == name]
+    assert one.first
+    rest = b"{ PK\x03\x04data.pkl\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19." + b'"weightsManifest": []}' + bytes(64)
+    for byte in set(range(256)) - one.first:
+        for text in (bytes([byte]) + rest, bytes([byte]) + rest[1:], bytes([byte]) * 100):
+            assert not one.reader.recognises(MemorySource(text))

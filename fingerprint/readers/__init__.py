@@ -18,13 +18,15 @@ class Format(Struct, frozen=True):
     """Where the reader of a format is: its module is not imported before somebody asks for it, since few of all formats
     are in the files of a scan, and some take longer to import than a small file to read.
 
-    ``name`` and ``suffixes`` are those of the reader.
+    ``name`` and ``suffixes`` are those of the reader. ``first`` holds the bytes of which one begins every file that the
+    reader recognises, as far as that is known: a text beside the weights need not be shown to all of them.
     """
 
     name: str
     suffixes: tuple[str, ...]
     module: str
     attribute: str = "READER"
+    first: frozenset[int] | None = None
 
     @property
     def reader(self) -> Reader:
@@ -34,20 +36,24 @@ class Format(Struct, frozen=True):
 
 
 GGUF: Final = "gguf"
+_MESSAGE: Final = frozenset(byte for byte in range(256) if byte & 7 in {0, 1, 2, 5})
+"""First bytes of a message of Protocol Buffers: the lowest three bits are one of its types."""
+_MAP: Final = frozenset({*range(0x81, 0x90), 0xDE, 0xDF})
+"""Of a map in MessagePack that is not empty."""
 FORMATS: Final = (
     Format("safetensors", (".safetensors",), "safetensors"),
-    Format("pytorch", (".pt", ".pth", ".bin", ".ckpt"), "pytorch"),
-    Format(GGUF, (".gguf",), "gguf"),
-    Format("onnx", (".onnx",), "onnx"),
-    Format("coreml", (".mlmodel",), "coreml"),
-    Format("keras", (".h5", ".hdf5", ".keras"), "keras"),
+    Format("pytorch", (".pt", ".pth", ".bin", ".ckpt"), "pytorch", first=frozenset(b"PL\x80\x8a")),
+    Format(GGUF, (".gguf",), "gguf", first=frozenset(b"G")),
+    Format("onnx", (".onnx",), "onnx", first=_MESSAGE),
+    Format("coreml", (".mlmodel",), "coreml", first=frozenset(b"\x08")),
+    Format("keras", (".h5", ".hdf5", ".keras"), "keras", first=frozenset(b"P\x89")),
     Format("tflite", (".tflite",), "tflite"),
     Format("tensorflow", (), "tensorflow"),
-    Format("tfjs", (), "tfjs"),
-    Format("pickle", (".pkl", ".pickle"), "plain_pickle"),
-    Format("npy", (".npy",), "numpy_files", "NPY_READER"),
-    Format("npz", (".npz",), "numpy_files", "NPZ_READER"),
-    Format("flax", (".msgpack",), "flax"),
+    Format("tfjs", (), "tfjs", first=frozenset(b"{ \n")),
+    Format("pickle", (".pkl", ".pickle"), "plain_pickle", first=frozenset(b"\x80")),
+    Format("npy", (".npy",), "numpy_files", "NPY_READER", first=frozenset(b"\x93")),
+    Format("npz", (".npz",), "numpy_files", "NPZ_READER", first=frozenset(b"P")),
+    Format("flax", (".msgpack",), "flax", first=_MAP),
 )
 
 
@@ -74,5 +80,6 @@ def reader_for(source: Source) -> Reader:
 
 def recognised(source: Source) -> Reader | None:
     """The reader that recognises the bytes of ``source``, or None."""
-    readers = (one.reader for one in FORMATS)
+    first = bytes(source.read(0, min(1, source.size)))
+    readers = (one.reader for one in FORMATS if one.first is None or not one.first.isdisjoint(first))
     return next((reader for reader in readers if reader.recognises(source)), None)

@@ -8,6 +8,7 @@ file that was cut off, both of which the library refuses, are tolerated with a f
 from __future__ import annotations
 
 import re
+from functools import cache
 from itertools import permutations
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ from fingerprint.readers.base import (
 from fingerprint.readers.bounded_json import Json, JsonCursor
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from fingerprint.source import Source
 
 MAX_HEADER = 100_000_000
@@ -46,11 +49,20 @@ _NUMBER = _W + rb"(?:0|[1-9][0-9]{0,18}+)" + _W
 _DTYPE = rb'"dtype"%b:%b"(?P<dtype>[A-Z0-9_]{1,16}+)"' % (_W, _W)
 _SHAPE = rb'"shape"%b:%b\[(?P<shape>%b(?:,%b)*+|%b)\]' % (_W, _W, _NUMBER, _NUMBER, _W)
 _OFFSETS = rb'"data_offsets"%b:%b\[(?P<begin>%b),(?P<end>%b)\]' % (_W, _W, _NUMBER, _NUMBER)
-_ENTRIES = tuple(
-    re.compile(_W + rb"\{" + _W + (_W + rb"," + _W).join(fields) + _W + rb"\}")
-    for fields in permutations((_DTYPE, _SHAPE, _OFFSETS))
-)
-"""An entry with its three keys in any order, the library's first; anything else takes the general, slower way."""
+
+
+def _entry_of(fields: Iterable[bytes]) -> re.Pattern[bytes]:
+    return re.compile(_W + rb"\{" + _W + (_W + rb"," + _W).join(fields) + _W + rb"\}")
+
+
+_AS_WRITTEN = _entry_of((_DTYPE, _SHAPE, _OFFSETS))
+"""An entry with its three keys in the library's order; any other, and anything else, takes a slower way."""
+
+
+@cache
+def _in_other_orders() -> tuple[re.Pattern[bytes], ...]:
+    """Hardly a file needs them, and compiling them takes as long as reading a header of a hundred tensors."""
+    return tuple(map(_entry_of, list(permutations((_DTYPE, _SHAPE, _OFFSETS)))[1:]))
 
 
 def recognises(source: Source) -> bool:
@@ -149,13 +161,16 @@ def _entry(cursor: JsonCursor, name: str, source: Source, data_start: int) -> tu
 
 
 def _canonical(cursor: JsonCursor) -> tuple[str, tuple[int, ...], int, int] | None:
-    for pattern in _ENTRIES:
-        if (match := pattern.match(cursor.data, cursor.position)) is not None:
-            cursor.position = match.end()
-            dtype, sizes, begin, end = match.group("dtype", "shape", "begin", "end")
-            shape = tuple(map(int, sizes.split(b","))) if sizes.strip() else ()
-            return dtype.decode(), shape, int(begin), int(end)
-    return None
+    match = _AS_WRITTEN.match(cursor.data, cursor.position)
+    if match is None:
+        others = (pattern.match(cursor.data, cursor.position) for pattern in _in_other_orders())
+        match = next((other for other in others if other is not None), None)
+        if match is None:
+            return None
+    cursor.position = match.end()
+    dtype, sizes, begin, end = match.group("dtype", "shape", "begin", "end")
+    shape = tuple(map(int, sizes.split(b","))) if sizes.strip() else ()
+    return dtype.decode(), shape, int(begin), int(end)
 
 
 def _general(cursor: JsonCursor) -> tuple[str, tuple[int, ...], int, int]:

@@ -14,7 +14,9 @@ The fast index searches deeper until it can promise that, and where depth would 
 from __future__ import annotations
 
 import json
+import mmap
 import os
+import struct
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import numpy as np
@@ -42,6 +44,11 @@ GRAM_POSITIONS: Final = 1 << 19
 _MAX_DEPTH: Final = 4096
 _BLOCK_NUMBERS: Final = 1 << 24
 _BLOCK_ROWS: Final = 1 << 15
+_FEW_MODELS: Final = 16
+"""Models of an index up to which a scan, which asks for as many neighbours at least, compares with all rows."""
+_FAISS_HEADER: Final = struct.Struct("<4siq16sBi")
+"""What FAISS writes of an index of any kind: which kind, width, rows, nothing, whether it is trained, the metric."""
+_COUNT: Final = struct.Struct("<Q")
 
 
 class Hits(Struct, frozen=True):
@@ -185,14 +192,27 @@ class FlatIndex:
     """FAISS's exhaustive search over inner products, mapped from a file where it was loaded from one."""
 
     def __init__(self, width: int) -> None:
-        faiss = faiss_library()
         self._width = width
-        self._index: Any = faiss.IndexIDMap(faiss.IndexFlatIP(width))
+        self._made: Any = None
         self._covers: dict[int, int] = {}
+        self._window: tuple[Int64, Float32] | None = None
         self._mapped = False
 
     def __len__(self) -> int:
-        return int(self._index.ntotal)
+        return len(self._window[0]) if self._window is not None else int(self._index.ntotal)
+
+    @property
+    def _index(self) -> Any:
+        """FAISS's index, made when it is asked for: to compare with all rows of a few models takes less than to import
+        it."""
+        if self._made is None:
+            faiss = faiss_library()
+            self._made = faiss.IndexIDMap(faiss.IndexFlatIP(self._width))
+            if self._window is not None:
+                ids, vectors = self._window
+                self._made.add_with_ids(np.require(vectors, requirements="A"), ids)
+                self._window = None
+        return self._made
 
     def add(self, model: int, positions: Int64, vectors: Float32) -> None:
         """See ``VectorIndex.add``."""
@@ -275,40 +295,47 @@ class FlatIndex:
     @classmethod
     def load(cls, path: Path) -> Self:
         """See ``VectorIndex.load``."""
-        faiss = faiss_library()
         try:
             about = json.loads(_beside(path).read_text())
             size = path.stat().st_size
             if size != about["bytes"]:
                 raise RegistryBrokenError(f"{path}: the index has {size} bytes instead of {about['bytes']}")
             index = cls(about["width"])
-            index._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
             index._covers = dict(zip(about["models"], about["rows"], strict=True))
+            rows = sum(index._covers.values())
+            if rows and len(index._covers) <= _FEW_MODELS:
+                index._window = _window(path, index._width, rows)
+            if index._window is None:
+                faiss = faiss_library()
+                index._made, index._mapped = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC), True
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise RegistryBrokenError(f"{path}: not an index that can be read: {error}") from error
-        if index._index.d != index._width or len(index) != sum(index._covers.values()):
+        if index._mapped and (index._index.d != index._width or len(index) != rows):
             raise RegistryBrokenError(f"{path}: the index and the list of its models contradict each other")
-        index._mapped = True
         return index
 
     def _own(self) -> None:
         """A mapped index cannot be changed: copy it into memory first."""
-        faiss = faiss_library()
         if self._mapped:
+            faiss = faiss_library()
             fresh = faiss.IndexIDMap(faiss.IndexFlatIP(self._width))
             if len(self):
                 fresh.add_with_ids(np.ascontiguousarray(self._matrix()), self._ids())
-            self._index, self._mapped = fresh, False
+            self._made, self._mapped = fresh, False
 
     def _ids(self) -> Int64:
+        if self._window is not None:
+            return self._window[0]
         faiss = faiss_library()
         return np.asarray(faiss.vector_to_array(self._index.id_map), np.int64)
 
     def _matrix(self) -> Float32:
         """All vectors, as a window that is valid as long as the index is not changed."""
-        faiss = faiss_library()
+        if self._window is not None:
+            return self._window[1]
         if not len(self):
             return np.zeros((0, self._width), np.float32)
+        faiss = faiss_library()
         flat: Any = faiss.downcast_index(self._index.index)
         numbers: Float32 = faiss.rev_swig_ptr(flat.get_xb(), len(self) * self._width)
         return numbers.reshape(len(self), self._width)
@@ -345,6 +372,25 @@ class FlatIndex:
             for query, row, tops in zip(block.tolist(), scores, best, strict=True):
                 rows = [starts[i] + int(np.argmax(row[starts[i] : ends[i]])) for i in _best(tops, n)]
                 found[query] = cut_after(row[rows], ids[rows], n)
+
+
+def _window(path: Path, width: int, rows: int) -> tuple[Int64, Float32] | None:
+    """Ids and vectors in the file of a flat index, mapped; None if FAISS did not write it as was looked for here.
+
+    Two headers, of the ids and of what they number; the vectors and the ids, each with their count before them.
+    """
+    with path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    vectors = 2 * _FAISS_HEADER.size + _COUNT.size
+    ids = vectors + 4 * rows * width + _COUNT.size
+    if len(data) != ids + 8 * rows:
+        return None
+    outer, inner = (_FAISS_HEADER.unpack_from(data, start)[:3] for start in (0, _FAISS_HEADER.size))
+    counts = [_COUNT.unpack_from(data, start - _COUNT.size)[0] for start in (vectors, ids)]
+    if outer != (b"IxMp", width, rows) or inner != (b"IxFI", width, rows) or counts != [rows * width, rows]:
+        return None
+    numbers = np.frombuffer(data, np.float32, rows * width, vectors).reshape(rows, width)
+    return np.require(np.frombuffer(data, np.int64, rows, ids), requirements="A"), numbers
 
 
 def faiss_library() -> Any:

@@ -5,6 +5,9 @@ The suite runs on the indexes in memory and on every engine (``tests/engines.py`
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -238,6 +241,44 @@ def test_an_engine_that_was_added_to_and_taken_from_agrees_with_the_slow_search(
     for model in slow.covers():
         assert np.array_equal(fast.rows(model)[0], slow.rows(model)[0])
         assert np.allclose(fast.rows(model)[1], slow.rows(model)[1], atol=SCORE)
+
+
+def test_all_rows_of_a_few_models_are_searched_without_faiss(tmp_path: Path) -> None:
+    index = filled(FlatIndex, {4: 3, 2: 0, 9: 8})
+    index.save(tmp_path / "index")
+    program = (
+        "import sys; from pathlib import Path; import numpy as np; from signatures.index import FlatIndex;"
+        f"index = FlatIndex.load(Path(sys.argv[1])); hits = index.search(np.eye({WIDTH}, dtype=np.float32), 16);"
+        "print(hits.models.tolist(), hits.scores.tolist(), 'faiss' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "index")]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    hits = index.search(np.eye(WIDTH, dtype=np.float32), 16)
+    assert found.stdout == f"{hits.models.tolist()} {hits.scores.tolist()} False\n"
+
+
+@pytest.mark.parametrize("models", [3, 40])
+def test_a_loaded_index_has_the_rows_that_faiss_finds_in_the_file(tmp_path: Path, models: int) -> None:
+    import faiss
+
+    filled(FlatIndex, dict.fromkeys(range(models), 5)).save(tmp_path / "index")
+    loaded, written = FlatIndex.load(tmp_path / "index"), faiss.read_index(str(tmp_path / "index"))
+    block = loaded.block()
+    assert np.array_equal(block.ids, faiss.vector_to_array(written.id_map))
+    assert np.array_equal(block.vectors, faiss.downcast_index(written.index).reconstruct_n(0, len(loaded)))
+
+
+def test_a_file_of_another_layout_is_left_to_faiss(tmp_path: Path) -> None:
+    import faiss
+
+    index = filled(FlatIndex, {4: 3, 9: 8})
+    index.save(tmp_path / "index")
+    other = faiss.IndexIDMap(faiss.IndexHNSWFlat(WIDTH, 4, faiss.METRIC_INNER_PRODUCT))
+    other.add_with_ids(*(np.concatenate([index.rows(model)[at] for model in (4, 9)]) for at in (1, 0)))
+    faiss.write_index(other, str(tmp_path / "index"))
+    beside = tmp_path / "index.json"
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | {"bytes": (tmp_path / "index").stat().st_size}))
+    assert len(FlatIndex.load(tmp_path / "index")) == 11
 
 
 def test_an_index_takes_in_the_rows_of_another_but_for_some_models() -> None:

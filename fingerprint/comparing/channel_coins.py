@@ -173,20 +173,22 @@ def _agreement(ours: Float32, theirs: Float32) -> Float32:
 def _match(at: int, ours: _Heads, where: int, theirs: _Heads) -> ChannelMatch | None:
     cosines = _agreement(ours.parts, theirs.parts)
     first, last = ours.parts[0] @ theirs.parts[0].T, ours.parts[1] @ theirs.parts[1].T
-    bound = ours.sample.kind is ChannelKind.ROTARY
-    options = theirs.by_head()
+    options = [_partners(ours, theirs, columns, cosines) for _, columns in theirs.by_head()]
     partners = np.zeros(len(ours.heads), np.int64)
     signed = np.zeros(len(ours.heads), np.float64)
     concordant = np.zeros(len(ours.heads), np.bool_)
     seen = np.zeros(len(ours.heads), np.bool_)
     for _, rows in ours.by_head():
         best: tuple[float, Int64, Int64, Float32] | None = None
-        for _, columns in options:
-            kept, chosen = _within(ours, theirs, rows, columns, cosines, bound=bound)
+        for among in options:
+            chosen, kept = among[rows], rows
+            if chosen.min(initial=0) < 0:
+                kept = rows[chosen >= 0]
+                chosen = among[kept]
             if kept.size < min(_LEAST_SHARED, rows.size):
                 continue
             found = cosines[kept, chosen]
-            score = float(np.abs(found).mean())
+            score = float(np.add.reduce(np.abs(found)) / found.size)
             if best is None or score > best[0]:
                 best = (score, kept, chosen, found)
         if best is None:
@@ -213,12 +215,10 @@ def _match(at: int, ours: _Heads, where: int, theirs: _Heads) -> ChannelMatch | 
     )
 
 
-def _within(
-    ours: _Heads, theirs: _Heads, rows: Int64, columns: Int64, cosines: Float32, *, bound: bool
-) -> tuple[Int64, Int64]:
-    """Which of the channels ``rows`` of a head have a partner among ``columns`` of another, and which."""
-    if not bound:
-        return rows, columns[np.abs(cosines[np.ix_(rows, columns)]).argmax(axis=1)]
-    place = {int(inner): int(column) for inner, column in zip(theirs.inner[columns], columns, strict=True)}
-    kept = [int(row) for row in rows if int(ours.inner[row]) in place]
-    return np.array(kept, np.int64), np.array([place[int(ours.inner[row])] for row in kept], np.int64)
+def _partners(ours: _Heads, theirs: _Heads, columns: Int64, cosines: Float32) -> Int64:
+    """The partner that each channel of ``ours`` has among ``columns``, those of one head; -1 where it has none."""
+    if ours.sample.kind is not ChannelKind.ROTARY:
+        nearest: Int64 = columns[np.abs(cosines[:, columns]).argmax(axis=1)]
+        return nearest
+    place = dict(zip(theirs.inner[columns].tolist(), columns.tolist(), strict=True))
+    return np.array([place.get(inner, -1) for inner in ours.inner.tolist()], np.int64)

@@ -47,22 +47,25 @@ def test_every_table_is_read_and_names_real_roles_and_axes() -> None:
     tables = load_tables()
     assert len(tables.tables) > 35
     assert {"llama", "gpt2", "bert", "t5", "gguf", "deepseek", "gpt_oss"} <= {table.family for table in tables.tables}
-    for entries in tables.index.values():
+    for entries in map(tables.entries, tables.said):
+        assert entries is not None
         assert len({entry.table for entry in entries}) == len(entries)
         assert len({len(entry.numbers) for entry in entries}) == 1
 
 
 def test_fused_entries_say_how_they_are_split_and_others_have_one_part() -> None:
-    for entries in load_tables().index.values():
-        for entry in entries:
+    tables = load_tables()
+    for name in tables.said:
+        for entry in tables.entries(name) or ():
             assert (len(entry.parts) > 1) == (entry.split is not Split.NONE)
 
 
 def test_every_table_knows_gate_and_down_of_the_same_mlps() -> None:
     """A table that has an MLP's first matrix has its last one too, in the same group."""
     slots: dict[int, Counter[tuple[str, bool]]] = {}
-    for entries in load_tables().index.values():
-        for entry in entries:
+    tables = load_tables()
+    for name in tables.said:
+        for entry in tables.entries(name) or ():
             for part in entry.parts:
                 if part.role in {Role.GATE, Role.FC_IN} and entry.kind is Kind.MATRIX:
                     slots.setdefault(entry.table, Counter())[part.group, True] += 1

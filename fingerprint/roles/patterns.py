@@ -105,11 +105,11 @@ class Names:
             return None
         kept = [word for word in words if word not in _WRAPPERS and word not in _ADAPTERS]
         for start in range(len(kept)):
-            entries = self._tables.index.get(tuple(kept[start:]))
+            entries = self._tables.entries(".".join(kept[start:]))
             # A name without a layer inside a numbered module is that module's own affair: "merger.0.norm.weight".
             if entries is not None and (entries[0].numbers or "#" not in kept[1:start]):
                 return _Template(entries, tuple(kept[:start]), adapter)
-        entries = self._tables.suffixes.get(words[-1])
+        entries = self._tables.buffer(words[-1])
         return None if entries is None else _Template(entries, (), "")
 
 

@@ -27,7 +27,7 @@ from msgspec import Struct
 from fingerprint.vocabulary import Axis, Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 _PLACEHOLDERS = {"{layer}": "layer", "{expert}": "expert", "{any}": "any"}
 _NORM_SUFFIXES = (
@@ -115,16 +115,27 @@ class Table(Struct, frozen=True):
     size: int
 
 
-Key = tuple[str, ...]
-Index = dict[Key, tuple[Entry, ...]]
-
-
 class Tables(Struct, frozen=True):
-    """All tables; their entries by name (split at dots, numbers as ``#``); last words of names that are no weights."""
+    """All tables; what they say of each name (numbers as ``#``); last words of names that are no weights."""
 
     tables: tuple[Table, ...]
-    index: Mapping[Key, tuple[Entry, ...]]
-    suffixes: Mapping[str, tuple[Entry, ...]]
+    said: Mapping[str, Sequence[tuple[int, str, _Said]]]
+    """For each name the tables that have it, each with its pattern there. Entries are made of those that are met: of
+    two thousand a checkpoint needs a dozen."""
+    suffixes: Mapping[str, int]
+    """For each such word the last table that lists it."""
+
+    def entries(self, name: str) -> tuple[Entry, ...] | None:
+        """The entries of a name whose numbers are ``#``; None if no table has it."""
+        found = self.said.get(name)
+        return (
+            None if found is None else tuple(_entry(said, table, _numbers(pattern)) for table, pattern, said in found)
+        )
+
+    def buffer(self, word: str) -> tuple[Entry, ...] | None:
+        """The entry of names that end in a word by which a table tells that they are no weights; None if none does."""
+        table = self.suffixes.get(word)
+        return None if table is None else (_entry(_BUFFER, table, ()),)
 
 
 def without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -135,7 +146,7 @@ def without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class _Said(NamedTuple):
-    """What a table says of a name, as it is written there: equal ones are one object, of which one entry is made."""
+    """What a table says of a name, as it is written there."""
 
     kind: Kind
     parts: tuple[str, ...]
@@ -150,41 +161,34 @@ class _Said(NamedTuple):
 def load_tables() -> Tables:
     """Read all tables beside this module."""
     sources = {path.stem: tomli.loads(path.read_text("utf-8")) for path in Path(__file__).parent.glob("*.toml")}
-    once: dict[_Said, _Said] = {}
-    written = {
-        name: {pattern: once.setdefault(said, said) for pattern, said in _written(source)}
-        for name, source in sources.items()
-    }
+    written = {name: dict(_written(source)) for name, source in sources.items()}
     tables: list[Table] = []
-    index: dict[Key, list[Entry]] = {}
-    suffixes: dict[str, tuple[Entry, ...]] = {}
+    by_name: dict[str, list[tuple[int, str, _Said]]] = {}
+    suffixes: dict[str, int] = {}
     for name in sorted(sources):
         source = sources[name]
         patterns: dict[str, _Said] = {}
         for ancestor in _ancestors(name, sources):
             patterns.update(written[ancestor])
-        made: dict[tuple[int, Key], Entry] = {}
         for pattern, said in patterns.items():
-            key, numbers = _key(pattern)
-            entry = made.get((id(said), numbers))
-            if entry is None:
-                entry = made[id(said), numbers] = _entry(said, len(tables), numbers)
-            index.setdefault(key, []).append(entry)
-        for word in source.get("suffix", {}).get("names", ()):
-            suffixes[word] = (_entry(_BUFFER, len(tables), ()),)
+            by_name.setdefault(_plain(pattern), []).append((len(tables), pattern, said))
+        suffixes |= dict.fromkeys(source.get("suffix", {}).get("names", ()), len(tables))
         positions = Positions(source.get("positions", "harmless"))
         tables.append(Table(source["family"], source.get("activation", ""), positions, len(patterns)))
-    return Tables(tuple(tables), {key: tuple(entries) for key, entries in index.items()}, suffixes)
+    return Tables(tuple(tables), by_name, suffixes)
 
 
-@cache
-def _key(pattern: str) -> tuple[Key, Key]:
-    """A pattern as a key of the index, and what its numbers stand for."""
-    if "{" not in pattern:
-        return tuple(pattern.split(".")), ()
-    words = pattern.split(".")
-    numbers = tuple(_PLACEHOLDERS[word] for word in words if word.startswith("{"))
-    return tuple("#" if word.startswith("{") else word for word in words), numbers
+def _plain(pattern: str) -> str:
+    """A pattern as the names that it stands for are looked up."""
+    if "{" in pattern:
+        for placeholder in _PLACEHOLDERS:
+            pattern = pattern.replace(placeholder, "#")
+    return pattern
+
+
+def _numbers(pattern: str) -> tuple[str, ...]:
+    """What the numbers of a pattern stand for."""
+    return tuple(_PLACEHOLDERS[word] for word in pattern.split(".") if word.startswith("{"))
 
 
 def _ancestors(name: str, sources: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -231,7 +235,7 @@ def _said(said: str | Mapping[str, Any], kind: Kind, *, in_out: bool = False) ->
     return _Said(kind, tuple(said["parts"]), said.get("split", "none"), as_stored)
 
 
-def _entry(said: _Said, table: int, numbers: Key) -> Entry:
+def _entry(said: _Said, table: int, numbers: tuple[str, ...]) -> Entry:
     parts = tuple(_part(part, bias=said.bias) for part in said.parts)
     return Entry(table, said.kind, parts, Split(said.split), said.in_out, said.stacked, numbers)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from cli.console import Console
+from fingerprint.urls import is_remote
 from signatures.report import Confidence
 
 if TYPE_CHECKING:
@@ -210,10 +210,12 @@ def located(path: str) -> str | os.PathLike[str]:
 
     Raises ``UsageError`` for an environment that cannot be followed.
     """
-    from fingerprint.remote import Location, RemoteOptions, is_remote
-
     if not is_remote(path):
         return path
+    from dataclasses import replace
+
+    from fingerprint.remote import Location, RemoteOptions
+
     wanted: dict[str, Any] = {**fetching()}
     return Location(path, replace(RemoteOptions.from_environment(), **wanted))
 

@@ -90,7 +90,7 @@ def _bar(console: Console, label: str, total: int | None, *columns: ProgressColu
 def _size(paths: tuple[str, ...]) -> int | None:
     """Bytes to be read; None if that is not known (a signature, what lies elsewhere, a file that will be an error)."""
     from fingerprint.checkpoint import open_checkpoint
-    from fingerprint.remote import is_remote
+    from fingerprint.urls import is_remote
 
     total = 0
     for path in paths:

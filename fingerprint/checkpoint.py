@@ -17,8 +17,8 @@ from fingerprint.readers.base import Catalogue, Contents, FileRecord, Finding
 from fingerprint.readers.index import is_index
 from fingerprint.readers.places import folder_of
 from fingerprint.readers.restore import restored
-from fingerprint.remote.location import Location, is_remote, locate
 from fingerprint.source import FileSource, stat_path
+from fingerprint.urls import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,14 +90,17 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     else. Raises ``InputError``, and ``UsageError`` for an environment that cannot be followed.
     """
     if is_remote(path):
-        return _of_remote(Location.of(path))
+        return _of_remote(path)
     name = os.fspath(path)
     if stat.S_ISDIR(stat_path(name).st_mode):
         return _of_folder(name, folder.open_folder(name))
     return _of_file(name, FileSource(name), None)
 
 
-def _of_remote(location: Location) -> Checkpoint:
+def _of_remote(path: str | os.PathLike[str]) -> Checkpoint:
+    from fingerprint.remote.location import Location, locate
+
+    location = Location.of(path)
     found = locate(location)
     name = str(location)
     try:

@@ -25,9 +25,10 @@ from fingerprint.errors import (
     UnsupportedFormatError,
     UsageError,
 )
-from fingerprint.remote import Location, RemoteOptions, is_remote
+from fingerprint.remote import Location, RemoteOptions
 from fingerprint.remote.pages import PAGE, RangedSource
 from fingerprint.remote.transfer import PageCache, Transfer
+from fingerprint.urls import is_remote
 from signatures.keyed import make_key
 from signatures.keyed_check import check_comparison
 from signatures.options import ScanOptions

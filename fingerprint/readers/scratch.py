@@ -7,7 +7,6 @@ kept, and read again from here.
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import weakref
 from typing import TYPE_CHECKING
@@ -84,6 +83,8 @@ class Scratch:
     def _opened(self) -> int:
         with self._lock:
             if self._descriptor < 0:
+                import tempfile  # here, as few scans unpack anything
+
                 with tempfile.TemporaryFile(prefix="weightprint-") as file:
                     self._descriptor = os.dup(file.fileno())
                 weakref.finalize(self, os.close, self._descriptor)

@@ -4,7 +4,7 @@
 and open them; ``session`` speaks HTTP to servers that may be hostile; ``pages`` hands out the bytes.
 """
 
-from fingerprint.remote.location import Location, is_remote, locate
+from fingerprint.remote.location import Location, locate
 from fingerprint.remote.options import RemoteOptions
 
-__all__ = ["Location", "RemoteOptions", "is_remote", "locate"]
+__all__ = ["Location", "RemoteOptions", "locate"]

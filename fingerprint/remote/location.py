@@ -13,11 +13,11 @@ from fingerprint.errors import InputError, InputNotFoundError, UnsupportedFormat
 from fingerprint.remote.folders import RemoteFolder
 from fingerprint.remote.options import RemoteOptions
 from fingerprint.remote.transfer import Transfer
+from fingerprint.urls import URL
 
 if TYPE_CHECKING:
     from fingerprint.remote.folders import Store
 
-_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{1,15})://", re.ASCII)
 _BUCKETS: Final = ("s3", "gs", "gcs")
 _PAGE: Final = re.compile(r"/([^/]+/[^/]+)(?:/(?:tree|blob|resolve)/([^/]+)(?:/(.+))?)?/?")
 
@@ -49,15 +49,10 @@ class Found(Struct, frozen=True):
     transfer: Transfer
 
 
-def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether ``path`` is a URL, and no path of this machine."""
-    return isinstance(path, Location) or _URL.match(os.fspath(path)) is not None
-
-
 def locate(location: Location) -> Found:
     """The folder and file that a URL means, none of them opened yet. Raises ``InputError``."""
     url = location.url
-    match = _URL.match(url)
+    match = URL.match(url)
     scheme = match[1].lower() if match is not None else ""
     transfer = Transfer(location.options)
     try:

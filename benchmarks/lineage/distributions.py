@@ -58,7 +58,7 @@ class Statistic:
 STATISTICS = (
     Statistic("similarity", "similarity of the matched tensors"),
     Statistic("minus_log10_p", "-log10 p, before correction for the number of models", wide=True),
-    Statistic("landed", "align: slices that landed on their own number", wide=True),
+    Statistic("landed", "align: slices that landed on their own number, 0 where too few could", wide=True),
     Statistic("sketch", "sketch: largest standardised cosine", wide=True),
     Statistic("agreement", "rows: agreement of the coins"),
     Statistic("concordance", "rows: concordance"),

@@ -70,7 +70,7 @@ def _numbers(comparison: Comparison) -> dict[str, float]:
     found: dict[str, Any] = {"similarity": comparison.similarity, "log10_p": comparison.log10_p}
     for one in comparison.evidence:
         if one.test is Test.ALIGN:
-            found["landed"] = float(one.detail["landed"])
+            found["landed"] = one.statistic
         elif one.test is Test.SKETCH:
             found["sketch"] = one.statistic
         elif one.test is Test.ROWS:

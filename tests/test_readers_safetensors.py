@@ -34,6 +34,7 @@ SPECS = st.tuples(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(0, 4), m
 
 
 @settings(max_examples=200, deadline=None)
+@example(specs={"W_q": ("U8", [2])}, seed=0, metadata=None)
 @given(
     specs=st.dictionaries(NAMES, SPECS, max_size=6),
     seed=st.integers(0, 2**32 - 1),
@@ -52,7 +53,8 @@ def test_files_of_the_library_are_read_as_written(
     scratch.write_bytes(_serialised(stored, metadata))
     with open_checkpoint(scratch) as checkpoint:
         assert checkpoint.complete
-        assert {finding.code for finding in checkpoint.findings} <= {"no-tensors"}
+        # A name may look like that of a quantised matrix whose scales are absent, which is then read as it is stored.
+        assert {finding.code for finding in checkpoint.findings} <= {"no-tensors", "quantised-layout"}
         assert dict(checkpoint.metadata) == (metadata or {})
         assert {tensor.name for tensor in checkpoint.tensors} == set(stored)
         for tensor in checkpoint.tensors:

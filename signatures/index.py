@@ -206,13 +206,16 @@ class FlatIndex:
         """FAISS's index, made when it is asked for: to compare with all rows of a few models takes less than to import
         it."""
         if self._made is None:
-            faiss = faiss_library()
-            self._made = faiss.IndexIDMap(faiss.IndexFlatIP(self._width))
-            if self._window is not None:
-                ids, vectors = self._window
-                self._made.add_with_ids(np.require(vectors, requirements="A"), ids)
-                self._window = None
+            self._made = self._held() if self._window is not None else _empty(self._width)
+            self._window = None
         return self._made
+
+    def _held(self) -> Any:
+        """FAISS's index of all rows, in memory of its own."""
+        made = _empty(self._width)
+        if len(self):
+            made.add_with_ids(np.ascontiguousarray(self._matrix()), self._ids())
+        return made
 
     def add(self, model: int, positions: Int64, vectors: Float32) -> None:
         """See ``VectorIndex.add``."""
@@ -317,11 +320,7 @@ class FlatIndex:
     def _own(self) -> None:
         """A mapped index cannot be changed: copy it into memory first."""
         if self._mapped:
-            faiss = faiss_library()
-            fresh = faiss.IndexIDMap(faiss.IndexFlatIP(self._width))
-            if len(self):
-                fresh.add_with_ids(np.ascontiguousarray(self._matrix()), self._ids())
-            self._made, self._mapped = fresh, False
+            self._made, self._mapped = self._held(), False
 
     def _ids(self) -> Int64:
         if self._window is not None:
@@ -372,6 +371,11 @@ class FlatIndex:
             for query, row, tops in zip(block.tolist(), scores, best, strict=True):
                 rows = [starts[i] + int(np.argmax(row[starts[i] : ends[i]])) for i in _best(tops, n)]
                 found[query] = cut_after(row[rows], ids[rows], n)
+
+
+def _empty(width: int) -> Any:
+    faiss = faiss_library()
+    return faiss.IndexIDMap(faiss.IndexFlatIP(width))
 
 
 def _window(path: Path, width: int, rows: int) -> tuple[Int64, Float32] | None:

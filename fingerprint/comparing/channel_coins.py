@@ -166,13 +166,22 @@ def _agreement(ours: Float32, theirs: Float32) -> Float32:
 
     Of frequency pairs the real part of the complex product: as concatenated vectors they have that as their product.
     """
-    both: Float32 = (ours[0] @ theirs[0].T + ours[1] @ theirs[1].T) / np.float32(2.0)
+    return _mean(*_by_side(ours, theirs))
+
+
+def _by_side(ours: Float32, theirs: Float32) -> tuple[Float32, Float32]:
+    """Cosines of either side: (m, n) each."""
+    return ours[0] @ theirs[0].T, ours[1] @ theirs[1].T
+
+
+def _mean(first: Float32, last: Float32) -> Float32:
+    both: Float32 = (first + last) / np.float32(2.0)
     return both
 
 
 def _match(at: int, ours: _Heads, where: int, theirs: _Heads) -> ChannelMatch | None:
-    cosines = _agreement(ours.parts, theirs.parts)
-    first, last = ours.parts[0] @ theirs.parts[0].T, ours.parts[1] @ theirs.parts[1].T
+    first, last = _by_side(ours.parts, theirs.parts)
+    cosines = _mean(first, last)
     options = [_partners(ours, theirs, columns, cosines) for _, columns in theirs.by_head()]
     partners = np.zeros(len(ours.heads), np.int64)
     signed = np.zeros(len(ours.heads), np.float64)
